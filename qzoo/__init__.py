@@ -1,0 +1,1 @@
+"""A zoo of quantized image-classification models for PyTorch."""

@@ -1,0 +1,53 @@
+"""Every error that qzoo raises on purpose: one clear sentence that says what is wrong and what to do.
+
+All of them derive from `QzooError`, so that one `except` catches them; the command line turns them
+into exit code 2 without a traceback. Where Python or torchvision users expect a built-in type
+(`ValueError` for a bad argument, say), the class derives from it too.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QzooError(Exception):
+    """Base of all errors that qzoo raises on purpose."""
+
+
+class UnknownNameError(QzooError, ValueError):
+    """A model, weight, backend, runtime or recipe that does not exist."""
+
+
+class ArgumentError(QzooError, ValueError):
+    """Arguments that do not fit together or do not fit the model."""
+
+
+class ImageError(QzooError, ValueError):
+    """A file that cannot be read as a picture."""
+
+
+class ArtifactError(QzooError, ValueError):
+    """An artifact or checkpoint that is damaged, of a later version, or not for this model."""
+
+
+class DownloadError(QzooError, OSError):
+    """A file that could not be fetched, verified or stored."""
+
+
+class MissingDependencyError(QzooError, ImportError):
+    """An optional package that the requested feature needs is not installed."""
+
+
+class UncalibratedWarning(UserWarning):
+    """An int8 model carries placeholder activation ranges instead of calibrated ones."""
+
+
+class BackendWarning(UserWarning):
+    """A model runs on another quantized engine than the one it was quantized for."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'a' or 'b'?" for the nearest known names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
