@@ -1,4 +1,4 @@
-"""Every error that qzoo raises on purpose: one clear sentence that says what is wrong and what to do.
+"""The errors that qzoo raises on purpose: one sentence on what is wrong and what to do.
 
 All of them derive from `QzooError`, so that one `except` catches them; the command line turns them
 into exit code 2 without a traceback. Where Python or torchvision users expect a built-in type

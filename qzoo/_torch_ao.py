@@ -1,0 +1,329 @@
+"""The only file that touches `torch.ao`, the eager quantization that PyTorch is to delete.
+
+It offers the marker modules that the quantizable definitions use, module fusion, the default
+qconfigs, and the two ways between a native int8 model (`torch.ao.nn.quantized` modules with
+PyTorch's own kernels) and plain integers. See https://github.com/pytorch/ao/issues/2259.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.ao.nn import intrinsic as nni
+from torch.ao.nn import quantized as nnq
+from torch.ao.nn.intrinsic import quantized as nniq
+from torch.ao.nn.quantized import FloatFunctional
+from torch.ao.quantization import (
+    DeQuantStub,
+    QuantStub,
+    fuse_modules,
+    fuse_modules_qat,
+    get_default_qat_qconfig,
+    get_default_qconfig,
+)
+
+from .artifact.layers import Layer, weight_tensors
+from .errors import ArtifactError
+
+__all__ = ["DeQuantStub", "FloatFunctional", "QuantStub", "fuse"]
+
+_OP_OF_TYPE: dict[type[nn.Module], tuple[str, bool]] = {
+    QuantStub: ("quantize", False),
+    nnq.Quantize: ("quantize", False),
+    DeQuantStub: ("dequantize", False),
+    nnq.DeQuantize: ("dequantize", False),
+    FloatFunctional: ("functional", False),
+    nnq.QFunctional: ("functional", False),
+    nn.Conv2d: ("conv2d", False),
+    nnq.Conv2d: ("conv2d", False),
+    nni.ConvReLU2d: ("conv2d", True),
+    nniq.ConvReLU2d: ("conv2d", True),
+    nn.Linear: ("linear", False),
+    nnq.Linear: ("linear", False),
+    nni.LinearReLU: ("linear", True),
+    nniq.LinearReLU: ("linear", True),
+    nn.Hardswish: ("hardswish", False),
+    nnq.Hardswish: ("hardswish", False),
+    nn.Dropout: ("dropout", False),
+    nnq.Dropout: ("dropout", False),
+    nn.Identity: ("identity", False),
+}
+_FLOAT_TYPES = (nn.Conv2d, nn.Linear, nni.ConvReLU2d, nni.LinearReLU, QuantStub, FloatFunctional)
+# Modules that compute on integers as they stand, whose type conversion leaves alone.
+_PLAIN_TYPES = (nn.ReLU, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def fuse(
+    model: nn.Module, groups: Sequence[str] | Sequence[Sequence[str]], is_qat: bool | None
+) -> None:
+    """Fuses conv+bn(+relu), conv+relu and linear+relu groups of `model` in place.
+
+    Args:
+        model: The module whose children are named in `groups`.
+        groups: One group of child names, or several.
+        is_qat: Whether to keep batch norm trainable for QAT; None takes `model.training`.
+    """
+    method = fuse_modules_qat if (model.training if is_qat is None else is_qat) else fuse_modules
+    method(model, groups, inplace=True)
+
+
+def default_qconfig(backend: str) -> Any:
+    """Returns PyTorch's default PTQ qconfig for the backend."""
+    return get_default_qconfig(backend)
+
+
+def default_qat_qconfig(backend: str) -> Any:
+    """Returns PyTorch's default QAT qconfig for the backend."""
+    return get_default_qat_qconfig(backend)
+
+
+@contextlib.contextmanager
+def _no_deprecation_noise() -> Iterator[None]:
+    """Keeps PyTorch's notice about its quantized dtypes, which users cannot act on, quiet here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deprecated.*", category=UserWarning)
+        yield
+
+
+def plan_layers(fused: nn.Module) -> dict[str, Layer]:
+    """Lists the layers that a fused float model will have once converted, without ranges.
+
+    Args:
+        fused: A quantizable model after `fuse_model`; may live on the meta device.
+
+    Returns:
+        Module name to layer; scales are 1.0 and zero points 0 where ranges are still unknown.
+    """
+    layers = {}
+    for name, module in _quantizable_leaves(fused):
+        op, relu = _OP_OF_TYPE[type(module)]
+        conv = module[0] if isinstance(module, (nni.ConvReLU2d, nni.LinearReLU)) else module
+        layers[name] = _layer(op, relu, conv, 1.0, 0)
+    return layers
+
+
+def float_weights(fused: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """Returns weight and bias of the fused float layer `name`."""
+    module = fused.get_submodule(name)
+    inner = module[0] if isinstance(module, (nni.ConvReLU2d, nni.LinearReLU)) else module
+    return inner.weight, inner.bias
+
+
+def build_native(
+    skeleton: nn.Module, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """Turns a skeleton into a native int8 model, in place, packing for the current engine.
+
+    Args:
+        skeleton: The quantizable float model, not fused, on the meta device.
+        layers: Module name to layer, as an artifact carries them.
+        tensors: The artifact's plain tensors.
+
+    Raises:
+        ArtifactError: A layer does not fit the skeleton, or a part of the skeleton has no layer.
+    """
+    with _no_deprecation_noise(), torch.device("cpu"):
+        for name, layer in layers.items():
+            parent, _, child = name.rpartition(".")
+            try:
+                owner = skeleton.get_submodule(parent)
+                current = owner._modules[child]
+            except (AttributeError, KeyError):
+                raise ArtifactError(
+                    f"The artifact has a layer {name!r} that this architecture lacks: it was made "
+                    "for another architecture or with other builder arguments."
+                ) from None
+            if current is None:
+                raise ArtifactError(f"The artifact has a layer {name!r} that is switched off here.")
+            owner._modules[child] = _native_module(name, layer, tensors, current)
+    for name, tensor in [*skeleton.named_parameters(), *skeleton.named_buffers()]:
+        if tensor.is_meta:
+            raise ArtifactError(
+                f"The artifact has no layer for {name!r} of this architecture: it is incomplete or "
+                "was made for another architecture."
+            )
+    return skeleton.eval()
+
+
+def read_native(model: nn.Module) -> tuple[dict[str, Layer], dict[str, Tensor]]:
+    """Reads a native int8 model back into plain layers and tensors.
+
+    Raises:
+        ArtifactError: A layer is still float, was quantized in a way that the artifact does not
+            hold, or was never converted; the message names it.
+    """
+    layers: dict[str, Layer] = {}
+    tensors: dict[str, Tensor] = {}
+    with _no_deprecation_noise():
+        for name, module in _quantizable_leaves(model):
+            if type(module) in _FLOAT_TYPES:
+                raise ArtifactError(
+                    f"Layer {name!r} is still float ({type(module).__name__}): quantize the model "
+                    "first, for example with references/ptq.py or PyTorch's prepare and convert."
+                )
+            op, relu = _OP_OF_TYPE[type(module)]
+            layers[name] = _layer(
+                op,
+                relu,
+                module,
+                float(getattr(module, "scale", 1.0)),
+                int(getattr(module, "zero_point", 0)),
+            )
+            if op in ("conv2d", "linear"):
+                weight, bias = _weight_bias(module)
+                tensors.update(weight_tensors(name, *_integers(weight), bias))
+    return layers, tensors
+
+
+def _quantizable_leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, module in model.named_modules():
+        inner = name.endswith(("activation_post_process", "_packed_params"))
+        if inner or _inside_fused(model, name):
+            continue
+        if type(module) in _OP_OF_TYPE:
+            yield name, module
+        elif not list(module.children()) and not isinstance(module, _PLAIN_TYPES):
+            if "quantized" in type(module).__module__ or list(module.parameters()):
+                raise ArtifactError(_unsupported(name, module))
+
+
+def _inside_fused(model: nn.Module, name: str) -> bool:
+    parent = model.get_submodule(name.rpartition(".")[0])
+    return isinstance(parent, (nni.ConvReLU2d, nni.LinearReLU))
+
+
+def _unsupported(name: str, module: nn.Module) -> str:
+    kind = f"{type(module).__module__}.{type(module).__name__}"
+    return (
+        f"Layer {name!r} ({kind}) is neither a converted int8 layer nor one that runs on integers "
+        "as it stands: fuse the model, prepare and convert it before saving."
+    )
+
+
+def _layer(op: str, relu: bool, module: nn.Module, scale: float, zero_point: int) -> Layer:
+    if op in ("dequantize", "dropout", "identity"):
+        return Layer(op)
+    if op == "conv2d":
+        return Layer(
+            op,
+            scale,
+            zero_point,
+            relu,
+            stride=tuple(module.stride),
+            padding=tuple(module.padding),
+            dilation=tuple(module.dilation),
+            groups=module.groups,
+        )
+    return Layer(op, scale, zero_point, relu)
+
+
+def _weight_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    if isinstance(module, nnq.Linear):
+        return module._packed_params._weight_bias()
+    return module._weight_bias()
+
+
+def _integers(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns int8 values, float64 scales and int64 zero points of a quantized weight."""
+    values = weight.int_repr().contiguous()
+    if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        return values, weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
+    return (
+        values,
+        torch.tensor(weight.q_scale(), dtype=torch.float64),
+        torch.tensor(weight.q_zero_point(), dtype=torch.int64),
+    )
+
+
+def _quantized_weight(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    values, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+    zero_point = tensors.get(f"{name}.weight_zero_point")
+    if scale.dim() == 0:
+        zp = 0 if zero_point is None else int(zero_point)
+        return torch._make_per_tensor_quantized_tensor(values, float(scale), zp)
+    zps = torch.zeros(len(scale), dtype=torch.int64) if zero_point is None else zero_point.long()
+    return torch._make_per_channel_quantized_tensor(values, scale.double(), zps, 0)
+
+
+def _empty(cls: type[nn.Module]) -> Any:
+    """Makes a module without its constructor, which would allocate, draw and pack weights."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    return module.eval()
+
+
+def _native_module(
+    name: str, layer: Layer, tensors: Mapping[str, Tensor], current: nn.Module
+) -> nn.Module:
+    expected = _OP_OF_TYPE.get(type(current), ("", False))[0]
+    if layer.op != expected and layer.op != "identity":
+        raise ArtifactError(
+            f"The artifact's layer {name!r} is a {layer.op}, but this architecture has "
+            f"{type(current).__name__} there: it was made for another architecture."
+        )
+    match layer.op:
+        case "conv2d":
+            return _native_conv(name, layer, tensors, current)
+        case "linear":
+            return _native_linear(name, layer, tensors, current)
+        case "quantize":
+            return nnq.Quantize(layer.scale, layer.zero_point, torch.quint8).eval()
+        case "dequantize":
+            return nnq.DeQuantize().eval()
+        case "functional":
+            functional = nnq.QFunctional()
+            functional.scale, functional.zero_point = layer.scale, layer.zero_point
+            return functional.eval()
+        case "hardswish":
+            return nnq.Hardswish(layer.scale, layer.zero_point).eval()
+        case "dropout":
+            return nnq.Dropout(current.p, current.inplace).eval()
+        case _:
+            return nn.Identity().eval()
+
+
+def _native_conv(name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any) -> nn.Module:
+    for attribute in ("stride", "padding", "dilation", "groups"):
+        if getattr(layer, attribute) != getattr(current, attribute):
+            raise ArtifactError(
+                f"Layer {name!r} has {attribute} {getattr(layer, attribute)} in the artifact and "
+                f"{getattr(current, attribute)} in this architecture: it was made for another one."
+            )
+    weight = _checked_weight(name, tensors, current)
+    module = _empty(nniq.ConvReLU2d if layer.relu else nnq.Conv2d)
+    for attribute in (
+        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
+        "transposed", "output_padding", "groups", "padding_mode",
+    ):  # fmt: skip
+        setattr(module, attribute, getattr(current, attribute))
+    module.set_weight_bias(weight, tensors.get(f"{name}.bias"))
+    module.scale, module.zero_point = layer.scale, layer.zero_point
+    return module
+
+
+def _native_linear(
+    name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any
+) -> nn.Module:
+    weight = _checked_weight(name, tensors, current)
+    module = _empty(nniq.LinearReLU if layer.relu else nnq.Linear)
+    module.in_features, module.out_features = current.in_features, current.out_features
+    module._packed_params = _empty(nnq.modules.linear.LinearPackedParams)
+    module._packed_params.dtype = torch.qint8
+    module._packed_params.set_weight_bias(weight, tensors.get(f"{name}.bias"))
+    module.scale, module.zero_point = layer.scale, layer.zero_point
+    return module
+
+
+def _checked_weight(name: str, tensors: Mapping[str, Tensor], current: Any) -> Tensor:
+    shape = tuple(tensors[f"{name}.weight"].shape)
+    if shape != tuple(current.weight.shape):
+        raise ArtifactError(
+            f"Layer {name!r} has a weight of shape {shape} in the artifact and "
+            f"{tuple(current.weight.shape)} in this architecture: it was made for another one."
+        )
+    return _quantized_weight(name, tensors)

@@ -1,0 +1,245 @@
+"""The int8 artifact: one safetensors file of plain integers and a JSON header.
+
+The layout is written down for other readers in docs/artifact.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from ..backends import BACKENDS
+from ..errors import ArtifactError
+from .layers import Layer, check_tensors
+
+FORMAT = "qzoo-int8"
+VERSION = 1
+#: The header of the largest model of the zoo takes 100 kB.
+MAX_HEADER_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model is, besides its numbers; qzoo's models carry it along.
+
+    Attributes:
+        architecture: The registry's name of the model ("resnet50").
+        builder_kwargs: The model's own keywords that differ from their defaults, JSON values.
+        backend: The backend that the numbers were chosen for; None for a float model.
+        classes: Class names in the order of the logits, "imagenet-1k" for those of
+            ImageNet-1K, or None where nobody named them.
+        transforms: A preset as `ImageClassification.to_dict()` gives it, or None.
+        recipe: How the numbers were made, free form JSON.
+        metrics: Data set name to metric name to figure, in percent.
+    """
+
+    architecture: str
+    builder_kwargs: dict[str, Any] = field(default_factory=dict)
+    backend: str | None = None
+    classes: list[str] | str | None = None
+    transforms: dict[str, Any] | None = None
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A quantized model as plain numbers.
+
+    Attributes:
+        info: What the model is.
+        layers: Module name to layer, in the architecture's order.
+        tensors: `<layer>.weight` int8, `<layer>.weight_scale` float, ... (see docs/artifact.md).
+        versions: Versions of the packages that made it.
+    """
+
+    info: ModelInfo
+    layers: dict[str, Layer]
+    tensors: dict[str, Tensor]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_info(self.info)
+        check_tensors(self.layers, self.tensors)
+
+    def header(self) -> dict[str, Any]:
+        """Returns the JSON header, without the digest."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **dataclasses.asdict(self.info),
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "versions": self.versions,
+        }
+
+    def digest(self) -> str:
+        """Returns the sha256 over header and tensors, which the file carries (hexadecimal)."""
+        return _digest(self.header(), self.tensors)
+
+    def to_bytes(self) -> bytes:
+        """Returns the file's content; the same numbers always give the same bytes."""
+        header = {**self.header(), "sha256": self.digest()}
+        return to_safetensors(self.tensors, metadata={"qzoo": _canonical(header)})
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact to `path`, whole or not at all.
+
+        Raises:
+            ArtifactError: The file cannot be written.
+        """
+        write_atomically(Path(path), self.to_bytes())
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Artifact:
+        """Reads and verifies an artifact; runs no code from it.
+
+        Raises:
+            ArtifactError: The file is missing, truncated, changed, of a later version, or no
+                artifact at all.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size < 8:
+                raise ArtifactError(f"{path} is truncated: it has fewer than 8 bytes.")
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+        except OSError as error:
+            raise ArtifactError(
+                f"Cannot read the artifact {path}: {error.strerror or error}."
+            ) from None
+        if length > MAX_HEADER_BYTES:
+            raise ArtifactError(_not_an_artifact(path))
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as e:
+            raise ArtifactError(
+                f"{path} is not a readable artifact, perhaps truncated or damaged: {e}. "
+                "Fetch or save it again."
+            ) from None
+        if "qzoo" not in metadata:
+            raise ArtifactError(_not_an_artifact(path))
+        try:
+            return _parse(json.loads(metadata["qzoo"], parse_constant=_no_constant), tensors)
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"{path} has a damaged header: {error}.") from None
+
+
+def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ArtifactError("the header is not that of a qzoo artifact.")
+    version = header.get("version")
+    if type(version) is not int or version < 1:
+        raise ArtifactError("the header names no format version.")
+    if version > VERSION:
+        raise ArtifactError(
+            f"format version {version} is newer than this qzoo reads ({VERSION}); upgrade qzoo."
+        )
+    names = {f.name for f in dataclasses.fields(ModelInfo)}
+    expected = names | {"format", "version", "layers", "versions", "sha256"}
+    if set(header) != expected:
+        odd = sorted(str(k) for k in set(header) ^ expected)
+        raise ArtifactError(f"the header lacks or has too much of: {', '.join(odd)[:200]}.")
+    digest = header.pop("sha256")
+    if digest != _digest(header, tensors):
+        raise ArtifactError(
+            "the contents do not match their checksum, so a tensor or the header was changed or "
+            "damaged; fetch or save the artifact again."
+        )
+    if not isinstance(header["layers"], dict) or not isinstance(header["versions"], dict):
+        raise ArtifactError("the header's layers or versions are not a table.")
+    layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
+    info = ModelInfo(**{name: header[name] for name in names})
+    if info.backend not in BACKENDS:
+        raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
+    return Artifact(info, layers, tensors, header["versions"])
+
+
+def _check_info(info: ModelInfo) -> None:
+    classes = info.classes
+    good_classes = classes is None or (
+        classes == "imagenet-1k"
+        if isinstance(classes, str)
+        else isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+    )
+    good_metrics = isinstance(info.metrics, dict) and all(
+        isinstance(m, dict) and all(type(v) in (int, float) for v in m.values())
+        for m in info.metrics.values()
+    )
+    checks = {
+        "architecture": isinstance(info.architecture, str),
+        "builder_kwargs": isinstance(info.builder_kwargs, dict),
+        "classes": good_classes,
+        "transforms": info.transforms is None or isinstance(info.transforms, dict),
+        "recipe": isinstance(info.recipe, dict),
+        "metrics": good_metrics,
+    }
+    for name, good in checks.items():
+        if not good:
+            raise ArtifactError(f"the field {name!r} has the wrong type.")
+
+
+def _canonical(header: dict[str, Any]) -> str:
+    try:
+        return json.dumps(header, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"This model cannot be described in an artifact, because its builder arguments, "
+            f"recipe or transforms hold something that is not plain JSON: {error}."
+        ) from None
+
+
+def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256(_canonical(header).encode("utf-8", "surrogatepass"))
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode("utf-8", "surrogatepass"))
+        sha.update(tensor.contiguous().numpy())
+    return sha.hexdigest()
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that a header may hold")
+
+
+def _not_an_artifact(path: Path) -> str:
+    return (
+        f"{path} is not a qzoo artifact; a published .pth file must be converted first "
+        "(qzoo convert), a float model quantized first."
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that `path` holds either all of `content` or what it held before.
+
+    Raises:
+        ArtifactError: The folder is missing or read-only, or the disk is full.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise ArtifactError(f"Cannot write {path}: {error.strerror or error}.") from None

@@ -1,0 +1,179 @@
+"""The layers of an int8 artifact: what each quantized module does, and its plain tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArtifactError
+
+#: Operations with an output range of their own; "functional" is an add, add_relu, mul or cat,
+#: which one of them being decided by the architecture's forward.
+RANGED_OPS = frozenset({"quantize", "conv2d", "linear", "functional", "hardswish"})
+#: Operations without numbers.
+BARE_OPS = frozenset({"dequantize", "dropout", "identity"})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantized module.
+
+    Attributes:
+        op: One of `RANGED_OPS` or `BARE_OPS`.
+        scale: Step of the uint8 output; real value = scale * (integer - zero_point). Above 0.
+        zero_point: The integer that stands for 0.0, in [0, 255].
+        relu: Whether negative results are cut to 0 before the output is rounded.
+        stride: Convolution stride (height, width), in pixels.
+        padding: Zeros added on each side (height, width), in pixels.
+        dilation: Distance of kernel taps (height, width), in pixels.
+        groups: Number of independent channel groups.
+    """
+
+    op: str
+    scale: float = 1.0
+    zero_point: int = 0
+    relu: bool = False
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the layer as a JSON object, leaving out what does not apply to its op."""
+        if self.op in BARE_OPS:
+            return {"op": self.op}
+        data: dict[str, Any] = {"op": self.op, "scale": self.scale, "zero_point": self.zero_point}
+        if self.op in ("conv2d", "linear"):
+            data["relu"] = self.relu
+        if self.op == "conv2d":
+            data |= {k: list(getattr(self, k)) for k in ("stride", "padding", "dilation")}
+            data["groups"] = self.groups
+        return data
+
+    @classmethod
+    def from_json(cls, name: str, data: Any) -> Layer:
+        """Reads a layer from its JSON object.
+
+        Raises:
+            ArtifactError: A field is missing, unknown, of the wrong type or out of range.
+        """
+        if not isinstance(data, dict) or data.get("op") not in RANGED_OPS | BARE_OPS:
+            op = data.get("op") if isinstance(data, dict) else data
+            raise ArtifactError(f"Layer {name!r} has an unknown operation {str(op)[:40]!r}.")
+        fields = {f.name for f in dataclasses.fields(cls)}
+        wanted = cls(data["op"]).to_json().keys()
+        if set(data) != set(wanted) or not set(data) <= fields:
+            raise ArtifactError(
+                f"Layer {name!r} should have exactly the fields {', '.join(sorted(wanted))}."
+            )
+        kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        layer = cls(**kwargs)
+        layer._check(name)
+        return layer
+
+    def _check(self, name: str) -> None:
+        if not (_is_number(self.scale) and math.isfinite(self.scale) and self.scale > 0):
+            raise ArtifactError(f"Layer {name!r} has the impossible scale {str(self.scale)[:40]}.")
+        if not (_is_int(self.zero_point) and 0 <= self.zero_point <= 255):
+            raise ArtifactError(
+                f"Layer {name!r} has the zero point {str(self.zero_point)[:40]}, outside 0 to 255."
+            )
+        pairs = (self.stride, self.padding, self.dilation)
+        good = all(
+            isinstance(p, tuple) and len(p) == 2 and all(_is_int(v) and 0 <= v < 2**15 for v in p)
+            for p in pairs
+        )
+        if not (good and _is_int(self.groups) and self.groups > 0 and type(self.relu) is bool):
+            raise ArtifactError(f"Layer {name!r} has an impossible convolution geometry.")
+
+
+def _is_int(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def weight_tensors(
+    name: str, values: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
+) -> dict[str, Tensor]:
+    """Returns the artifact's tensors of one conv or linear layer.
+
+    Args:
+        name: The layer's name.
+        values: int8 weight, output channels first.
+        scale: float, 0-d (per tensor) or [C] (per channel).
+        zero_point: Integers of the same shape as `scale`.
+        bias: float32 [C], or None.
+
+    Returns:
+        `<name>.weight` int8, `<name>.weight_scale` float32 (float64 where float32 would lose
+        bits), `<name>.weight_zero_point` int8 where any is not 0, `<name>.bias` float32.
+    """
+    narrow = scale.to(torch.float32)
+    exact = bool((narrow.to(torch.float64) == scale.to(torch.float64)).all())
+    tensors = {
+        f"{name}.weight": values.contiguous(),
+        f"{name}.weight_scale": narrow if exact else scale.to(torch.float64),
+    }
+    if bool((zero_point != 0).any()):
+        tensors[f"{name}.weight_zero_point"] = zero_point.to(torch.int8)
+    if bias is not None:
+        tensors[f"{name}.bias"] = bias.detach().to(torch.float32).contiguous()
+    return tensors
+
+
+def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
+    """Checks that the tensors are exactly those that the layers call for, and possible.
+
+    Raises:
+        ArtifactError: A tensor is missing, superfluous, or has a wrong dtype, shape or value.
+    """
+    known = set()
+    for name, layer in layers.items():
+        if layer.op not in ("conv2d", "linear"):
+            continue
+        weight = tensors.get(f"{name}.weight")
+        scale = tensors.get(f"{name}.weight_scale")
+        if weight is None or scale is None:
+            raise ArtifactError(f"Layer {name!r} lacks its weight or its weight scales.")
+        if weight.dtype != torch.int8 or weight.dim() != (4 if layer.op == "conv2d" else 2):
+            raise ArtifactError(f"Layer {name!r} has a weight of the wrong dtype or shape.")
+        if layer.op == "conv2d" and weight.shape[0] % layer.groups:
+            raise ArtifactError(f"Layer {name!r} has channels that its groups do not divide.")
+        channels = (weight.shape[0],)
+        _check_one(name, "weight scale", scale, (torch.float32, torch.float64), [(), channels])
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+            raise ArtifactError(f"Layer {name!r} has weight scales that are not above 0.")
+        known |= {f"{name}.weight", f"{name}.weight_scale"}
+        if (zero_point := tensors.get(f"{name}.weight_zero_point")) is not None:
+            _check_one(name, "weight zero point", zero_point, (torch.int8,), [tuple(scale.shape)])
+            known.add(f"{name}.weight_zero_point")
+        if (bias := tensors.get(f"{name}.bias")) is not None:
+            _check_one(name, "bias", bias, (torch.float32,), [channels])
+            if not bool(torch.isfinite(bias).all()):
+                raise ArtifactError(f"Layer {name!r} has a bias that is not finite.")
+            known.add(f"{name}.bias")
+    if extra := sorted(set(tensors) - known):
+        raise ArtifactError(f"Tensor {extra[0]!r} belongs to no layer of the artifact.")
+
+
+def _check_one(
+    name: str,
+    what: str,
+    tensor: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    shapes: list[tuple[int, ...]],
+) -> None:
+    if tensor.dtype not in dtypes or tuple(tensor.shape) not in shapes:
+        raise ArtifactError(
+            f"Layer {name!r} has a {what} of dtype {tensor.dtype} and shape "
+            f"{tuple(tensor.shape)}, which its weight does not call for."
+        )

@@ -1,0 +1,224 @@
+"""What every builder does: build, load weights, replace the head, quantize. Written once."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _torch_ao
+from ..artifact.format import Artifact, ModelInfo
+from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
+from ..artifact.native import attach_info, to_native
+from ..backends import Backend, default_backend, get_backend
+from ..errors import ArgumentError, DownloadError, UncalibratedWarning
+from ..registry import Entry, get_entry
+from ..weights import IMAGENET, QuantizedWeightsEnum, float_state_dict, resolve_weights
+
+#: Placeholder activation ranges of a model without weights: what normalized pictures and
+#: batch-normalized activations mostly stay within.
+PLACEHOLDER_RANGE = 4.0
+
+
+def build_model(
+    name: str,
+    weights: Any,
+    progress: bool,
+    quantize: bool,
+    backend: str | None,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Builds a model of the zoo; every public builder calls this.
+
+    Args:
+        name: The registry's name.
+        weights: A member of the int8 (`quantize=True`) or float enum, its name, or None.
+        progress: Whether a download shows a progress bar.
+        quantize: Whether to return the native int8 model, in eval mode, instead of the float one.
+        backend: Numeric configuration; None takes the weights', else this machine's best.
+        kwargs: The model's own keywords.
+
+    Raises:
+        ArgumentError: Arguments that do not fit together.
+        UnknownNameError: An unknown weights member or backend.
+        DownloadError: The weights could not be fetched.
+    """
+    entry = get_entry(name)
+    if backend is not None:
+        get_backend(backend)
+    member = resolve_weights(weights, quantize, entry.weights, entry.float_weights)
+    if not quantize:
+        return _float_model(entry, member, progress, kwargs)
+    if member is None:
+        return _uncalibrated_model(entry, get_backend(backend or default_backend()), kwargs)
+    return _int8_model(entry, member, progress, backend, kwargs)
+
+
+def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, Any]) -> nn.Module:
+    if member is None:
+        model = _construct(entry, kwargs)
+        return attach_info(model, ModelInfo(entry.name, _plain_kwargs(kwargs)))
+    wanted = len(member.meta["categories"])
+    num_classes = kwargs.get("num_classes", wanted)
+    full = {**entry.pretrained_kwargs, **kwargs, "num_classes": num_classes}
+    if entry.aux:
+        full |= {"aux_logits": True, "init_weights": False}
+    model = _construct(entry, full)
+    state = dict(float_state_dict(member, progress))
+    _load_with_fresh_head(model, state, wanted, num_classes, repr(member))
+    if entry.aux and not kwargs.get("aux_logits", False):
+        model.aux_logits = False
+        for aux in entry.aux:
+            setattr(model, aux, None)
+    stored = {**full, "aux_logits": bool(kwargs.get("aux_logits", False))} if entry.aux else full
+    info = ModelInfo(
+        entry.name,
+        _plain_kwargs(stored),
+        classes=IMAGENET if num_classes == wanted else None,
+        transforms=_transforms_dict(member),
+    )
+    return attach_info(model, info)
+
+
+def _construct(entry: Entry, kwargs: Mapping[str, Any]) -> nn.Module:
+    defaults = {"init_weights": True} if entry.aux else {}
+    try:
+        model = entry.construct(**{**defaults, **kwargs})
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"Cannot build {entry.name} with {dict(kwargs)}: {error}") from None
+    return model
+
+
+def _load_with_fresh_head(
+    model: nn.Module, state: dict[str, Tensor], old: int, new: int, weights: str
+) -> None:
+    """Loads a checkpoint, leaving the layers that end in another number of classes as they are."""
+    own = model.state_dict()
+    for key, value in list(state.items()):
+        if key in own and own[key].shape != value.shape:
+            same = own[key].shape[0] == new and value.shape[0] == old
+            if not same or own[key].shape[1:] != value.shape[1:]:
+                raise ArgumentError(
+                    f"The weights {weights} do not fit a model with these keywords: {key} has the "
+                    f"shape {tuple(value.shape)} there and {tuple(own[key].shape)} here."
+                )
+            state[key] = own[key]
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"The weights {weights} do not fit a model with these keywords: {error}"
+        ) from None
+
+
+def _int8_model(
+    entry: Entry,
+    member: QuantizedWeightsEnum,
+    progress: bool,
+    backend: str | None,
+    kwargs: dict[str, Any],
+) -> nn.Module:
+    classes = len(member.meta["categories"])
+    if kwargs.get("num_classes", classes) != classes:
+        raise ArgumentError(
+            f"{member!r} has {classes} classes, and an int8 model cannot get a fresh head "
+            f"(num_classes={kwargs['num_classes']}): build with quantize=False, fine-tune, then "
+            "quantize, or leave num_classes out."
+        )
+    try:
+        artifact = member.artifact(progress)
+    except DownloadError as error:
+        raise DownloadError(f"{error} {_offline_hint()}") from None
+    stored = artifact.info.builder_kwargs
+    signature = _signature_defaults(entry)
+    for key, value in kwargs.items():
+        if key != "num_classes" and value != stored.get(key, signature.get(key, value)):
+            raise ArgumentError(
+                f"{member!r} was made with {key}={stored.get(key, signature.get(key))!r}, so "
+                f"{key}={value!r} cannot be had with it: leave the argument out."
+            )
+    return to_native(artifact, backend)
+
+
+def _offline_hint() -> str:
+    return (
+        "Weights that come with the package and need no download: "
+        "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1 (handwritten digits)."
+    )
+
+
+def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) -> nn.Module:
+    warnings.warn(
+        f"This int8 {entry.name} has random weights and placeholder activation ranges: load an "
+        "int8 state_dict into it, or pass weights='DEFAULT'.",
+        UncalibratedWarning,
+        stacklevel=4,
+    )
+    plain = _plain_kwargs(kwargs)
+    try:
+        fused = entry.skeleton(plain)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"Cannot build {entry.name} with {kwargs}: {error}") from None
+    with torch.device("meta"):
+        fused.fuse_model(is_qat=False)
+    layers = {
+        name: _with_placeholder_range(layer, backend)
+        for name, layer in _torch_ao.plan_layers(fused).items()
+    }
+    tensors: dict[str, Tensor] = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in layers.items():
+        if layer.op in ("conv2d", "linear"):
+            weight, bias = _torch_ao.float_weights(fused, name)
+            tensors |= _random_weight(name, weight, bias, backend, generator)
+    return to_native(Artifact(ModelInfo(entry.name, plain, backend.name), layers, tensors))
+
+
+def _with_placeholder_range(layer: Layer, backend: Backend) -> Layer:
+    if layer.op not in RANGED_OPS:
+        return layer
+    # add_relu and cat of rectified branches give no negative values, but a plain add may.
+    low = 0.0 if layer.relu else -PLACEHOLDER_RANGE
+    scale = (PLACEHOLDER_RANGE - low) / backend.activation_max
+    return dataclasses.replace(layer, scale=scale, zero_point=round(-low / scale))
+
+
+def _random_weight(
+    name: str, weight: Tensor, bias: Tensor | None, backend: Backend, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draws int8 weights whose real values have Kaiming's variance, 2 / fan_in."""
+    values = torch.randint(-127, 128, weight.shape, generator=generator, dtype=torch.int8)
+    fan_in = weight[0].numel()
+    scale = (2 / fan_in) ** 0.5 / (127 / 3**0.5)
+    scales = torch.full((weight.shape[0],) if backend.per_channel else (), scale)
+    zeros = None if bias is None else torch.zeros(weight.shape[0])
+    return weight_tensors(name, values, scales, torch.zeros_like(scales), zeros)
+
+
+def _transforms_dict(member: Any) -> dict[str, Any] | None:
+    from ..transforms import ImageClassification
+
+    preset = member.transforms
+    keywords = getattr(preset, "keywords", None)
+    return None if keywords is None else ImageClassification(**keywords).to_dict()
+
+
+def _plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keywords to store: `init_weights` says nothing about a finished model."""
+    return {k: v for k, v in kwargs.items() if k != "init_weights"}
+
+
+def _signature_defaults(entry: Entry) -> dict[str, Any]:
+    """Returns the defaults of the float model's own keywords, as far as signatures tell them."""
+    target = getattr(entry.construct, "func", entry.construct)
+    defaults = {}
+    for cls in reversed(inspect.getmro(target)) if inspect.isclass(target) else ():
+        for key, parameter in inspect.signature(cls.__init__).parameters.items():
+            if parameter.default is not parameter.empty:
+                defaults[key] = parameter.default
+    return defaults

@@ -1,0 +1,56 @@
+"""Pieces that the quantizable definitions of several families share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._torch_ao import DeQuantStub, QuantStub, fuse
+
+
+class QuantizableMixin(nn.Module):
+    """Marks where a model's integers begin and end; goes before the float class in the bases."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.quant = QuantStub()
+        self.dequant = DeQuantStub()
+
+
+class SequentialForwardMixin(QuantizableMixin):
+    """Runs the float class's `_forward_impl` between the markers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits [N, num_classes] for images [N, 3, H, W], both float32."""
+        x = self.quant(x)
+        x = self._forward_impl(x)
+        return self.dequant(x)
+
+
+class ConvBnReluMixin(nn.Module):
+    """Gives GoogLeNet's and Inception's `BasicConv2d` a ReLU module of its own, and fusion."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Applies convolution, batch norm and ReLU."""
+        return self.relu(self.bn(self.conv(x)))
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        """Fuses the three modules into one."""
+        fuse(self, ["conv", "bn", "relu"], is_qat)
+
+
+def replace_relu(model: nn.Module) -> None:
+    """Replaces every ReLU and ReLU6 by a plain ReLU that does not write in place.
+
+    torchvision's quantizable models do the same: ReLU fuses with convolutions, and the int8 range
+    cuts large values anyway. Only exact types are replaced, not subclasses.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in (nn.ReLU, nn.ReLU6):
+                setattr(module, name, nn.ReLU(inplace=False))

@@ -1,0 +1,172 @@
+"""The registry of models: every builder, found by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from .errors import ArgumentError, UnknownNameError, did_you_mean
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered model.
+
+    Attributes:
+        name: The builder's name.
+        builder: The public function.
+        construct: Makes the quantizable float module from the model's own keywords.
+        weights: The enum of int8 weights.
+        float_weights: torchvision's enum of float weights.
+        pretrained_kwargs: Keywords that pretrained weights call for, where the user gave none.
+        aux: Names of auxiliary classifiers, which torchvision's pretrained models drop unless the
+            user asks for them.
+    """
+
+    name: str
+    builder: Callable[..., nn.Module]
+    construct: Callable[..., nn.Module]
+    weights: type[WeightsEnum]
+    float_weights: type[WeightsEnum]
+    pretrained_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    aux: tuple[str, ...] = ()
+
+    def skeleton(self, kwargs: Mapping[str, Any]) -> nn.Module:
+        """Makes the float module on the meta device: shapes only, nothing drawn or allocated."""
+        drawing = {"init_weights": False} if self.aux else {}
+        with torch.device("meta"):
+            return self.construct(**{**kwargs, **drawing}).eval()
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def register_model(
+    weights: type[WeightsEnum],
+    float_weights: type[WeightsEnum],
+    construct: Callable[..., nn.Module],
+    **options: Any,
+) -> Callable[[Builder], Builder]:
+    """Registers the decorated builder under its own name; see `Entry` for the arguments."""
+
+    def register(builder: Builder) -> Builder:
+        name = builder.__name__
+        if name in _ENTRIES:
+            raise ArgumentError(f"A model is already registered under the name {name!r}.")
+        _ENTRIES[name] = Entry(name, builder, construct, weights, float_weights, **options)
+        return builder
+
+    return register
+
+
+def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
+    """Returns the registry's entry for a model name, in any case, or a builder.
+
+    Raises:
+        UnknownNameError: No such model; the message suggests the nearest names.
+    """
+    key = name.lower() if isinstance(name, str) else getattr(name, "__name__", str(name))
+    key = key.removeprefix("quantized_")
+    entry = _ENTRIES.get(key)
+    if entry is None:
+        raise UnknownNameError(
+            f"Unknown model {str(name)!r}.{did_you_mean(key, _ENTRIES)}"
+            " Call qzoo.list_models() (or run: qzoo list) to see them all."
+        )
+    return entry
+
+
+def list_models(
+    include: Iterable[str] | str | None = None,
+    exclude: Iterable[str] | str | None = None,
+    quantized: bool | None = None,
+) -> list[str]:
+    """Returns the sorted names of the registered models.
+
+    Args:
+        include: Unix shell wildcards; a model stays if any of them matches. None keeps all.
+        exclude: Unix shell wildcards; a model goes if any of them matches.
+        quantized: True keeps the models that have int8 weights, False those that have none.
+    """
+    include = [include] if isinstance(include, str) else include
+    exclude = [exclude] if isinstance(exclude, str) else exclude
+    names = set(_ENTRIES)
+    if include is not None:
+        names = {n for pattern in include for n in fnmatch.filter(names, pattern)}
+    for pattern in exclude or ():
+        names -= set(fnmatch.filter(names, pattern))
+    if quantized is not None:
+        names = {n for n in names if (len(_ENTRIES[n].weights) > 0) == quantized}
+    return sorted(names)
+
+
+def get_model_builder(name: str) -> Callable[..., nn.Module]:
+    """Returns the builder registered under `name`.
+
+    Raises:
+        UnknownNameError: No such model.
+    """
+    return get_entry(name).builder
+
+
+def get_model(name: str, **config: Any) -> nn.Module:
+    """Builds the model registered under `name`; `config` goes to its builder.
+
+    Raises:
+        UnknownNameError: No such model.
+    """
+    return get_model_builder(name)(**config)
+
+
+def get_model_weights(name: str | Callable[..., nn.Module]) -> type[WeightsEnum]:
+    """Returns the enum of int8 weights of a model name or builder; it may have no members.
+
+    Raises:
+        UnknownNameError: No such model.
+    """
+    return get_entry(name).weights
+
+
+def get_weight(name: str) -> WeightsEnum:
+    """Returns a weights member by its full name.
+
+    Args:
+        name: "ResNet50_QuantizedWeights.DEFAULT", or one of torchvision's float weights such as
+            "ResNet50_Weights.IMAGENET1K_V2".
+
+    Raises:
+        UnknownNameError: No such enum or member; the message suggests the nearest.
+    """
+    enum_name, _, member = str(name).partition(".")
+    enums = {e.__name__: e for x in _ENTRIES.values() for e in (x.weights, x.float_weights)}
+    if enum_name not in enums or not member:
+        known = [f"{e}.{m}" for e, enum in enums.items() for m in enum.__members__]
+        raise UnknownNameError(
+            f"Unknown weights {str(name)!r}: give an enum and a member, such as "
+            f"'ResNet50_QuantizedWeights.DEFAULT'.{did_you_mean(str(name), known)}"
+        )
+    return find_member(enums[enum_name], member)
+
+
+def find_member(enum: type[WeightsEnum], member: str) -> WeightsEnum:
+    """Returns the member of `enum` called `member`.
+
+    Raises:
+        UnknownNameError: The enum has no such member; the message lists those it has.
+    """
+    member = member.removeprefix(f"{enum.__name__}.")
+    if member not in enum.__members__:
+        names = ", ".join(enum.__members__) or "none yet"
+        raise UnknownNameError(
+            f"{enum.__name__} has no member {member!r} (it has: {names})."
+            + did_you_mean(member, enum.__members__)
+        )
+    return enum[member]

@@ -1,0 +1,212 @@
+"""Weight enums that read `weights_meta/<architecture>.json`, the only source of their facts."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.models import Weights, WeightsEnum, get_weight
+from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+from .artifact.format import Artifact
+from .errors import ArgumentError, DownloadError, QzooError, UnknownNameError
+from .registry import find_member
+from .transforms import ImageClassification, preset_kwargs
+
+IMAGENET = "imagenet-1k"
+_EMBEDDED = "embedded:"
+_PACKAGE = Path(__file__).parent
+
+
+def metadata_folder() -> Path:
+    """Returns the folder of the JSON files: inside the wheel, or beside `qzoo/` in a checkout."""
+    inside = _PACKAGE / "weights_meta"
+    return inside if inside.is_dir() else _PACKAGE.parent / "weights_meta"
+
+
+@functools.cache
+def read_metadata(architecture: str) -> dict[str, Any]:
+    """Returns the metadata of an architecture, as its JSON file holds it.
+
+    Raises:
+        QzooError: The installation lacks the file.
+    """
+    path = metadata_folder() / f"{architecture}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QzooError(
+            f"The weights metadata {path} cannot be read ({error}); install qzoo again."
+        ) from None
+
+
+def class_names(classes: list[str] | str | None) -> list[str] | None:
+    """Returns the names that an artifact or a metadata entry refers to."""
+    return list(_IMAGENET_CATEGORIES) if classes == IMAGENET else classes  # type: ignore[return-value]
+
+
+def read_weights(architecture: str, name: str) -> Weights:
+    """Makes torchvision's `Weights` for one entry of an architecture's metadata file."""
+    architecture_meta = read_metadata(architecture)
+    entry = dict(architecture_meta["weights"][name])
+    transforms = functools.partial(ImageClassification, **preset_kwargs(entry.pop("transforms")))
+    meta = {
+        "architecture": architecture,
+        "name": name,
+        "num_params": architecture_meta["num_params"],
+        "min_size": tuple(architecture_meta["min_size"]),
+        "_ops": architecture_meta["gmacs"],
+        **{
+            k: v
+            for k, v in entry.items()
+            if k not in ("url", "metrics", "file_size_mib", "categories")
+        },
+        "_metrics": entry["metrics"],
+        "_file_size": entry["file_size_mib"],
+        "categories": class_names(entry["categories"]),
+        "unquantized": get_weight(entry["unquantized"]) if entry["unquantized"] else None,
+    }
+    return Weights(url=entry["url"], transforms=transforms, meta=meta)
+
+
+class QuantizedWeightsEnum(WeightsEnum):
+    """Base of the int8 weight enums: torchvision's `WeightsEnum`, reading artifacts safely."""
+
+    @classmethod
+    def verify(cls, obj: Any) -> Any:
+        """Returns the member that `obj` is or names, or None for None.
+
+        Raises:
+            UnknownNameError: A name that the enum lacks.
+            ArgumentError: A member of another enum.
+        """
+        if obj is None or isinstance(obj, cls):
+            return obj
+        if isinstance(obj, str):
+            return find_member(cls, obj)
+        raise ArgumentError(
+            f"weights should be a member of {cls.__name__} or its name, not {obj!r}."
+        )
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the file is part of the installed package, so that nothing is downloaded."""
+        return self.url.startswith(_EMBEDDED)
+
+    def file(self, progress: bool = True, check_hash: bool = True) -> Path:
+        """Returns the path of the weights' file, downloading and verifying it where needed.
+
+        Raises:
+            DownloadError: The file cannot be fetched, or is not the one that was published.
+        """
+        if self.embedded:
+            return _PACKAGE / "embedded" / self.url.removeprefix(_EMBEDDED)
+        from . import hub
+
+        meta = self.meta
+        return hub.fetch(
+            self.url,
+            sha256=meta.get("sha256") if check_hash else None,
+            sha256_prefix=meta.get("sha256_prefix") if check_hash else None,
+            progress=progress,
+        )
+
+    def artifact(self, progress: bool = True, check_hash: bool = True) -> Artifact:
+        """Returns the int8 artifact of these weights, converted from a published .pth if need be.
+
+        Raises:
+            DownloadError: The file cannot be fetched, or is not the one that was published.
+            ArtifactError: The file is damaged.
+        """
+        path = self.file(progress, check_hash)
+        if path.suffix == ".safetensors":
+            return Artifact.read(path)
+        from .artifact.published import read_published
+
+        return read_published(path, self)
+
+    def get_state_dict(
+        self, *args: Any, progress: bool = True, check_hash: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Returns the int8 state dict, as torchvision's builders load it.
+
+        Args:
+            *args: Ignored; torchvision passes `model_dir`.
+            progress: Whether a download shows a progress bar.
+            check_hash: Whether to verify the file's published hash.
+            **kwargs: Ignored, for torchvision's signature.
+
+        Raises:
+            DownloadError: The file cannot be fetched, or is not the one that was published.
+        """
+        from .artifact.native import to_native
+
+        return to_native(self.artifact(progress, check_hash)).state_dict()
+
+
+def resolve_weights(
+    weights: Any, quantize: bool, enum: type[WeightsEnum], float_enum: type[WeightsEnum]
+) -> WeightsEnum | None:
+    """Returns the member that a builder's `weights` argument means.
+
+    Args:
+        weights: A member, its name ("DEFAULT", "IMAGENET1K_FBGEMM_V2",
+            "ResNet50_QuantizedWeights.DEFAULT") or None.
+        quantize: Whether the builder makes an int8 model.
+        enum: The model's int8 weights.
+        float_enum: The model's float weights.
+
+    Raises:
+        ArgumentError: Float weights with `quantize=True` or int8 weights with `quantize=False`.
+        UnknownNameError: A name that neither enum has.
+    """
+    if weights is None:
+        return None
+    wanted, other = (enum, float_enum) if quantize else (float_enum, enum)
+    if isinstance(weights, str):
+        name = weights.removeprefix(f"{wanted.__name__}.")
+        if name in wanted.__members__:
+            return wanted[name]
+        if weights.removeprefix(f"{other.__name__}.") in other.__members__ and not (
+            weights == "DEFAULT"
+        ):
+            raise ArgumentError(_mismatch(weights, quantize))
+        if weights == "DEFAULT" and not wanted.__members__:
+            raise UnknownNameError(
+                f"{wanted.__name__} has no members: nobody has published int8 weights for this "
+                "model yet. Quantize it yourself (references/ptq.py), or leave weights=None."
+            )
+        return find_member(wanted, weights)
+    if isinstance(weights, wanted):
+        return weights
+    if isinstance(weights, other):
+        raise ArgumentError(_mismatch(repr(weights), quantize))
+    raise ArgumentError(
+        f"weights should be a member of {wanted.__name__}, its name, or None, not {weights!r}."
+    )
+
+
+def _mismatch(name: str, quantize: bool) -> str:
+    if quantize:
+        return (
+            f"{name} are float weights: pass quantize=False, or int8 weights (weights='DEFAULT')."
+        )
+    return f"{name} are int8 weights: pass quantize=True, or float weights (weights='DEFAULT')."
+
+
+def float_state_dict(weights: WeightsEnum, progress: bool) -> dict[str, torch.Tensor]:
+    """Returns the state dict of torchvision's float weights, from torch.hub's own cache.
+
+    Raises:
+        DownloadError: The file cannot be fetched, or is not the one that was published.
+    """
+    try:
+        return weights.get_state_dict(progress=progress, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(
+            f"Cannot get the float weights {weights!r} from {weights.url}: {error}. Check the "
+            "network, or put the file into the folder torch.hub.get_dir() + '/checkpoints'."
+        ) from None
