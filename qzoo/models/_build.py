@@ -15,6 +15,7 @@ from .. import _torch_ao
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
 from ..artifact.native import attach_info, to_native
+from ..artifact.plan import plan
 from ..backends import Backend, default_backend, get_backend
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
 from ..registry import Entry, get_entry
@@ -160,16 +161,8 @@ def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) 
         stacklevel=4,
     )
     plain = _plain_kwargs(kwargs)
-    try:
-        fused = entry.skeleton(plain)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"Cannot build {entry.name} with {kwargs}: {error}") from None
-    with torch.device("meta"):
-        fused.fuse_model(is_qat=False)
-    layers = {
-        name: _with_placeholder_range(layer, backend)
-        for name, layer in _torch_ao.plan_layers(fused).items()
-    }
+    fused, planned = plan(entry, plain)
+    layers = {name: _with_placeholder_range(layer, backend) for name, layer in planned.items()}
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
     for name, layer in layers.items():

@@ -1,0 +1,37 @@
+"""What a converted architecture consists of, known before any number is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import _torch_ao
+from ..errors import ArgumentError
+from ..registry import Entry
+from .layers import Layer
+
+
+def plan(entry: Entry, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Layer]]:
+    """Returns the fused model on the meta device and the layers it will have once converted.
+
+    Args:
+        entry: The architecture.
+        kwargs: The model's own keywords.
+
+    Returns:
+        The fused skeleton, for shapes and batch-norm settings, and module name to layer with
+        scale 1.0 and zero point 0 throughout.
+
+    Raises:
+        ArgumentError: The keywords do not build such a model.
+    """
+    try:
+        fused = entry.skeleton(kwargs)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"Cannot build {entry.name} with {dict(kwargs)}: {error}") from None
+    with torch.device("meta"):
+        fused.fuse_model(is_qat=False)
+    return fused, _torch_ao.plan_layers(fused)

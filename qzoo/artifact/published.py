@@ -1,0 +1,213 @@
+"""From a state dict, as torchvision publishes or users save it, to an artifact.
+
+Two kinds are read: the int8 state dict of a converted model, and the float state dict of a model
+prepared for QAT (torchvision's MobileNetV3 file is one). Both arrive as plain integers and floats
+from the safe reader; no quantized dtype, tensor or op of PyTorch is used on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArtifactError
+from ..registry import Entry, get_entry
+from .format import Artifact, ModelInfo
+from .layers import BARE_OPS, Layer, weight_tensors
+from .native import package_versions
+from .plan import plan
+from .pth import Checkpoint, QuantizedArray, read_checkpoint
+from .qat import QatState
+
+
+def read_published(path: str | os.PathLike[str], weights: Any) -> Artifact:
+    """Reads the published .pth file of a weights member into an artifact.
+
+    Args:
+        path: The file, already verified.
+        weights: The member of a `QuantizedWeightsEnum` whose file it is.
+
+    Raises:
+        ArtifactError: The file is damaged, hostile, or not for this architecture.
+    """
+    meta = weights.meta
+    info = ModelInfo(
+        meta["architecture"],
+        dict(meta["builder_kwargs"]),
+        meta["backend"],
+        classes="imagenet-1k",
+        transforms=weights.transforms().to_dict(),
+        recipe={"method": meta["method"], "url": meta["recipe"], "weights": repr(weights)},
+        metrics=meta["_metrics"],
+    )
+    return from_checkpoint(read_checkpoint(path), info)
+
+
+def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo) -> Artifact:
+    """Makes an artifact of a state dict.
+
+    Args:
+        checkpoint: What the safe reader found.
+        info: What the model is. A missing `num_classes` is taken from the classifier; a missing
+            backend from the weights (per channel: fbgemm, per tensor: qnnpack).
+
+    Raises:
+        ArtifactError: An entry is missing, superfluous, of the wrong kind, or of another shape
+            than the architecture's.
+    """
+    entry = get_entry(info.architecture)
+    entries = _without_aux(entry, checkpoint.entries)
+    kwargs = {**info.builder_kwargs, **({"aux_logits": False} if entry.aux else {})}
+    qat = QatState.find(entries)
+    kwargs = _with_num_classes(entry, kwargs, entries)
+    fused, layers = plan(entry, kwargs)
+    backend = info.backend or _guess_backend(entries, qat)
+    if qat is not None:
+        qat.use_eps(_batch_norm_eps(entry, kwargs))
+    reader = qat or _Int8State(entries)
+    found: dict[str, Layer] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        if layer.op in BARE_OPS:
+            found[name] = layer
+            continue
+        scale, zero_point = reader.output_range(name, backend)
+        found[name] = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
+        if layer.op in ("conv2d", "linear"):
+            values, scales, zero_points, bias = reader.weight(name, layer.op)
+            shape = _weight_shape(fused, name)
+            if tuple(values.shape) != shape:
+                raise ArtifactError(
+                    f"Layer {name!r} of the checkpoint has a weight of shape "
+                    f"{tuple(values.shape)}, but {entry.name} with {kwargs} has {shape} there."
+                )
+            tensors |= weight_tensors(name, values, scales, zero_points, bias)
+    reader.check_all_used()
+    known = dataclasses.replace(info, builder_kwargs=kwargs, backend=backend)
+    return Artifact(known, found, tensors, package_versions())
+
+
+class _Int8State:
+    """Reads a converted model's state dict, entry by entry, and remembers what was read."""
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self._entries = entries
+        self._used: set[str] = set()
+
+    def output_range(self, name: str, backend: str) -> tuple[float, int]:
+        scale = self._number(f"{name}.scale")
+        zero_point = self._number(f"{name}.zero_point")
+        return float(scale), int(zero_point)
+
+    def weight(self, name: str, op: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        weight, bias = self._packed_linear(name) if op == "linear" else self._pair(name)
+        if not isinstance(weight, QuantizedArray) or weight.values.dtype != torch.int8:
+            raise ArtifactError(
+                f"The weight of layer {name!r} is not an int8 tensor: this is not the state dict "
+                "of a converted model."
+            )
+        if weight.axis not in (None, 0):
+            raise ArtifactError(f"The weight of layer {name!r} has scales along another axis.")
+        if bias is not None and not (isinstance(bias, Tensor) and bias.is_floating_point()):
+            raise ArtifactError(f"The bias of layer {name!r} is not a float tensor.")
+        return weight.values, weight.scale, weight.zero_point, bias
+
+    def check_all_used(self) -> None:
+        if extra := [key for key in self._entries if key not in self._used]:
+            raise ArtifactError(
+                f"The checkpoint has {len(extra)} entries that this architecture lacks, such as "
+                f"{extra[0]!r}: it is for another architecture or other builder arguments."
+            )
+
+    def _packed_linear(self, name: str) -> tuple[Any, Any]:
+        """Finds a linear layer's parameters as versions 1, 2 and 3 of its format store them."""
+        inner = f"{name}._packed_params"
+        self._used.add(f"{inner}.dtype")
+        dtype = self._entries.get(f"{inner}.dtype", "torch.qint8")
+        if dtype != "torch.qint8":
+            raise ArtifactError(f"Layer {name!r} stores {dtype} weights; only int8 is known.")
+        packed = self._entries.get(f"{inner}._packed_params")
+        if packed is not None:
+            self._used.add(f"{inner}._packed_params")
+            if not isinstance(packed, tuple) or len(packed) != 2:
+                raise ArtifactError(f"Layer {name!r} has packed parameters of an unknown form.")
+            return packed
+        return self._pair(inner) if f"{inner}.weight" in self._entries else self._pair(name)
+
+    def _pair(self, name: str) -> tuple[Any, Any]:
+        self._used |= {f"{name}.weight", f"{name}.bias"}
+        if f"{name}.weight" not in self._entries:
+            raise ArtifactError(_missing(f"{name}.weight"))
+        return self._entries[f"{name}.weight"], self._entries.get(f"{name}.bias")
+
+    def _number(self, key: str) -> float:
+        if key not in self._entries:
+            raise ArtifactError(_missing(key))
+        self._used.add(key)
+        value = self._entries[key]
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+            return value.item()
+        if isinstance(value, (int, float)):
+            return value
+        raise ArtifactError(f"The entry {key!r} of the checkpoint is not a single number.")
+
+
+def _missing(key: str) -> str:
+    return (
+        f"The checkpoint lacks {key!r}: it is incomplete, of another architecture, or the float "
+        "state dict of a model that was never converted or prepared for QAT."
+    )
+
+
+def _weight_shape(fused: Any, name: str) -> tuple[int, ...]:
+    from .. import _torch_ao
+
+    return tuple(_torch_ao.float_weights(fused, name)[0].shape)
+
+
+def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the epsilon of the batch norm that directly follows each layer, by layer name."""
+    eps, previous = {}, ""
+    for name, module in entry.skeleton(kwargs).named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            eps[previous] = module.eps
+        elif isinstance(module, nn.Conv2d):
+            previous = name
+    return eps
+
+
+def _without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops auxiliary classifiers, which an int8 model never runs."""
+    prefixes = tuple(f"{aux}." for aux in entry.aux)
+    return {k: v for k, v in entries.items() if not (prefixes and k.startswith(prefixes))}
+
+
+def _with_num_classes(
+    entry: Entry, kwargs: dict[str, Any], entries: Mapping[str, Any]
+) -> dict[str, Any]:
+    if "num_classes" in kwargs:
+        return kwargs
+    _, layers = plan(entry, kwargs)
+    head = [name for name, layer in layers.items() if layer.op == "linear"][-1]
+    packed = f"{head}._packed_params"
+    for key in (f"{packed}._packed_params", f"{packed}.weight", f"{head}.weight"):
+        value = entries.get(key)
+        value = value[0] if isinstance(value, tuple) and value else value
+        value = value.values if isinstance(value, QuantizedArray) else value
+        if isinstance(value, Tensor) and value.dim() == 2:
+            classes = value.shape[0]
+            return kwargs if classes == 1000 else {**kwargs, "num_classes": classes}
+    return kwargs
+
+
+def _guess_backend(entries: Mapping[str, Any], qat: QatState | None) -> str:
+    if qat is not None:
+        return qat.guess_backend()
+    arrays = (v[0] if isinstance(v, tuple) and v else v for v in entries.values())
+    per_channel = any(isinstance(v, QuantizedArray) and v.axis is not None for v in arrays)
+    return "fbgemm" if per_channel else "qnnpack"
