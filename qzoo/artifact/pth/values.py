@@ -1,0 +1,66 @@
+"""What the reader of `torch.save` files hands out: plain tensors, numbers, containers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+
+@dataclass(frozen=True)
+class QuantizedArray:
+    """A quantized tensor taken apart into integers and parameters.
+
+    The real value is `(values - zero_point) * scale`, with `scale` and `zero_point` laid along
+    `axis` where there is one.
+
+    Attributes:
+        values: The stored integers with the tensor's own shape and strides: `int8` for `qint8`,
+            `uint8` for `quint8`, `int32` for `qint32`. Not always contiguous (PyTorch stores many
+            weights channels-last).
+        scale: `float64`, positive and finite; 0-d (per tensor) or `[C]` (per channel).
+        zero_point: `int64` within the range of `values`' dtype, of the same shape as `scale`.
+        axis: The channel axis of a per-channel tensor, `None` for a per-tensor one.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+    zero_point: torch.Tensor
+    axis: int | None
+
+
+# Dtypes, qschemes, layouts and devices come out as the text that names them ("torch.qint8",
+# "torch.per_tensor_affine", "torch.strided", "cuda:0"); `argparse.Namespace` as a dict.
+Value: TypeAlias = (
+    torch.Tensor
+    | QuantizedArray
+    | tuple["Value", ...]
+    | list["Value"]
+    | dict[Any, "Value"]
+    | str
+    | int
+    | float
+    | bool
+    | None
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state dict out of a `torch.save` file.
+
+    Attributes:
+        entries: The state dict in its stored order. Tensors are on the CPU, detached, of plain
+            dtypes; the linear modules' `_packed_params` of version 3 is a tuple
+            `(QuantizedArray, bias or None)`.
+        metadata: The state dict's `_metadata`: module path to `{"version": n}`; empty when absent.
+        part: The key of the file's outer dict under which the state dict lay, `None` when the
+            file is the state dict itself.
+        others: The outer dict's other keys (`optimizer`, `epoch`, ...), which were not read.
+    """
+
+    entries: dict[str, Value]
+    metadata: dict[str, dict[str, Any]]
+    part: str | None = None
+    others: tuple[str, ...] = field(default=())
