@@ -1,0 +1,239 @@
+"""One http(s) url into its partial file: resumed, retried, bounded in size and in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import time
+from email.utils import parsedate_to_datetime
+from importlib import metadata
+from typing import IO, Any
+
+from ..errors import DownloadError
+from . import settings
+from .cache import Entry, Expected, Record, storage_error
+from .exchange import (
+    MAX_ATTEMPTS,
+    RETRIED_STATUS,
+    Exchange,
+    Head,
+    Retryable,
+    StallWatch,
+    backoff_s,
+    failed,
+)
+
+PROGRESS_BYTES = 1 << 20  # after which the attempts are counted anew
+
+
+def download(url: str, entry: Entry, expected: Expected, *, progress: bool) -> bool:
+    """Fills `entry.part` with the body of `url`, resuming what is there already.
+
+    Args:
+        url: The http(s) url to ask, which may be a mirror of `entry.url`.
+        entry: The caller holds its lock.
+        expected: Its size bounds the body; the hash is left for the caller to check.
+        progress: Whether to draw a bar on stderr.
+
+    Returns:
+        Whether the file contains bytes of an earlier, interrupted request.
+
+    Raises:
+        DownloadError: the file could not be downloaded or stored.
+    """
+    import httpx
+    from tqdm import tqdm
+
+    watch = StallWatch(settings.timeout_s())
+    failures = 0
+    with tqdm(
+        desc=entry.final.name,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        file=sys.stderr,
+        disable=not progress,
+    ) as bar:
+        while True:
+            before = _size(entry)
+            try:
+                return _attempt(url, entry, expected, watch, bar)
+            except (Retryable, httpx.TransportError) as error:
+                if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
+                    raise failed(url, error) from error
+                failures = 1 if _size(entry) - before >= PROGRESS_BYTES else failures + 1
+                _pause(url, error, failures, watch)
+            except DownloadError:
+                if not _size(entry):
+                    entry.discard_part()
+                raise
+            except OSError as error:
+                # A disk that cannot hold the file gets its space back.
+                with contextlib.suppress(OSError):
+                    entry.discard_part()
+                raise storage_error(error, entry.part) from error
+
+
+def _attempt(url: str, entry: Entry, expected: Expected, watch: StallWatch, bar: Any) -> bool:
+    """Makes one request; returns whether it continued an earlier one."""
+    entry.part.parent.mkdir(parents=True, exist_ok=True)
+    offset, known = _size(entry), entry.read_record()
+    if offset and known.etag is None and known.total is None:
+        entry.discard_part()  # nothing tells what these bytes were a part of
+        offset = 0
+    headers = {"Accept-Encoding": "identity", "User-Agent": _user_agent()}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if known.etag is not None:
+            headers["If-Range"] = known.etag
+    # A third, so that a connection which hangs leaves time for another try.
+    with Exchange(url, headers, watch.timeout_s / 3) as exchange:
+        head: Head = exchange.take(watch)
+        total = _total_length(head)
+        if head.status == 416 and offset and total == offset == known.total:
+            return True  # only the last step of an earlier download was missing
+        if head.status == 416 or (head.status == 206 and not _continues(head, offset, known)):
+            entry.discard_part()
+            raise Retryable("the file changed on the server", wait_s=0)
+        _check_head(url, head, total, expected)
+        offset = offset if head.status == 206 else 0
+        etag = head.headers.get("ETag", "")
+        if not offset:
+            entry.discard_part()
+        entry.write_record(etag if etag.startswith('"') else None, total)
+        _check_free(entry, total, offset)
+        bar.reset(total)
+        bar.update(offset)
+        with entry.part.open("ab" if offset else "wb") as file:
+            _receive(url, exchange, file, offset, total, expected, watch, bar)
+            file.flush()
+            os.fsync(file.fileno())
+    return offset > 0
+
+
+def _receive(
+    url: str,
+    exchange: Exchange,
+    file: IO[bytes],
+    received: int,
+    total: int | None,
+    expected: Expected,
+    watch: StallWatch,
+    bar: Any,
+) -> None:
+    """Writes the body to `file`, which holds `received` bytes already."""
+    while (chunk := exchange.take(watch)) is not None:
+        received += len(chunk)
+        if received > (expected.limit if total is None else total):
+            file.truncate(0)
+            raise _too_large(url, received, expected)
+        file.write(chunk)
+        watch.advance(len(chunk))
+        bar.update(len(chunk))
+    if total is not None and received < total:
+        raise Retryable(f"the server closed the connection after {received} of {total} bytes")
+
+
+def _check_head(url: str, head: Head, total: int | None, expected: Expected) -> None:
+    status, name = head.status, settings.redacted(url)
+    if status in RETRIED_STATUS:
+        raise Retryable(f"the server answered {status}", wait_s=_retry_after(head))
+    if status in (401, 403):
+        raise DownloadError(
+            f"{name} may not be read (HTTP {status}); check the url and its access."
+        )
+    if status in (404, 410):
+        raise DownloadError(f"{name} does not exist (HTTP {status}); check the url or QZOO_MIRROR.")
+    if status not in (200, 206):
+        raise DownloadError(f"{name} answered HTTP {status} instead of the file; check the url.")
+    encoding = head.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise DownloadError(
+            f"{name} is sent in the encoding {encoding!r}, which was not asked for; a proxy or "
+            "mirror in between must pass the file as it is."
+        )
+    if total is None:
+        return
+    if total > expected.limit:
+        raise _too_large(url, total, expected)
+    if expected.size is not None and total != expected.size:
+        raise DownloadError(
+            f"{name} has {total} bytes where {expected.size} were expected; the file on the "
+            "server is not the published one, so try another source or QZOO_MIRROR."
+        )
+
+
+def _pause(url: str, error: Exception, failures: int, watch: StallWatch) -> None:
+    """Waits before the next attempt.
+
+    Raises:
+        DownloadError: there were enough attempts, or the wait would end after the deadline.
+    """
+    wait_s = backoff_s(watch.timeout_s, failures)
+    asked_s = error.wait_s if isinstance(error, Retryable) else None
+    if asked_s is not None:
+        wait_s = asked_s
+    if failures >= MAX_ATTEMPTS or wait_s >= watch.left_s():
+        raise failed(url, error, failures, asked_s) from error
+    time.sleep(wait_s)
+
+
+def _too_large(url: str, size: int, expected: Expected) -> DownloadError:
+    return DownloadError(
+        f"{settings.redacted(url)} sends at least {size} bytes where at most {expected.limit} are "
+        "accepted; the file on the server is not the published one, so try another source."
+    )
+
+
+def _check_free(entry: Entry, total: int | None, offset: int) -> None:
+    free = shutil.disk_usage(entry.part.parent).free
+    if total is not None and total - offset > free:
+        raise DownloadError(
+            f"The disk that holds {entry.part.parent} is full: {entry.final.name} needs "
+            f"{total - offset} bytes more and {free} are free; free some space or set QZOO_HOME "
+            "to a directory on another disk."
+        )
+
+
+def _continues(head: Head, offset: int, known: Record) -> bool:
+    match = re.match(r"bytes (\d+)-\d+/(\d+|\*)", head.headers.get("Content-Range", ""))
+    if match is None or not offset or int(match[1]) != offset:
+        return False
+    return known.total is None or match[2] == "*" or int(match[2]) == known.total
+
+
+def _total_length(head: Head) -> int | None:
+    """Returns the length of the whole file in bytes, where the server tells it."""
+    if head.status in (206, 416):
+        match = re.search(r"/(\d+)$", head.headers.get("Content-Range", ""))
+        return int(match[1]) if match else None
+    length = head.headers.get("Content-Length", "")
+    return int(length) if re.fullmatch(r"\d{1,18}", length) else None
+
+
+def _retry_after(head: Head) -> float | None:
+    """Returns the seconds that the server asks to wait, from a number or a date."""
+    text = head.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d{1,9}", text):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time()) if text else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _size(entry: Entry) -> int:
+    try:
+        return entry.part.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _user_agent() -> str:
+    try:
+        return f"qzoo/{metadata.version('qzoo')}"
+    except metadata.PackageNotFoundError:
+        return "qzoo"

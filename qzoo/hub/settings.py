@@ -1,0 +1,98 @@
+"""What the environment says about downloads, read at every call and never changed.
+
+`QZOO_HOME`      the cache directory; default `<torch.hub.get_dir()>/qzoo`
+`QZOO_TIMEOUT`   seconds without progress after which a download fails; default 30
+`QZOO_OFFLINE`   1: use no network at all
+`QZOO_MIRROR`    base url that takes the place of scheme and host of every http(s) url
+`HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`: as huggingface_hub documents them, for `hf://`
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from ..errors import DownloadError
+
+DEFAULT_TIMEOUT_S = 30.0
+_TRUE = {"1", "true", "yes", "on"}
+
+
+def timeout_s() -> float:
+    """Returns the seconds without progress after which a download fails (`QZOO_TIMEOUT`).
+
+    Raises:
+        DownloadError: the variable is no positive number.
+    """
+    text = os.environ.get("QZOO_TIMEOUT", "").strip()
+    if not text:
+        return DEFAULT_TIMEOUT_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise DownloadError(
+            f"QZOO_TIMEOUT must be a positive number of seconds, but it is {text!r}."
+        )
+    return seconds
+
+
+def is_offline(*, hub: bool = False) -> bool:
+    """Says whether no network may be used (`QZOO_OFFLINE`; for `hf://` also `HF_HUB_OFFLINE`)."""
+    return offline_variable(hub=hub) is not None
+
+
+def offline_variable(*, hub: bool = False) -> str | None:
+    """Returns the name of the variable that switches the network off, or None."""
+    names = ("QZOO_OFFLINE", "HF_HUB_OFFLINE") if hub else ("QZOO_OFFLINE",)
+    for name in names:
+        if os.environ.get(name, "").strip().lower() in _TRUE:
+            return name
+    return None
+
+
+def split_url(url: str) -> SplitResult:
+    """Splits a url into its parts.
+
+    Raises:
+        DownloadError: it is malformed.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises where it is no number
+    except ValueError as error:
+        raise DownloadError(f"{redacted(url)!r} is not a valid url: {error}.") from error
+    return parts
+
+
+def mirrored(url: str) -> str:
+    """Returns the http(s) url to ask: `url` itself, or its path and query below `QZOO_MIRROR`.
+
+    Raises:
+        DownloadError: `QZOO_MIRROR` is no http(s) url.
+    """
+    base = os.environ.get("QZOO_MIRROR", "").strip()
+    if not base:
+        return url
+    mirror, parts = split_url(base), split_url(url)
+    if mirror.scheme not in ("http", "https") or not mirror.hostname:
+        raise DownloadError(
+            f"QZOO_MIRROR must be an http:// or https:// url, but it is {redacted(base)!r}."
+        )
+    path = mirror.path.rstrip("/") + "/" + parts.path.lstrip("/")
+    return urlunsplit((mirror.scheme, mirror.netloc, path, parts.query, ""))
+
+
+def redacted(url: str) -> str:
+    """Returns the url without user name, password, query and fragment, for messages and records.
+
+    Signed urls carry their secret in the query.
+    """
+    head, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    rest = rest.split("#", 1)[0].split("?", 1)[0]
+    host, slash, path = rest.partition("/")
+    return head + separator + host.rpartition("@")[2] + slash + path
