@@ -109,8 +109,8 @@ def plan_layers(fused: nn.Module) -> dict[str, Layer]:
 
 def float_weights(fused: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     """Returns weight and bias of the fused float layer `name`."""
-    module = fused.get_submodule(name)
-    inner = module[0] if isinstance(module, (nni.ConvReLU2d, nni.LinearReLU)) else module
+    module: Any = fused.get_submodule(name)
+    inner: Any = module[0] if isinstance(module, (nni.ConvReLU2d, nni.LinearReLU)) else module
     return inner.weight, inner.bias
 
 
@@ -205,7 +205,7 @@ def _unsupported(name: str, module: nn.Module) -> str:
     )
 
 
-def _layer(op: str, relu: bool, module: nn.Module, scale: float, zero_point: int) -> Layer:
+def _layer(op: str, relu: bool, module: Any, scale: float, zero_point: int) -> Layer:
     if op in ("dequantize", "dropout", "identity"):
         return Layer(op)
     if op == "conv2d":
@@ -222,7 +222,7 @@ def _layer(op: str, relu: bool, module: nn.Module, scale: float, zero_point: int
     return Layer(op, scale, zero_point, relu)
 
 
-def _weight_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+def _weight_bias(module: Any) -> tuple[Tensor, Tensor | None]:
     if isinstance(module, nnq.Linear):
         return module._packed_params._weight_bias()
     return module._weight_bias()
@@ -258,7 +258,7 @@ def _empty(cls: type[nn.Module]) -> Any:
 
 
 def _native_module(
-    name: str, layer: Layer, tensors: Mapping[str, Tensor], current: nn.Module
+    name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any
 ) -> nn.Module:
     expected = _OP_OF_TYPE.get(type(current), ("", False))[0]
     if layer.op != expected and layer.op != "identity":

@@ -104,7 +104,7 @@ def list_models(
     for pattern in exclude or ():
         names -= set(fnmatch.filter(names, pattern))
     if quantized is not None:
-        names = {n for n in names if (len(_ENTRIES[n].weights) > 0) == quantized}
+        names = {n for n in names if bool(_ENTRIES[n].weights.__members__) == quantized}
     return sorted(names)
 
 

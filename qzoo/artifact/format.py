@@ -207,7 +207,8 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode("utf-8", "surrogatepass"))
-        sha.update(tensor.contiguous().numpy())
+        array: Any = tensor.contiguous().numpy()  # a buffer, whatever numpy's stubs say
+        sha.update(array)
     return sha.hexdigest()
 
 

@@ -72,7 +72,7 @@ class Layer:
             raise ArtifactError(
                 f"Layer {name!r} should have exactly the fields {', '.join(sorted(wanted))}."
             )
-        kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         layer = cls(**kwargs)
         layer._check(name)
         return layer

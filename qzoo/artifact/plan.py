@@ -29,7 +29,7 @@ def plan(entry: Entry, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, 
         ArgumentError: The keywords do not build such a model.
     """
     try:
-        fused = entry.skeleton(kwargs)
+        fused: Any = entry.skeleton(kwargs)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"Cannot build {entry.name} with {dict(kwargs)}: {error}") from None
     with torch.device("meta"):

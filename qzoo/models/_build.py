@@ -73,9 +73,8 @@ def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, An
     state = dict(float_state_dict(member, progress))
     _load_with_fresh_head(model, state, wanted, num_classes, repr(member))
     if entry.aux and not kwargs.get("aux_logits", False):
-        model.aux_logits = False
-        for aux in entry.aux:
-            setattr(model, aux, None)
+        for attribute, value in {"aux_logits": False, **dict.fromkeys(entry.aux)}.items():
+            setattr(model, attribute, value)
     stored = {**full, "aux_logits": bool(kwargs.get("aux_logits", False))} if entry.aux else full
     info = ModelInfo(
         entry.name,
@@ -184,10 +183,14 @@ def _with_placeholder_range(layer: Layer, backend: Backend) -> Layer:
 def _random_weight(
     name: str, weight: Tensor, bias: Tensor | None, backend: Backend, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draws int8 weights whose real values have Kaiming's variance, 2 / fan_in."""
+    """Draws int8 weights whose real values have the variance 4 / fan_in.
+
+    That is twice Kaiming's: gates and averaging would otherwise let the signal of the deeper models
+    fade to less than one step of the placeholder ranges, and those cut what grows too large.
+    """
     values = torch.randint(-127, 128, weight.shape, generator=generator, dtype=torch.int8)
     fan_in = weight[0].numel()
-    scale = (2 / fan_in) ** 0.5 / (127 / 3**0.5)
+    scale = (4 / fan_in) ** 0.5 / (127 / 3**0.5)
     scales = torch.full((weight.shape[0],) if backend.per_channel else (), scale)
     zeros = None if bias is None else torch.zeros(weight.shape[0])
     return weight_tensors(name, values, scales, torch.zeros_like(scales), zeros)
@@ -211,7 +214,7 @@ def _signature_defaults(entry: Entry) -> dict[str, Any]:
     target = getattr(entry.construct, "func", entry.construct)
     defaults = {}
     for cls in reversed(inspect.getmro(target)) if inspect.isclass(target) else ():
-        for key, parameter in inspect.signature(cls.__init__).parameters.items():
+        for key, parameter in inspect.signature(vars(cls).get("__init__", object)).parameters.items():
             if parameter.default is not parameter.empty:
                 defaults[key] = parameter.default
     return defaults

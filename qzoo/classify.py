@@ -1,0 +1,79 @@
+"""From picture files to class names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import nn
+
+from .artifact.native import model_info
+from .errors import ArgumentError
+from .images import load_image
+from .transforms import ImageClassification
+from .weights import class_names
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One guess of a model.
+
+    Attributes:
+        index: Position of the class among the logits.
+        name: Name of the class; its index as text where nobody named the classes.
+        probability: Softmax of the logits, in [0, 1].
+    """
+
+    index: int
+    name: str
+    probability: float
+
+
+def classify(
+    model: nn.Module, images: Sequence[str | os.PathLike[str] | Image.Image], topk: int = 5
+) -> list[list[Prediction]]:
+    """Classifies pictures with a model of the zoo, through the transforms it was made with.
+
+    Args:
+        model: A float or int8 model of the zoo with known transforms, in any mode; it is put into
+            eval mode and back.
+        images: Picture files, or PIL images.
+        topk: How many guesses to return per picture, best first; at most the number of classes.
+
+    Returns:
+        For each picture its guesses.
+
+    Raises:
+        ArgumentError: `topk` is below 1, or nobody recorded the model's transforms.
+        ImageError: A file that is missing or no picture; nothing is classified then.
+    """
+    if topk < 1:
+        raise ArgumentError(f"topk must be at least 1, not {topk}.")
+    info = model_info(model)
+    if info.transforms is None:
+        raise ArgumentError(
+            f"This {info.architecture} does not record which transforms its inputs need: load "
+            "weights, or save it with transforms=..., before classifying pictures."
+        )
+    preset = ImageClassification.from_dict(info.transforms)
+    # Each picture is reduced to its small tensor at once, so that one large one is held at a time.
+    inputs = [preset(i if isinstance(i, Image.Image) else load_image(i)) for i in images]
+    names = class_names(info.classes)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            return [_top(model(x[None])[0], names, topk) for x in inputs]
+    finally:
+        model.train(training)
+
+
+def _top(logits: torch.Tensor, names: list[str] | None, topk: int) -> list[Prediction]:
+    best = logits.softmax(0).topk(min(topk, len(logits)))
+    return [
+        Prediction(i, names[i] if names else str(i), p)
+        for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,50 @@
+"""The `qzoo` command."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from ..errors import QzooError
+from . import classify, listing
+
+
+class _Group(click.Group):
+    """Turns qzoo's errors into one sentence on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except QzooError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except BrokenPipeError:  # the reader (head, less) has seen enough
+            sys.stderr.close()
+            sys.exit(0)
+
+
+def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qzoo")
+def main() -> None:
+    """A zoo of quantized image-classification models for PyTorch.
+
+    \b
+    Examples:
+      qzoo demo
+      qzoo list "resnet*"
+      qzoo classify photo.jpg --model resnet50
+    """
+    warnings.showwarning = _show_warning
+
+
+main.add_command(listing.list_command)
+main.add_command(listing.info)
+main.add_command(classify.classify)
+main.add_command(classify.demo)
