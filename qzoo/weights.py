@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torchvision.models import Weights, WeightsEnum, get_weight
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from .artifact.format import Artifact
-from .errors import ArgumentError, DownloadError, QzooError, UnknownNameError
+from .errors import ArgumentError, ArtifactError, DownloadError, QzooError, UnknownNameError
 from .registry import find_member
 from .transforms import ImageClassification, preset_kwargs
 
@@ -56,9 +57,10 @@ def read_weights(architecture: str, name: str) -> Weights:
     meta = {
         "architecture": architecture,
         "name": name,
-        "num_params": architecture_meta["num_params"],
+        # Weights for another number of classes or another input size have figures of their own.
+        "num_params": entry.pop("num_params", architecture_meta["num_params"]),
         "min_size": tuple(architecture_meta["min_size"]),
-        "_ops": architecture_meta["gmacs"],
+        "_ops": entry.pop("gmacs", architecture_meta["gmacs"]),
         **{
             k: v
             for k, v in entry.items()
@@ -101,9 +103,12 @@ class QuantizedWeightsEnum(WeightsEnum):
 
         Raises:
             DownloadError: The file cannot be fetched, or is not the one that was published.
+            ArtifactError: The file comes with the package and is missing or changed.
         """
         if self.embedded:
-            return _PACKAGE / "embedded" / self.url.removeprefix(_EMBEDDED)
+            path = _PACKAGE / "embedded" / self.url.removeprefix(_EMBEDDED)
+            _check_embedded(path, self.meta["sha256"] if check_hash else None)
+            return path
         from . import hub
 
         meta = self.meta
@@ -119,7 +124,7 @@ class QuantizedWeightsEnum(WeightsEnum):
 
         Raises:
             DownloadError: The file cannot be fetched, or is not the one that was published.
-            ArtifactError: The file is damaged.
+            ArtifactError: The file is damaged, or missing from the installed package.
         """
         path = self.file(progress, check_hash)
         if path.suffix == ".safetensors":
@@ -145,6 +150,21 @@ class QuantizedWeightsEnum(WeightsEnum):
         from .artifact.native import to_native
 
         return to_native(self.artifact(progress, check_hash)).state_dict()
+
+
+def _check_embedded(path: Path, sha256: str | None) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ArtifactError(
+            f"The weights {path}, which come with qzoo, cannot be read ({error.strerror}); install "
+            "qzoo again."
+        ) from None
+    if sha256 is not None and found != sha256:
+        raise ArtifactError(
+            f"The weights {path}, which come with qzoo, were changed or damaged: their sha256 is "
+            f"{found} instead of {sha256}. Install qzoo again."
+        )
 
 
 def resolve_weights(
