@@ -21,10 +21,12 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.ao.quantization import (
     DeQuantStub,
     QuantStub,
+    convert,
     fuse_modules,
     fuse_modules_qat,
     get_default_qat_qconfig,
     get_default_qconfig,
+    prepare,
 )
 
 from .artifact.layers import Layer, weight_tensors
@@ -82,11 +84,24 @@ def default_qat_qconfig(backend: str) -> Any:
     return get_default_qat_qconfig(backend)
 
 
+def insert_observers(fused: nn.Module, qconfig: Any) -> None:
+    """Puts observers into a fused float model in eval mode, in place; forward passes feed them."""
+    fused.qconfig = qconfig
+    with _no_deprecation_noise():
+        prepare(fused, inplace=True)
+
+
+def convert_observed(observed: nn.Module) -> None:
+    """Turns a calibrated model into a native int8 one, in place, packing for the current engine."""
+    with _no_deprecation_noise():
+        convert(observed, inplace=True)
+
+
 @contextlib.contextmanager
 def _no_deprecation_noise() -> Iterator[None]:
-    """Keeps PyTorch's notice about its quantized dtypes, which users cannot act on, quiet here."""
+    """Keeps PyTorch's notices that users of qzoo cannot act on quiet here."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deprecated.*", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*deprecated.*")
         yield
 
 
