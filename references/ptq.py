@@ -1,0 +1,153 @@
+"""Quantizes a float model after training (PTQ): calibrate activation ranges, convert, measure, save.
+
+python references/ptq.py --data digits --checkpoint runs/digits/model.safetensors --output int8.safetensors
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import click
+import engine
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from qzoo import _torch_ao
+from qzoo.artifact.native import model_info, save
+from qzoo.backends import BACKENDS, get_backend, quantized_engine, run_engine
+from qzoo.errors import ArgumentError
+from qzoo.evaluate import evaluate
+from qzoo.registry import get_entry
+from qzoo.transforms import ImageClassification
+
+POSITIVE = click.IntRange(min=1)
+
+
+@click.command(cls=engine.Command, context_settings={"show_default": True})
+@click.option("--data", type=click.Choice(["digits"]), help="A data set that needs no download.")
+@click.option("--data-path", help="A folder with train/CLASS/* and val/CLASS/*.")
+@click.option("--model", help="A model of the zoo; the checkpoint's, where there is one.")
+@click.option("--checkpoint", help="The model.safetensors of references/train.py.")
+@click.option("--weights", help="torchvision's float weights instead, such as DEFAULT.")
+@click.option("--backend", type=click.Choice(list(BACKENDS)), default="x86")
+@click.option("-b", "--batch-size", type=POSITIVE, default=32, help="Images per calibration batch.")
+@click.option("--num-calibration-batches", type=POSITIVE, default=32)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks calibration images.")
+@click.option("--threads", type=POSITIVE, help="CPU threads; all cores.")
+@click.option("--output", required=True, help="The int8 artifact to write (.safetensors).")
+@click.option("--results", help="A CSV file that gets or replaces this model's row.")
+def main(**options: Any) -> None:
+    """Quantizes a float model to int8 and measures both on the held-out split.
+
+    Calibration images come from the training split, an equal share of every class, through the
+    evaluation transforms.
+    """
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    backend = get_backend(options["backend"])
+    data = engine.open_data(options["data"], options["data_path"])
+    float_model = _float_model(options)
+    info = model_info(float_model)
+    if info.transforms is None:
+        raise ArgumentError("These float weights name no transforms to evaluate with.")
+    preset = ImageClassification.from_dict(info.transforms)
+    test_set = data.split("test", preset)
+    output = Path(options["output"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    train_set = data.split("train", preset)
+    wanted = options["batch_size"] * options["num_calibration_batches"]
+    chosen = engine.stratified(train_set.targets, wanted, options["seed"])
+    if len(chosen) < wanted:
+        click.echo(f"Calibrating on all {len(chosen)} training images ({wanted} asked for).")
+    int8_model = quantize(float_model, Subset(train_set, chosen), backend.name, options)
+
+    float_metrics, metrics = evaluate(float_model, test_set), evaluate(int8_model, test_set)
+    command = engine.command_line("ptq.py")
+    recipe = {
+        **info.recipe,
+        "quantize": command,
+        "method": "PTQ (eager)",
+        "calibration_seed": options["seed"],
+        "calibration_images": len(chosen),
+        "calibration_sha256": hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest(),
+        "float_metrics": {data.held_out: float_metrics.to_dict()},
+        "float_file_size_mib": engine.mib(Path(options["checkpoint"]))
+        if options["checkpoint"]
+        else None,
+    }
+    save(
+        int8_model,
+        output,
+        backend=backend.name,
+        recipe=recipe,
+        metrics={data.held_out: metrics.to_dict()},
+    )
+    click.echo(f"float: {float_metrics}")
+    click.echo(f"int8:  {metrics}; wrote {output} ({engine.mib(output):.3f} MiB)")
+    if options["results"]:
+        low, high = metrics.interval()
+        row = {
+            "model": info.architecture,
+            "data": data.name,
+            "backend": backend.name,
+            "method": "PTQ (eager)",
+            "float_top1": round(float_metrics.top1, 3),
+            "int8_top1": round(metrics.top1, 3),
+            "int8_top1_low": round(low, 3),
+            "int8_top1_high": round(high, 3),
+            "n_test": metrics.n,
+            "input_size": preset.crop_size[0],
+            "float_mib": recipe["float_file_size_mib"],
+            "int8_mib": engine.mib(output),
+            "seed": info.recipe.get("seed"),
+            "calibration_images": len(chosen),
+            **engine.environment(),
+            "train_command": info.recipe.get("train"),
+            "quantize_command": command,
+        }
+        engine.put_row(Path(options["results"]), row, ("model", "data", "backend", "method"))
+
+
+def quantize(
+    model: nn.Module, calibration: Subset[Any], backend: str, options: dict[str, Any]
+) -> nn.Module:
+    """Returns a native int8 copy of a float model.
+
+    The same steps with PyTorch's own names: `fuse_model`, `torch.ao.quantization.prepare`, forward
+    passes, `torch.ao.quantization.convert`.
+    """
+    observed: Any = copy.deepcopy(model).eval()
+    observed.fuse_model(is_qat=False)
+    _torch_ao.insert_observers(observed, get_backend(backend).qconfig())
+    loader = DataLoader(calibration, options["batch_size"])
+    with torch.inference_mode():
+        for images, _ in tqdm(loader, desc="calibrate", unit="batch", leave=False):
+            observed(images)
+    with quantized_engine(run_engine(backend)):
+        _torch_ao.convert_observed(observed)
+    return observed
+
+
+def _float_model(options: dict[str, Any]) -> nn.Module:
+    name, checkpoint, weights = (options[k] for k in ("model", "checkpoint", "weights"))
+    if (checkpoint is None) == (weights is None):
+        raise ArgumentError("Give either --checkpoint FILE or --model NAME --weights NAME.")
+    if checkpoint is None:
+        if name is None:
+            raise ArgumentError("--weights needs --model, to know whose weights they are.")
+        return engine.float_model(name, weights, 1000).eval()
+    model = engine.load_float(Path(checkpoint))
+    made = model_info(model).architecture
+    if name is not None and get_entry(name).name != made:
+        raise ArgumentError(f"{checkpoint} holds a {made}, not a {name}: leave --model out.")
+    return model
+
+
+if __name__ == "__main__":
+    main()
