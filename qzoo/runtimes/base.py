@@ -1,0 +1,106 @@
+"""What all runtimes have in common: one small interface, and the checks on what goes in."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..artifact.format import Artifact
+from ..errors import ArgumentError, MissingDependencyError
+
+
+class CompiledModel(abc.ABC):
+    """An int8 model made ready for one runtime; call it like a module.
+
+    Float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. It may be called from
+    several threads at once.
+
+    Attributes:
+        runtime: Name of what executes it.
+        artifact: The model's numbers.
+        threads: Threads it computes with; None leaves that to the runtime.
+        batch_size: The only batch size it takes, or None for any.
+        float_layers: Names of quantized layers that the runtime executes in float; empty when
+            everything runs on integers.
+    """
+
+    runtime: str
+
+    def __init__(
+        self, artifact: Artifact, threads: int | None = None, batch_size: int | None = None
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise ArgumentError(f"threads must be at least 1, not {threads}.")
+        if batch_size is not None and batch_size < 1:
+            raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
+        self.artifact = artifact
+        self.threads = threads
+        self.batch_size = batch_size
+        self.float_layers: tuple[str, ...] = ()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns float32 logits [N, classes] of float32 images [N, 3, H, W].
+
+        Raises:
+            ArgumentError: A tensor of another dtype, layout or device, or of another batch size
+                than the model was compiled for.
+        """
+        return self._run(self._checked(x))
+
+    @abc.abstractmethod
+    def _run(self, x: Tensor) -> Tensor:
+        """Executes the model on a checked, contiguous input."""
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.artifact.info.architecture}, runtime={self.runtime!r}, "
+            f"threads={self.threads}, batch_size={self.batch_size})"
+        )
+
+    def _checked(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise ArgumentError(f"The input must be a torch tensor, not {type(x).__name__}.")
+        if x.device.type != "cpu":
+            raise ArgumentError(
+                f"The input is on {x.device}, but {self.runtime} runs int8 models on the CPU: pass "
+                "x.cpu()."
+            )
+        if x.dtype != torch.float32:
+            raise ArgumentError(
+                f"The input is {x.dtype}, but the model takes normalized float32 images: pass "
+                "x.float() after the weights' transforms."
+            )
+        if x.dim() != 4 or x.shape[1] != 3 or x.numel() == 0:
+            raise ArgumentError(
+                f"The input has the shape {tuple(x.shape)}, but the model takes [N, 3, H, W]."
+            )
+        if self.batch_size is not None and x.shape[0] != self.batch_size:
+            raise ArgumentError(
+                f"The input has {x.shape[0]} images, but the model was compiled for "
+                f"batch_size={self.batch_size}: pass that many, or compile with batch_size=None."
+            )
+        return x.detach().contiguous()
+
+
+def require(module: str, extra: str, purpose: str) -> Any:
+    """Imports an optional package.
+
+    Args:
+        module: What to import.
+        extra: The extra of qzoo that installs it.
+        purpose: What it is needed for, to finish "... needs it for".
+
+    Raises:
+        MissingDependencyError: It is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{purpose} needs the package {module.partition('.')[0]!r} ({error}): install it with "
+            f'pip install "qzoo[{extra}]".'
+        ) from None
