@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
 from .errors import ArgumentError, UnknownNameError, did_you_mean
@@ -40,10 +41,45 @@ class Entry:
     aux: tuple[str, ...] = ()
 
     def skeleton(self, kwargs: Mapping[str, Any]) -> nn.Module:
-        """Makes the float module on the meta device: shapes only, nothing drawn or allocated."""
+        """Makes the float module on the meta device: shapes only, nothing drawn or allocated.
+
+        Raises:
+            ArgumentError: The keywords do not build this model, or one of absurd depth.
+        """
         drawing = {"init_weights": False} if self.aux else {}
-        with torch.device("meta"):
-            return self.construct(**{**kwargs, **drawing}).eval()
+        try:
+            with torch.device("meta"), _BoundedWork():
+                return self.construct(**{**kwargs, **drawing}).eval()
+        except BUILD_ERRORS as error:
+            raise ArgumentError(build_failure(self.name, kwargs, error)) from None
+
+
+#: What torchvision's constructors and PyTorch raise for keywords that make no sense.
+BUILD_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError)
+#: Calls of torch functions while a skeleton is built; the largest model of the zoo needs 5,200.
+MAX_BUILD_CALLS = 50_000
+
+
+class _BoundedWork(TorchFunctionMode):
+    """Ends a construction that goes on and on, as an artifact's keywords may make it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls += 1
+        if self.calls > MAX_BUILD_CALLS:
+            raise ValueError("the model would have far more layers than any of the zoo")
+        return func(*args, **(kwargs or {}))
+
+
+def build_failure(name: str, kwargs: Mapping[str, Any], error: BaseException) -> str:
+    """Returns the sentence that says why the keywords do not build the model."""
+    shown = ", ".join(f"{str(k)[:40]}={repr(v)[:60]}" for k, v in kwargs.items())
+    return f"Cannot build {name} with {shown[:300] or 'no keywords'}: {str(error)[:300]}."
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -78,7 +114,7 @@ def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
     entry = _ENTRIES.get(key)
     if entry is None:
         raise UnknownNameError(
-            f"Unknown model {str(name)!r}.{did_you_mean(key, _ENTRIES)}"
+            f"Unknown model {str(name)[:80]!r}.{did_you_mean(key, _ENTRIES)}"
             " Call qzoo.list_models() (or run: qzoo list) to see them all."
         )
     return entry
@@ -150,7 +186,7 @@ def get_weight(name: str) -> WeightsEnum:
     if enum_name not in enums or not member:
         known = [f"{e}.{m}" for e, enum in enums.items() for m in enum.__members__]
         raise UnknownNameError(
-            f"Unknown weights {str(name)!r}: give an enum and a member, such as "
+            f"Unknown weights {str(name)[:80]!r}: give an enum and a member, such as "
             f"'ResNet50_QuantizedWeights.DEFAULT'.{did_you_mean(str(name), known)}"
         )
     return find_member(enums[enum_name], member)

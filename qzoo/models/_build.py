@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import warnings
@@ -18,7 +19,7 @@ from ..artifact.native import attach_info, to_native
 from ..artifact.plan import plan
 from ..backends import Backend, default_backend, get_backend
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
-from ..registry import Entry, get_entry
+from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
 from ..weights import IMAGENET, QuantizedWeightsEnum, float_state_dict, resolve_weights
 
 #: Placeholder activation ranges of a model without weights: what normalized pictures and
@@ -62,14 +63,17 @@ def build_model(
 
 def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, Any]) -> nn.Module:
     if member is None:
-        model = _construct(entry, kwargs)
+        model = _construct(entry, kwargs)  # draws from the global random state, like any module
         return attach_info(model, ModelInfo(entry.name, _plain_kwargs(kwargs)))
     wanted = len(member.meta["categories"])
     num_classes = kwargs.get("num_classes", wanted)
     full = {**entry.pretrained_kwargs, **kwargs, "num_classes": num_classes}
     if entry.aux:
         full |= {"aux_logits": True, "init_weights": False}
-    model = _construct(entry, full)
+    fresh_head = num_classes != wanted
+    # What a checkpoint overwrites is drawn aside; a fresh head is the user's, and so are its draws.
+    with contextlib.nullcontext() if fresh_head else torch.random.fork_rng(devices=[]):
+        model = _construct(entry, full)
     state = dict(float_state_dict(member, progress))
     _load_with_fresh_head(model, state, wanted, num_classes, repr(member))
     if entry.aux and not kwargs.get("aux_logits", False):
@@ -79,7 +83,7 @@ def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, An
     info = ModelInfo(
         entry.name,
         _plain_kwargs(stored),
-        classes=IMAGENET if num_classes == wanted else None,
+        classes=None if fresh_head else IMAGENET,
         transforms=_transforms_dict(member),
     )
     return attach_info(model, info)
@@ -88,10 +92,9 @@ def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, An
 def _construct(entry: Entry, kwargs: Mapping[str, Any]) -> nn.Module:
     defaults = {"init_weights": True} if entry.aux else {}
     try:
-        model = entry.construct(**{**defaults, **kwargs})
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"Cannot build {entry.name} with {dict(kwargs)}: {error}") from None
-    return model
+        return entry.construct(**{**defaults, **kwargs})
+    except BUILD_ERRORS as error:
+        raise ArgumentError(build_failure(entry.name, kwargs, error)) from None
 
 
 def _load_with_fresh_head(
@@ -134,15 +137,27 @@ def _int8_model(
         artifact = member.artifact(progress)
     except DownloadError as error:
         raise DownloadError(f"{error} {_offline_hint()}") from None
-    stored = artifact.info.builder_kwargs
-    signature = _signature_defaults(entry)
-    for key, value in kwargs.items():
-        if key != "num_classes" and value != stored.get(key, signature.get(key, value)):
-            raise ArgumentError(
-                f"{member!r} was made with {key}={stored.get(key, signature.get(key))!r}, so "
-                f"{key}={value!r} cannot be had with it: leave the argument out."
-            )
+    _check_same_keywords(entry, member, artifact.info.builder_kwargs, kwargs)
     return to_native(artifact, backend)
+
+
+def _check_same_keywords(
+    entry: Entry,
+    member: QuantizedWeightsEnum,
+    stored: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Checks that the user's keywords are known to the model and are those of the weights."""
+    own = {k: v for k, v in _plain_kwargs(kwargs).items() if k != "num_classes"}
+    if not own:
+        return
+    made_with = {**_defaults(entry, entry.skeleton({**stored, **own})), **stored}
+    for key, value in own.items():
+        if key not in made_with or value != made_with[key]:
+            raise ArgumentError(
+                f"{member!r} was made with {key}={made_with.get(key)!r}, so {key}={value!r} "
+                "cannot be had with it: leave the argument out."
+            )
 
 
 def _offline_hint() -> str:
@@ -153,21 +168,22 @@ def _offline_hint() -> str:
 
 
 def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) -> nn.Module:
+    plain = _plain_kwargs(kwargs)
+    fused, planned = plan(entry, plain)
     warnings.warn(
         f"This int8 {entry.name} has random weights and placeholder activation ranges: load an "
         "int8 state_dict into it, or pass weights='DEFAULT'.",
         UncalibratedWarning,
         stacklevel=4,
     )
-    plain = _plain_kwargs(kwargs)
-    fused, planned = plan(entry, plain)
     layers = {name: _with_placeholder_range(layer, backend) for name, layer in planned.items()}
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for name, layer in layers.items():
-        if layer.op in ("conv2d", "linear"):
-            weight, bias = _torch_ao.float_weights(fused, name)
-            tensors |= _random_weight(name, weight, bias, backend, generator)
+    with torch.device("cpu"):
+        for name, layer in layers.items():
+            if layer.op in ("conv2d", "linear"):
+                weight, bias = _torch_ao.float_weights(fused, name)
+                tensors |= _random_weight(name, weight, bias, backend, generator)
     return to_native(Artifact(ModelInfo(entry.name, plain, backend.name), layers, tensors))
 
 
@@ -209,12 +225,13 @@ def _plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in kwargs.items() if k != "init_weights"}
 
 
-def _signature_defaults(entry: Entry) -> dict[str, Any]:
-    """Returns the defaults of the float model's own keywords, as far as signatures tell them."""
-    target = getattr(entry.construct, "func", entry.construct)
-    defaults = {}
-    for cls in reversed(inspect.getmro(target)) if inspect.isclass(target) else ():
-        for key, parameter in inspect.signature(vars(cls).get("__init__", object)).parameters.items():
-            if parameter.default is not parameter.empty:
-                defaults[key] = parameter.default
-    return defaults
+def _defaults(entry: Entry, model: nn.Module) -> dict[str, Any]:
+    """Returns the defaults of the keywords that the model's constructor takes."""
+    construct = getattr(entry.construct, "func", entry.construct)
+    takers = [*(c.__init__ for c in reversed(type(model).__mro__)), construct]
+    return {
+        key: parameter.default
+        for taker in takers
+        for key, parameter in inspect.signature(taker).parameters.items()
+        if parameter.default is not parameter.empty
+    }

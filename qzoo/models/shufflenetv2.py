@@ -52,6 +52,14 @@ class QuantizableShuffleNetV2(SequentialForwardMixin, ShuffleNetV2):
         super().__init__(*args, inverted_residual=QuantizableInvertedResidual, **kwargs)
         replace_relu(self)
 
+    def _forward_impl(self, x: Tensor) -> Tensor:
+        x = self.stage2(self.maxpool(self.conv1(x)))
+        x = self.conv5(self.stage4(self.stage3(x)))
+        # The same numbers as torchvision's x.mean([2, 3]), which PyTorch's int8 kernel refuses on
+        # the 1x1 maps of small pictures ("required rank 4 tensor to use channels_last format").
+        x = x.mean([2, 3], keepdim=True).flatten(1)
+        return self.fc(x)
+
     def fuse_model(self, is_qat: bool | None = None) -> None:
         """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
         for module in (self.conv1, self.conv5):
