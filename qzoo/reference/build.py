@@ -1,0 +1,89 @@
+"""Reference models: an int8 model as explicit quantize and dequantize around ordinary float ops."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from ..artifact.format import Artifact
+from ..artifact.native import from_native
+from ..errors import ArgumentError, ArtifactError, UnknownNameError
+from ..registry import get_entry
+from .rewrite import Rewriter
+from .trace import Recording, record
+
+
+class ReferenceModel(fx.GraphModule):
+    """An int8 model as a graph of ordinary float operations on explicitly dequantized integers.
+
+    Float32 [N, 3, H, W] in, float32 logits [N, classes] out, on any device. The buffers are the
+    artifact's tensors under the artifact's names. Every node of the graph carries `meta["grid"]`,
+    the `Grid` that its float values lie on or None; the node that rounds a recorded call's result
+    carries that call's name as `meta["step"]`.
+    """
+
+    @property
+    def artifact(self) -> Artifact:
+        """The artifact that the model was built from, bit for bit."""
+        return self.meta["artifact"]
+
+    @property
+    def recording(self) -> Recording:
+        """The architecture's forward pass, which native models of it share."""
+        return self.meta["recording"]
+
+
+def build_reference(
+    model: nn.Module | Artifact,
+    *,
+    ste: bool = False,
+    explicit: bool = False,
+    activations: torch.dtype = torch.uint8,
+) -> ReferenceModel:
+    """Builds the reference model of an artifact or of a native int8 model of the zoo.
+
+    Args:
+        model: An artifact, or what a builder with `quantize=True`, `qzoo.load` or PyTorch's eager
+            `convert` returned; a reference model is built anew from its artifact.
+        ste: Whether gradients pass the roundings (straight-through estimator); the graph then
+            holds fake-quantize calls in place of quantize and dequantize pairs.
+        explicit: Whether operations that keep their input's grid (max pooling, split, shuffle,
+            flatten) are followed by a quantize and dequantize of their own. It changes no value;
+            some compilers recognise int8 operations by it.
+        activations: torch.uint8, or torch.int8 for runtimes without unsigned activations; integers
+            and zero points are then 128 less.
+
+    Returns:
+        The model in eval mode, on the CPU.
+
+    Raises:
+        ArtifactError: The model is not an int8 model of the zoo, or the artifact does not fit its
+            architecture.
+        ArgumentError: Activations of another dtype.
+    """
+    if activations not in (torch.uint8, torch.int8):
+        raise ArgumentError(f"Activations are torch.uint8 or torch.int8, not {activations}.")
+    artifact = model.artifact if isinstance(model, ReferenceModel) else model
+    if not isinstance(artifact, Artifact):
+        artifact = from_native(artifact)
+    recording = record(_skeleton(artifact), artifact.layers)
+    rewriter = Rewriter(artifact, recording, ste, explicit, activations == torch.int8)
+    root, graph = rewriter.rewrite()
+    reference = ReferenceModel(root, graph, f"Reference_{artifact.info.architecture}")
+    reference.meta.update(artifact=artifact, recording=recording)
+    return reference.eval()
+
+
+def _skeleton(artifact: Artifact) -> nn.Module:
+    info = artifact.info
+    try:
+        entry = get_entry(info.architecture)
+    except UnknownNameError as error:
+        raise ArtifactError(f"The artifact is for an architecture unknown here: {error}") from None
+    try:
+        return entry.skeleton(info.builder_kwargs)
+    except Exception as error:  # the keywords come from the file, so any of them may be nonsense
+        raise ArtifactError(
+            f"The artifact's builder arguments {str(info.builder_kwargs)[:200]} do not build a "
+            f"{info.architecture}: {str(error)[:200]}"
+        ) from None

@@ -1,0 +1,169 @@
+"""Compares realisations of one int8 model layer by layer, on integers.
+
+Each layer of the reference model gets the integers that the native model's layer got, so that a
+difference says something about that layer alone: carried from layer to layer, single steps would
+grow and mix.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ArgumentError
+from .build import ReferenceModel
+from .ops import QUANTIZE
+from .trace import INPUT_AFFINE
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """How far two realisations of a layer are apart, given the same input integers.
+
+    Attributes:
+        name: The recorded call's name ("layer1_0_conv1").
+        op: What it computes: a layer's op ("conv2d"), a functional's ("add_relu"), else the name
+            of the module's type or of the function ("AdaptiveAvgPool2d").
+        max_steps: Largest difference of two output integers, in steps of the output scale.
+        differing: Share of the output integers that differ, in [0, 1].
+        outputs: Number of output integers compared.
+    """
+
+    name: str
+    op: str
+    max_steps: int
+    differing: float
+    outputs: int
+
+
+def native_outputs(native: nn.Module, reference: ReferenceModel, x: Tensor) -> dict[str, Tensor]:
+    """Runs a native model and returns the integers after every recorded call.
+
+    Args:
+        native: The native int8 model that `reference` stands for.
+        reference: A reference model of the same architecture.
+        x: Images, float32 [N, 3, H, W] on the CPU.
+
+    Returns:
+        The call's name to its output's integers, uint8; calls that give no quantized tensor are
+        left out.
+    """
+    steps: dict[str, Tensor] = {}
+    with torch.no_grad():
+        _NativeInterpreter(native, reference, steps).run(x)
+    return steps
+
+
+def reference_outputs(
+    reference: ReferenceModel, x: Tensor, inputs: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Runs a reference model and returns the integers that each of its layers gives.
+
+    Args:
+        reference: The model, on any device, built without `ste`.
+        x: Images, float32 [N, 3, H, W].
+        inputs: The integers to continue with after each layer instead of its own, as
+            `native_outputs` gives them; None lets every layer see what the ones before it gave.
+
+    Returns:
+        The recorded call's name to its output's integers.
+
+    Raises:
+        ArgumentError: The model was built with `ste=True`, so that it holds no integers.
+    """
+    if not any(node.target is QUANTIZE for node in reference.graph.nodes):
+        raise ArgumentError("A reference model built with ste=True has no integer outputs.")
+    steps: dict[str, Tensor] = {}
+    with torch.no_grad():
+        _ReferenceInterpreter(reference, inputs, steps).run(x)
+    return steps
+
+
+def compare_layers(
+    native: nn.Module, reference: ReferenceModel, x: Tensor
+) -> list[LayerDifference]:
+    """Compares the layers of a native and a reference model on the same input integers.
+
+    Args:
+        native: The native int8 model.
+        reference: The reference model of the same artifact, on any device.
+        x: Images, float32 [N, 3, H, W], on the CPU.
+
+    Returns:
+        One entry for each operation that rounds, in the order of the forward pass.
+
+    Raises:
+        ArgumentError: The reference model was built with `ste=True`.
+    """
+    expected = native_outputs(native, reference, x)
+    device = next(iter(reference.buffers())).device
+    given = reference_outputs(reference, x.to(device), expected)
+    calls = {node.name: node for node in reference.recording.graph.nodes}
+    found = []
+    for name, integers in given.items():
+        gap = (integers.cpu().int() - expected[name].int()).abs()
+        found.append(
+            LayerDifference(
+                name,
+                _describe(calls[name], reference),
+                int(gap.max()),
+                float((gap > 0).float().mean()),
+                gap.numel(),
+            )
+        )
+    return found
+
+
+class _NativeInterpreter(fx.Interpreter):
+    """Runs the recorded calls on the native model's modules."""
+
+    def __init__(self, native: nn.Module, reference: ReferenceModel, steps: dict[str, Any]) -> None:
+        super().__init__(native, graph=reference.recording.graph)
+        self.steps, self.affine = steps, reference.recording.affine
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor) and result.is_quantized:
+            self.steps[n.name] = result.int_repr()
+        return result
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target == INPUT_AFFINE:
+            return self.module._transform_input(*args)  # type: ignore[operator]
+        if args and isinstance(args[0], str):
+            op, *rest = args
+            return getattr(self.module.get_submodule(target), op)(*rest)
+        return super().call_module(target, args, kwargs)
+
+
+class _ReferenceInterpreter(fx.Interpreter):
+    """Notes every layer's integers and may replace them before the next layer."""
+
+    def __init__(
+        self, reference: ReferenceModel, inputs: dict[str, Tensor] | None, steps: dict[str, Tensor]
+    ) -> None:
+        super().__init__(reference)
+        self.inputs, self.steps = inputs, steps
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.target is not QUANTIZE:
+            return result
+        name = n.meta["step"]
+        offset = 128 if result.dtype == torch.int8 else 0
+        self.steps[name] = (result.int() + offset).to(torch.uint8)
+        if self.inputs is None:
+            return result
+        return (self.inputs[name].int() - offset).to(result.dtype).to(result.device)
+
+
+def _describe(call: fx.Node, reference: ReferenceModel) -> str:
+    if call.op != "call_module":
+        return str(getattr(call.target, "__name__", call.target))
+    layer = reference.artifact.layers.get(str(call.target))
+    if layer is None:
+        return type(reference.recording.modules[str(call.target)]).__name__
+    return str(call.args[0]) if layer.op == "functional" else layer.op
