@@ -33,7 +33,7 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
     name = os.fspath(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow remarks on odd metadata
             with Image.open(name) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ImageError(_too_large(name))

@@ -1,0 +1,167 @@
+"""The commands that people meet first, as they are run: in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import qzoo
+from qzoo.classify import classify
+from qzoo.cli import main
+
+DIGITS = sorted((Path(qzoo.__file__).parent / "embedded" / "digits").glob("*.png"))
+MODEL = ("--model", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
+
+
+def run(*args: object) -> tuple[int, str, str]:
+    """Runs a command in this process; returns exit code, stdout, stderr."""
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> None:
+    code, out, err = result
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.count("\n") <= 1, err
+    for word in words:
+        assert word in err
+
+
+def test_demo_in_a_fresh_process_without_network(tmp_path: Path) -> None:
+    env = {**os.environ, "QZOO_OFFLINE": "1", "QZOO_HOME": str(tmp_path / "cache")}
+    command = [str(Path(sys.executable).parent / "qzoo"), "demo"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for digit in DIGITS:
+        assert digit.name in done.stdout
+    assert "float32" in done.stdout and "int8" in done.stdout
+    assert not (tmp_path / "cache").exists()
+
+
+def test_demo_json_holds_measured_figures() -> None:
+    code, out, _ = run("demo", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert sum(p["label"] == p["prediction"] for p in report["pictures"]) >= len(DIGITS) - 1
+    float32, int8 = report["models"]
+    assert int8["file_kb"] < 0.4 * float32["file_kb"]
+    assert all(row["latency_224_ms"] > row["latency_64_ms"] > 0 for row in (float32, int8))
+
+
+def test_classify_names_the_digit() -> None:
+    code, out, _ = run("classify", *DIGITS[:3], *MODEL, "--topk", 2, "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [r["file"] for r in rows] == [str(d) for d in DIGITS[:3]]
+    for row, digit in zip(rows, DIGITS, strict=False):
+        first, second = row["predictions"]
+        assert first["probability"] >= second["probability"]
+        assert first["name"] == digit.name.split("-")[1]
+
+
+def test_classify_agrees_with_the_api_on_an_artifact(tmp_path: Path) -> None:
+    model = qzoo.shufflenet_v2_x0_5(weights="DIGITS_X86_V1", quantize=True)
+    path = tmp_path / "mine.safetensors"
+    qzoo.save(model, path)
+    code, out, _ = run("classify", DIGITS[0], "-m", path, "--json", "-k", 99)
+    assert code == 0
+    expected = classify(model, [DIGITS[0]], topk=99)[0]
+    assert [p["index"] for p in json.loads(out)[0]["predictions"]] == [p.index for p in expected]
+    assert sum(p.probability for p in expected) == pytest.approx(1, abs=1e-5)
+
+
+def test_pictures_of_every_size_and_mode(tmp_path: Path) -> None:
+    files = []
+    for mode, size in [("L", (1, 1)), ("RGBA", (300, 20)), ("CMYK", (50, 50)), ("1", (9, 400))]:
+        path = tmp_path / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        Image.new(mode, size).save(path)
+        files.append(path)
+    code, out, _ = run("classify", *files, *MODEL, "--json")
+    assert code == 0
+    assert len(json.loads(out)) == 4
+
+
+def test_one_bad_picture_stops_all(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(DIGITS[0].read_bytes()[:40])
+    assert_refused(run("classify", DIGITS[0], bad, *MODEL), "bad.png", "damaged")
+    assert_refused(run("classify", DIGITS[0], tmp_path / "no.png", *MODEL), "no.png")
+    assert_refused(run("classify", tmp_path, *MODEL), "folder")
+
+
+def test_bad_names() -> None:
+    assert_refused(run("classify", DIGITS[0], "-m", "resnet5"), "Did you mean 'resnet50'")
+    assert_refused(run("info", "mobilnet_v2"), "Did you mean 'mobilenet_v2'")
+    weights = ("-m", "resnet50", "-w", "IMAGENET1K_FBGEM_V2")
+    assert_refused(run("classify", DIGITS[0], *weights), "Did you mean 'IMAGENET1K_FBGEMM_V2'")
+    assert_refused(run("classify", DIGITS[0], *MODEL, "--backend", "cuda"), "Unknown backend")
+    missing = run("classify", DIGITS[0], "-m", "./no_such_file.safetensors")
+    assert_refused(missing, "no_such_file.safetensors")
+    code, _, err = run("classify", DIGITS[0], *MODEL, "--topk", 0)
+    assert code == 2 and "topk" in err
+
+
+def test_offline_names_the_embedded_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("QZOO_OFFLINE", "1")
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path))
+    result = run("classify", DIGITS[0], "-m", "resnet50")
+    assert_refused(result, "QZOO_OFFLINE", "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1")
+
+
+def test_weights_for_a_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    qzoo.save(qzoo.shufflenet_v2_x0_5(weights="DIGITS_X86_V1", quantize=True), path)
+    assert_refused(run("classify", DIGITS[0], "-m", path, "-w", "DEFAULT"), "drop --weights")
+    path.write_bytes(path.read_bytes()[:5000])
+    assert_refused(run("classify", DIGITS[0], "-m", path), "truncated or damaged")
+
+
+def test_a_model_without_transforms_cannot_classify(tmp_path: Path) -> None:
+    with pytest.warns(qzoo.UncalibratedWarning):
+        model = qzoo.shufflenet_v2_x0_5(quantize=True)
+    with pytest.raises(qzoo.ArgumentError, match="transforms"):
+        classify(model, DIGITS[:1])
+
+
+def test_list_and_info() -> None:
+    code, out, _ = run("list", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {r["model"] for r in rows} == set(qzoo.list_models())
+    code, out, _ = run("list", "resnet*", "--quantized")
+    assert code == 0 and "resnet18" in out and "resnet34" not in out
+    assert run("list", "nothing*")[1] == "No model matches.\n"
+    code, out, _ = run("info", "resnet50")
+    assert code == 0 and "80.282 %" in out and "published by torchvision" in out
+    code, out, _ = run("info", "resnet50", "--json")
+    assert json.loads(out)["num_params"] == 25557032
+
+
+@pytest.mark.parametrize("command", ["list", "info", "classify", "demo"])
+def test_every_help_has_an_example(command: str) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"qzoo {command}" in out.partition("Example")[2]
+
+
+def test_classify_leaves_the_model_as_it_was() -> None:
+    model = qzoo.shufflenet_v2_x0_5(weights="DIGITS_X86_V1", quantize=True)
+    before = torch.get_rng_state()
+    classify(model, DIGITS[:1])
+    assert not model.training
+    assert torch.equal(before, torch.get_rng_state())
