@@ -73,6 +73,7 @@ class ShuffleNet_V2_X0_5_QuantizedWeights(QuantizedWeightsEnum):
     """Int8 weights; their facts are in weights_meta/shufflenet_v2_x0_5.json."""
 
     IMAGENET1K_FBGEMM_V1 = read_weights("shufflenet_v2_x0_5", "IMAGENET1K_FBGEMM_V1")
+    DIGITS_X86_V1 = read_weights("shufflenet_v2_x0_5", "DIGITS_X86_V1")
     DEFAULT = IMAGENET1K_FBGEMM_V1
 
 
