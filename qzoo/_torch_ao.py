@@ -56,6 +56,10 @@ _OP_OF_TYPE: dict[type[nn.Module], tuple[str, bool]] = {
     nn.Identity: ("identity", False),
 }
 _FLOAT_TYPES = (nn.Conv2d, nn.Linear, nni.ConvReLU2d, nni.LinearReLU, QuantStub, FloatFunctional)
+# Parts without numbers of their own that an int8 model must not keep as they are.
+_MARKER_TYPES = (QuantStub, DeQuantStub, FloatFunctional, nn.Hardswish)
+# What fusion folds into a neighbour, leaving an identity behind.
+_FOLDED_TYPES = (nn.BatchNorm2d, nn.ReLU, nn.Identity)
 # Modules that compute on integers as they stand, whose type conversion leaves alone.
 _PLAIN_TYPES = (nn.ReLU, nn.Hardsigmoid, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
@@ -129,6 +133,56 @@ def float_weights(fused: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     return inner.weight, inner.bias
 
 
+def check_fit(
+    skeleton: nn.Module, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]
+) -> None:
+    """Checks that layers and tensors are those of an architecture, all of them and no others.
+
+    Args:
+        skeleton: The quantizable float model, not fused, on the meta device.
+        layers: Module name to layer, as an artifact carries them.
+        tensors: The artifact's plain tensors.
+
+    Raises:
+        ArtifactError: A layer does not fit the skeleton, or a part of the skeleton has no layer.
+    """
+    modules = dict(skeleton.named_modules())
+    for name, layer in layers.items():
+        current: Any = modules.get(name)
+        if current is None:
+            raise ArtifactError(
+                f"The artifact has a layer {name!r} that this architecture lacks: it was made "
+                "for another architecture or with other builder arguments."
+            )
+        folded = isinstance(current, _FOLDED_TYPES)
+        if layer.op != ("identity" if folded else _OP_OF_TYPE.get(type(current), ("", False))[0]):
+            raise ArtifactError(
+                f"The artifact's layer {name!r} is a {layer.op}, but this architecture has "
+                f"{type(current).__name__} there: it was made for another architecture."
+            )
+        if layer.op in ("conv2d", "linear"):
+            _check_same(name, "weight shape", tensors[f"{name}.weight"].shape, current.weight.shape)
+        if layer.op == "conv2d":
+            for what in ("stride", "padding", "dilation", "groups"):
+                _check_same(name, what, getattr(layer, what), getattr(current, what))
+    for name, module in modules.items():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if name not in layers and (own or type(module) in _MARKER_TYPES):
+            raise ArtifactError(
+                f"The artifact has no layer {name!r}, which this architecture has: it is "
+                "incomplete or was made for another architecture."
+            )
+
+
+def _check_same(name: str, what: str, found: Any, wanted: Any) -> None:
+    if found != wanted:
+        shown = [tuple(v) if isinstance(v, torch.Size) else v for v in (found, wanted)]
+        raise ArtifactError(
+            f"Layer {name!r} has the {what} {shown[0]} in the artifact and {shown[1]} in this "
+            "architecture: it was made for another one."
+        )
+
+
 def build_native(
     skeleton: nn.Module, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]
 ) -> nn.Module:
@@ -142,26 +196,12 @@ def build_native(
     Raises:
         ArtifactError: A layer does not fit the skeleton, or a part of the skeleton has no layer.
     """
+    check_fit(skeleton, layers, tensors)
     with _no_deprecation_noise(), torch.device("cpu"):
         for name, layer in layers.items():
             parent, _, child = name.rpartition(".")
-            try:
-                owner = skeleton.get_submodule(parent)
-                current = owner._modules[child]
-            except (AttributeError, KeyError):
-                raise ArtifactError(
-                    f"The artifact has a layer {name!r} that this architecture lacks: it was made "
-                    "for another architecture or with other builder arguments."
-                ) from None
-            if current is None:
-                raise ArtifactError(f"The artifact has a layer {name!r} that is switched off here.")
-            owner._modules[child] = _native_module(name, layer, tensors, current)
-    for name, tensor in [*skeleton.named_parameters(), *skeleton.named_buffers()]:
-        if tensor.is_meta:
-            raise ArtifactError(
-                f"The artifact has no layer for {name!r} of this architecture: it is incomplete or "
-                "was made for another architecture."
-            )
+            owner = skeleton.get_submodule(parent)
+            owner._modules[child] = _native_module(name, layer, tensors, owner._modules[child])
     return skeleton.eval()
 
 
@@ -275,12 +315,6 @@ def _empty(cls: type[nn.Module]) -> Any:
 def _native_module(
     name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any
 ) -> nn.Module:
-    expected = _OP_OF_TYPE.get(type(current), ("", False))[0]
-    if layer.op != expected and layer.op != "identity":
-        raise ArtifactError(
-            f"The artifact's layer {name!r} is a {layer.op}, but this architecture has "
-            f"{type(current).__name__} there: it was made for another architecture."
-        )
     match layer.op:
         case "conv2d":
             return _native_conv(name, layer, tensors, current)
@@ -303,20 +337,13 @@ def _native_module(
 
 
 def _native_conv(name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any) -> nn.Module:
-    for attribute in ("stride", "padding", "dilation", "groups"):
-        if getattr(layer, attribute) != getattr(current, attribute):
-            raise ArtifactError(
-                f"Layer {name!r} has {attribute} {getattr(layer, attribute)} in the artifact and "
-                f"{getattr(current, attribute)} in this architecture: it was made for another one."
-            )
-    weight = _checked_weight(name, tensors, current)
     module = _empty(nniq.ConvReLU2d if layer.relu else nnq.Conv2d)
     for attribute in (
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
         "transposed", "output_padding", "groups", "padding_mode",
     ):  # fmt: skip
         setattr(module, attribute, getattr(current, attribute))
-    module.set_weight_bias(weight, tensors.get(f"{name}.bias"))
+    _pack(name, module, tensors)
     module.scale, module.zero_point = layer.scale, layer.zero_point
     return module
 
@@ -324,21 +351,20 @@ def _native_conv(name: str, layer: Layer, tensors: Mapping[str, Tensor], current
 def _native_linear(
     name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any
 ) -> nn.Module:
-    weight = _checked_weight(name, tensors, current)
     module = _empty(nniq.LinearReLU if layer.relu else nnq.Linear)
     module.in_features, module.out_features = current.in_features, current.out_features
     module._packed_params = _empty(nnq.modules.linear.LinearPackedParams)
     module._packed_params.dtype = torch.qint8
-    module._packed_params.set_weight_bias(weight, tensors.get(f"{name}.bias"))
+    _pack(name, module._packed_params, tensors)
     module.scale, module.zero_point = layer.scale, layer.zero_point
     return module
 
 
-def _checked_weight(name: str, tensors: Mapping[str, Tensor], current: Any) -> Tensor:
-    shape = tuple(tensors[f"{name}.weight"].shape)
-    if shape != tuple(current.weight.shape):
+def _pack(name: str, module: Any, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        module.set_weight_bias(_quantized_weight(name, tensors), tensors.get(f"{name}.bias"))
+    except RuntimeError as error:
         raise ArtifactError(
-            f"Layer {name!r} has a weight of shape {shape} in the artifact and "
-            f"{tuple(current.weight.shape)} in this architecture: it was made for another one."
-        )
-    return _quantized_weight(name, tensors)
+            f"PyTorch's engine {torch.backends.quantized.engine} cannot take the weights of layer "
+            f"{name!r}: {str(error).splitlines()[0]}"
+        ) from None

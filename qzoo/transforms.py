@@ -55,8 +55,8 @@ def preset_kwargs(data: dict[str, Any]) -> dict[str, Any]:
     for name in ("mean", "std"):
         values = kwargs.get(name)
         good = good and isinstance(values, list) and len(values) == 3
-        good = good and all(type(v) in (int, float) for v in values or ())
-    if not good or 0 in data["std"] or data["antialias"] not in (True, False, None):
+        good = good and all(type(v) in (int, float) and abs(v) < 1e6 for v in values or ())
+    if not good or min(data["std"]) <= 0 or data["antialias"] not in (True, False, None):
         raise ArtifactError(
             f"The transforms {str(data)[:200]} are not a preset that this qzoo knows."
         )

@@ -20,12 +20,15 @@ from torch import Tensor
 
 from ..backends import BACKENDS
 from ..errors import ArtifactError
+from ..transforms import preset_kwargs
 from .layers import Layer, check_tensors
 
 FORMAT = "qzoo-int8"
 VERSION = 1
 #: The header of the largest model of the zoo takes 100 kB.
 MAX_HEADER_BYTES = 16 * 2**20
+#: Objects within objects; the format itself needs 4, the rest is for recipes.
+MAX_HEADER_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Artifact:
     def __post_init__(self) -> None:
         _check_info(self.info)
         check_tensors(self.layers, self.tensors)
+        _check_classes(self.info.classes, self.layers, self.tensors)
 
     def header(self) -> dict[str, Any]:
         """Returns the JSON header, without the digest."""
@@ -151,8 +155,10 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     names = {f.name for f in dataclasses.fields(ModelInfo)}
     expected = names | {"format", "version", "layers", "versions", "sha256"}
     if set(header) != expected:
-        odd = sorted(str(k) for k in set(header) ^ expected)
+        odd = sorted(repr(k) for k in set(header) ^ expected)
         raise ArtifactError(f"the header lacks or has too much of: {', '.join(odd)[:200]}.")
+    if _depth(header) > MAX_HEADER_DEPTH:
+        raise ArtifactError(f"the header is nested more than {MAX_HEADER_DEPTH} levels deep.")
     digest = header.pop("sha256")
     if digest != _digest(header, tensors):
         raise ArtifactError(
@@ -163,7 +169,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
         raise ArtifactError("the header's layers or versions are not a table.")
     layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
     info = ModelInfo(**{name: header[name] for name in names})
-    if info.backend not in BACKENDS:
+    if not isinstance(info.backend, str) or info.backend not in BACKENDS:
         raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
     return Artifact(info, layers, tensors, header["versions"])
 
@@ -190,12 +196,42 @@ def _check_info(info: ModelInfo) -> None:
     for name, good in checks.items():
         if not good:
             raise ArtifactError(f"the field {name!r} has the wrong type.")
+    if info.transforms is not None:
+        preset_kwargs(info.transforms)
+
+
+def _check_classes(
+    classes: list[str] | str | None, layers: dict[str, Layer], tensors: dict[str, Tensor]
+) -> None:
+    """Checks that there is a name for each logit; the head is the last linear layer."""
+    heads = [name for name, layer in layers.items() if layer.op == "linear"]
+    if classes is None or not heads:
+        return
+    logits, names = len(tensors[f"{heads[-1]}.weight"]), 1000
+    if isinstance(classes, list):
+        names = len(classes)
+    if names != logits:
+        raise ArtifactError(
+            f"the model has {logits} logits and {names} class names; save it with classes=[...] "
+            "that name each, or classes=None."
+        )
+
+
+def _depth(value: Any) -> int:
+    """Returns how many lists and objects a JSON value has within each other, without recursion."""
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, (dict, list))]:
+        depth += 1
+        level = [c for v in level for c in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def _canonical(header: dict[str, Any]) -> str:
     try:
-        return json.dumps(header, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(header, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        text.encode()  # a lone surrogate is text that no file can hold
+        return text
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"This model cannot be described in an artifact, because its builder arguments, "
             f"recipe or transforms hold something that is not plain JSON: {error}."
@@ -203,10 +239,10 @@ def _canonical(header: dict[str, Any]) -> str:
 
 
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256(_canonical(header).encode("utf-8", "surrogatepass"))
+    sha = hashlib.sha256(_canonical(header).encode("utf-8"))
     for name in sorted(tensors):
         tensor = tensors[name]
-        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode("utf-8", "surrogatepass"))
+        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
         array: Any = tensor.contiguous().numpy()  # a buffer, whatever numpy's stubs say
         sha.update(array)
     return sha.hexdigest()

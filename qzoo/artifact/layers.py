@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from ..errors import ArtifactError
 RANGED_OPS = frozenset({"quantize", "conv2d", "linear", "functional", "hardswish"})
 #: Operations without numbers.
 BARE_OPS = frozenset({"dequantize", "dropout", "identity"})
+# Scales are used as float32 too, where anything outside would be 0 or infinite.
+_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -72,13 +73,15 @@ class Layer:
             raise ArtifactError(
                 f"Layer {name!r} should have exactly the fields {', '.join(sorted(wanted))}."
             )
-        kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        kwargs: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
         layer = cls(**kwargs)
         layer._check(name)
-        return layer
+        return dataclasses.replace(layer, scale=float(layer.scale))
 
     def _check(self, name: str) -> None:
-        if not (_is_number(self.scale) and math.isfinite(self.scale) and self.scale > 0):
+        if not (_is_number(self.scale) and _SMALLEST <= self.scale <= _LARGEST):
             raise ArtifactError(f"Layer {name!r} has the impossible scale {str(self.scale)[:40]}.")
         if not (_is_int(self.zero_point) and 0 <= self.zero_point <= 255):
             raise ArtifactError(
@@ -150,7 +153,7 @@ def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) ->
             raise ArtifactError(f"Layer {name!r} has channels that its groups do not divide.")
         channels = (weight.shape[0],)
         _check_one(name, "weight scale", scale, (torch.float32, torch.float64), [(), channels])
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        if not bool(((scale >= _SMALLEST) & (scale <= _LARGEST)).all()):
             raise ArtifactError(f"Layer {name!r} has weight scales that are not above 0.")
         known |= {f"{name}.weight", f"{name}.weight_scale"}
         if (zero_point := tensors.get(f"{name}.weight_zero_point")) is not None:

@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from .. import _torch_ao
-from ..backends import default_backend, get_backend, quantized_engine, run_engine
-from ..errors import ArtifactError, UnknownNameError
+from ..backends import BACKENDS, default_backend, get_backend, quantized_engine, run_engine
+from ..errors import ArgumentError, ArtifactError, UnknownNameError
 from ..registry import get_entry
 from .format import Artifact, ModelInfo
+from .layers import Layer
 
 _INFO = "_qzoo_info"
 
@@ -75,20 +76,21 @@ def to_native(artifact: Artifact, backend: str | None = None) -> nn.Module:
     if backend is not None:
         get_backend(backend)
     info = artifact.info
+    skeleton = _skeleton(info)
+    with quantized_engine(run_engine(backend or str(info.backend))):
+        model = _torch_ao.build_native(skeleton, artifact.layers, artifact.tensors)
+    return attach_info(model, info)
+
+
+def _skeleton(info: ModelInfo) -> nn.Module:
     try:
         entry = get_entry(info.architecture)
     except UnknownNameError as error:
         raise ArtifactError(f"The artifact is for an architecture unknown here: {error}") from None
     try:
-        skeleton = entry.skeleton(info.builder_kwargs)
-    except Exception as error:  # the keywords come from the file, so any of them may be nonsense
-        raise ArtifactError(
-            f"The artifact's builder arguments {str(info.builder_kwargs)[:200]} do not build a "
-            f"{info.architecture}: {str(error)[:200]}"
-        ) from None
-    with quantized_engine(run_engine(backend or str(info.backend))):
-        model = _torch_ao.build_native(skeleton, artifact.layers, artifact.tensors)
-    return attach_info(model, info)
+        return entry.skeleton(info.builder_kwargs)
+    except ArgumentError as error:
+        raise ArtifactError(f"The artifact's builder arguments are of no use: {error}") from None
 
 
 def from_native(model: nn.Module, **info: Any) -> Artifact:
@@ -99,13 +101,34 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
         **info: Fields of `ModelInfo` that replace what the model carries.
 
     Raises:
-        ArtifactError: The model is not of the zoo, or a layer of it is not int8.
+        ArtifactError: The model is not of the zoo, a layer of it is not int8, or a part of it was
+            replaced by one that its builder does not make.
     """
     known = dataclasses.replace(model_info(model), **info)
     if known.backend is None:
-        known = dataclasses.replace(known, backend=default_backend())
+        # The numbers were chosen by the user's own flow, most likely for the engine it runs on.
+        engine = torch.backends.quantized.engine
+        known = dataclasses.replace(
+            known, backend=engine if engine in BACKENDS else default_backend()
+        )
     layers, tensors = _torch_ao.read_native(model)
+    known = _with_own_head(known, layers, tensors, keep_classes="classes" in info)
+    # What cannot be loaded again must not be saved.
+    _torch_ao.check_fit(_skeleton(known), layers, tensors)
     return Artifact(known, layers, tensors, package_versions())
+
+
+def _with_own_head(
+    info: ModelInfo, layers: dict[str, Layer], tensors: dict[str, Tensor], keep_classes: bool
+) -> ModelInfo:
+    """Takes note of a head that the user put in (`model.fc = nn.Linear(512, 10)`)."""
+    head = next((name for name in reversed(layers) if layers[name].op == "linear"), None)
+    logits = 1000 if head is None else len(tensors[f"{head}.weight"])
+    if logits == info.builder_kwargs.get("num_classes", 1000):
+        return info
+    kwargs = {**info.builder_kwargs, "num_classes": logits}
+    classes = info.classes if keep_classes else None
+    return dataclasses.replace(info, builder_kwargs=kwargs, classes=classes)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from .. import _torch_ao
-from ..errors import ArgumentError
 from ..registry import Entry
 from .layers import Layer
 
@@ -28,10 +27,7 @@ def plan(entry: Entry, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, 
     Raises:
         ArgumentError: The keywords do not build such a model.
     """
-    try:
-        fused: Any = entry.skeleton(kwargs)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"Cannot build {entry.name} with {dict(kwargs)}: {error}") from None
+    fused: Any = entry.skeleton(kwargs)
     with torch.device("meta"):
         fused.fuse_model(is_qat=False)
     return fused, _torch_ao.plan_layers(fused)

@@ -228,7 +228,7 @@ def _plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _defaults(entry: Entry, model: nn.Module) -> dict[str, Any]:
     """Returns the defaults of the keywords that the model's constructor takes."""
     construct = getattr(entry.construct, "func", entry.construct)
-    takers = [*(c.__init__ for c in reversed(type(model).__mro__)), construct]
+    takers = [*reversed(type(model).__mro__[:-1]), construct]
     return {
         key: parameter.default
         for taker in takers
