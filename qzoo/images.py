@@ -47,7 +47,8 @@ def load_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ImageError(f"{name} is a folder: name the picture files in it.") from None
     except UnidentifiedImageError:
         raise ImageError(
-            f"{name} is not a picture in a format that can be read: use PNG, JPEG or WebP."
+            f"{name} is not a picture that can be read (another format, or cut off at its start): "
+            "use a whole PNG, JPEG or WebP file."
         ) from None
     except MemoryError:
         raise ImageError(_too_large(name)) from None

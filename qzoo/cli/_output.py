@@ -30,7 +30,9 @@ def print_table(
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=200)
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    if title is not None:
+        console.print(title, style="bold", soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
     for index, heading in enumerate(columns):
         align = "right" if right[index : index + 1] == "r" else "left"
         table.add_column(heading, justify=align, overflow="fold")  # type: ignore[arg-type]
