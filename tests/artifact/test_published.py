@@ -1,0 +1,115 @@
+"""torchvision's published checkpoints, through the weight enum, to torchvision's own logits."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import published_helpers as ph
+import pytest
+import torch
+from torch import nn
+from torchvision.models import quantization as tv
+
+import qzoo
+from qzoo import hub
+from qzoo.artifact.native import from_native
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a web server on loopback that stands for every published url."""
+    root = tmp_path / "site"
+    root.mkdir()
+    handler = functools.partial(_Handler, directory=str(root))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    for name in ("QZOO_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("QZOO_MIRROR", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    yield root
+    server.shutdown()
+    server.server_close()
+
+
+def publish(
+    site: Path, monkeypatch: pytest.MonkeyPatch, member: Any, state: Any, zipped: bool
+) -> Path:
+    """Puts a state dict where the member's url points, and its hash where the enum looks."""
+    path = site / urlsplit(member.url).path.lstrip("/")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(member.meta, "sha256_prefix", digest[:8])
+    return path
+
+
+def torchvision_loads(monkeypatch: pytest.MonkeyPatch, name: str, path: Path) -> nn.Module:
+    """What torchvision's builder makes of the file, found in torch.hub's cache."""
+    enum: Any = qzoo.get_model_weights(name)
+    weights: Any = getattr(tv, enum.__name__).DEFAULT
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    cached.unlink(missing_ok=True)
+    cached.symlink_to(path)
+    with ph.quiet(), ph.cheap_init():
+        torch.backends.quantized.engine = ph.BUILDERS[name]
+        # It runs the float model once, for ranges that the loaded ones replace.
+        rand = torch.rand
+        monkeypatch.setattr(torch, "rand", lambda *shape: rand(1, 3, 75, 75))
+        model: nn.Module = getattr(tv, name)(weights=weights, quantize=True)
+        monkeypatch.setattr(torch, "rand", rand)
+    return model
+
+
+#: Packing their weights takes seconds, so they are packed no more often than needed.
+LARGE = {"resnext101_32x8d", "resnext101_64x4d"}
+
+
+@pytest.mark.parametrize("name", ph.BUILDERS)
+def test_published_files_give_torchvisions_logits(name, site, monkeypatch):
+    member: Any = qzoo.get_model_weights(name).DEFAULT
+    engine = ph.BUILDERS[name]
+    assert member.meta["backend"] == engine
+    qat = name == "mobilenet_v3_large"
+    state = (ph.qat_model(name) if qat else ph.int8_model(name)).state_dict()
+    x = ph.pictures(name)
+    path = publish(site, monkeypatch, member, state, zipped=True)
+    theirs = torchvision_loads(monkeypatch, name, path)
+    expected = ph.logits(theirs, x, engine)
+    ph.assert_informative(expected)
+    model = qzoo.get_model(name, weights="DEFAULT", quantize=True, progress=False)
+    assert torch.equal(ph.logits(model, x, engine), expected)
+    publish(site, monkeypatch, member, state, zipped=False)
+    hub.clear_cache()
+    if name in LARGE:
+        old = member.artifact(progress=False, check_hash=True)
+        assert old.digest() == dataclasses.replace(from_native(model), info=old.info).digest()
+    else:
+        model = qzoo.get_model(name, weights="DEFAULT", quantize=True, progress=False)
+        assert torch.equal(ph.logits(model, x, engine), expected)
+    (file,) = hub.list_cache()
+    assert file.path.read_bytes() == path.read_bytes()
+    # And back: what torchvision would have saved of its int8 model.
+    back = model.state_dict()
+    assert set(back) == set(theirs.state_dict())
+    if name not in LARGE:
+        assert torch.equal(ph.logits(ph.loaded(theirs, back, engine), x, engine), expected)
+    if qat:
+        size = len(from_native(model).to_bytes())
+        assert size < 0.27 * path.stat().st_size
