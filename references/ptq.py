@@ -26,6 +26,7 @@ from qzoo.errors import ArgumentError
 from qzoo.evaluate import evaluate
 from qzoo.registry import get_entry
 from qzoo.transforms import ImageClassification
+from qzoo.weights import class_names
 
 POSITIVE = click.IntRange(min=1)
 
@@ -57,6 +58,7 @@ def main(**options: Any) -> None:
     info = model_info(float_model)
     if info.transforms is None:
         raise ArgumentError("These float weights name no transforms to evaluate with.")
+    _check_classes(class_names(info.classes), data, from_checkpoint=bool(options["checkpoint"]))
     preset = ImageClassification.from_dict(info.transforms)
     test_set = data.split("test", preset)
     output = Path(options["output"])
@@ -136,6 +138,17 @@ def quantize(
         warnings.filterwarnings("ignore", message="must run observer before")
         _torch_ao.convert_observed(observed)
     return observed
+
+
+def _check_classes(own: list[str] | None, data: engine.Data, from_checkpoint: bool) -> None:
+    # Folders of ImageNet bear WordNet numbers instead of names, but in the order of the logits.
+    same = own == data.classes if from_checkpoint else len(own or ()) == len(data.classes)
+    if not same:
+        raise ArgumentError(
+            f"The model tells {len(own or ())} classes apart ({', '.join(own or ())[:60]}, ...), "
+            f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
+            "do not belong together."
+        )
 
 
 def _float_model(options: dict[str, Any]) -> nn.Module:

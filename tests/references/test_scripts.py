@@ -214,6 +214,18 @@ def test_bad_input_is_one_sentence(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_data_of_other_classes_is_refused(
+    trained: Path, photos: Path, tmp_path: Path, scripts: dict[str, ModuleType]
+) -> None:
+    weights, output = trained / "model.safetensors", tmp_path / "int8.safetensors"
+    options = ["--data-path", photos, "--checkpoint", weights, "--output", output]
+    done = CliRunner().invoke(scripts["ptq"].main, list(map(str, options)))
+    assert done.exit_code == 2
+    assert "10 classes apart (0, 1, 2" in done.output
+    assert "has 2 (bright, dark" in done.output
+    assert not output.exists()
+
+
 def test_resuming_another_run_is_refused(
     trained: Path, tmp_path: Path, scripts: dict[str, ModuleType]
 ) -> None:
