@@ -1,0 +1,23 @@
+"""Fixtures of all tests: a known seed, one thread, and a process left as it was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_start() -> Iterator[None]:
+    """Seeds every generator, computes on one thread, and restores PyTorch's quantized engine."""
+    engine, threads = torch.backends.quantized.engine, torch.get_num_threads()
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.quantized.engine = engine
