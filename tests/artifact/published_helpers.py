@@ -7,9 +7,13 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao import quantization as tq
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import quantization as tv
 
 #: torchvision's 12 quantized builders and the backend of the weights that each publishes last.
@@ -166,3 +170,80 @@ def assert_informative(y: Tensor) -> None:
     assert y.isfinite().all()
     assert y.unique().numel() > 10, "the logits hardly vary"
     assert (y[0] != y[1]).float().mean() > 0.2, "the logits hardly depend on the picture"
+
+
+class QuantizedTensorUsed(AssertionError):
+    """A quantized dtype, tensor or operator of PyTorch was reached for."""
+
+
+def _forbidden(name: str) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise QuantizedTensorUsed(name)
+
+    return refuse
+
+
+class _Removed:
+    """Stands where `torch.ops.quantized` was."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise QuantizedTensorUsed(f"torch.ops.quantized.{name}")
+
+
+class _NoQuantizedFunctions(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if "quantize" in name or name in ("int_repr", "q_scale", "q_zero_point", "qscheme"):
+            raise QuantizedTensorUsed(name)
+        return func(*args, **(kwargs or {}))
+
+
+class _NoQuantizedOps(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        values = pytree.tree_leaves((args, kwargs, result))
+        if "quantize" in func.name() or any(
+            (isinstance(v, torch.dtype) and v in _DTYPES.values())
+            or (isinstance(v, Tensor) and v.is_quantized)
+            for v in values
+        ):
+            raise QuantizedTensorUsed(func.name())
+        return result
+
+
+_DTYPES = {
+    name: getattr(torch, name) for name in ("qint8", "quint8", "qint32", "quint4x2", "quint2x4")
+}
+_SCHEMES = (
+    "per_tensor_affine",
+    "per_channel_affine",
+    "per_tensor_symmetric",
+    "per_channel_symmetric",
+    "per_channel_affine_float_qparams",
+)
+_STORAGES = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+
+
+@contextlib.contextmanager
+def without_quantized_tensors() -> Iterator[None]:
+    """A PyTorch without quantized dtypes, schemes, storages, constructors and operators."""
+    constructors = [
+        name
+        for name in dir(torch)
+        if ("quantiz" in name and callable(getattr(torch, name)) and name != "quantization")
+    ]
+    methods = ["int_repr", "q_scale", "q_zero_point", "q_per_channel_scales", "qscheme"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (*_DTYPES, *_SCHEMES, *_STORAGES):
+            patch.delattr(torch, name)
+        for name in (*constructors, "_empty_affine_quantized", "fake_quantize_per_tensor_affine"):
+            patch.setattr(torch, name, _forbidden(name))
+        for name in (*methods, "dequantize", "q_per_channel_zero_points"):
+            patch.setattr(Tensor, name, _forbidden(name))
+        patch.setattr(torch.ops, "quantized", _Removed())
+        with _NoQuantizedFunctions(), _NoQuantizedOps():
+            yield
