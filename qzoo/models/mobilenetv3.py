@@ -89,6 +89,8 @@ class MobileNet_V3_Large_QuantizedWeights(QuantizedWeightsEnum):
 class MobileNet_V3_Small_QuantizedWeights(QuantizedWeightsEnum):
     """Int8 weights; their facts are in weights_meta/mobilenet_v3_small.json."""
 
+    DIGITS_X86_V1 = read_weights("mobilenet_v3_small", "DIGITS_X86_V1")
+
 
 @register_model(
     MobileNet_V3_Large_QuantizedWeights,
