@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -184,24 +184,31 @@ def _check_same(name: str, what: str, found: Any, wanted: Any) -> None:
 
 
 def build_native(
-    skeleton: nn.Module, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]
+    skeleton: nn.Module, layers: Mapping[str, Layer], tensors: MutableMapping[str, Tensor]
 ) -> nn.Module:
     """Turns a skeleton into a native int8 model, in place, packing for the current engine.
 
     Args:
         skeleton: The quantizable float model, not fused, on the meta device.
         layers: Module name to layer, as an artifact carries them.
-        tensors: The artifact's plain tensors.
+        tensors: The artifact's plain tensors; weights are taken out once they are packed, so that
+            they need not be in memory twice.
 
     Raises:
         ArtifactError: A layer does not fit the skeleton, or a part of the skeleton has no layer.
     """
     check_fit(skeleton, layers, tensors)
+    # The largest first, so that what follows fits into the memory that each one leaves.
+    sizes = {
+        name: tensors[f"{name}.weight"].numel() for name in layers if f"{name}.weight" in tensors
+    }
+    order = sorted(layers.items(), key=lambda item: -sizes.get(item[0], 0))
     with _no_deprecation_noise(), torch.device("cpu"):
-        for name, layer in layers.items():
+        for name, layer in order:
             parent, _, child = name.rpartition(".")
             owner = skeleton.get_submodule(parent)
             owner._modules[child] = _native_module(name, layer, tensors, owner._modules[child])
+            tensors.pop(f"{name}.weight", None)
     return skeleton.eval()
 
 

@@ -149,7 +149,7 @@ class QuantizedWeightsEnum(WeightsEnum):
         """
         from .artifact.native import to_native
 
-        return to_native(self.artifact(progress, check_hash)).state_dict()
+        return to_native(self.artifact(progress, check_hash), consume=True).state_dict()
 
 
 def _check_embedded(path: Path, sha256: str | None) -> None:

@@ -77,10 +77,15 @@ class Layer:
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
         layer = cls(**kwargs)
-        layer._check(name)
+        layer.check(name)
         return dataclasses.replace(layer, scale=float(layer.scale))
 
-    def _check(self, name: str) -> None:
+    def check(self, name: str) -> None:
+        """Checks that every number of the layer called `name` is possible.
+
+        Raises:
+            ArtifactError: One is not.
+        """
         if not (_is_number(self.scale) and _SMALLEST <= self.scale <= _LARGEST):
             raise ArtifactError(f"Layer {name!r} has the impossible scale {str(self.scale)[:40]}.")
         if not (_is_int(self.zero_point) and 0 <= self.zero_point <= 255):

@@ -58,13 +58,15 @@ def package_versions() -> dict[str, str]:
     }
 
 
-def to_native(artifact: Artifact, backend: str | None = None) -> nn.Module:
+def to_native(artifact: Artifact, backend: str | None = None, consume: bool = False) -> nn.Module:
     """Builds the native int8 model of an artifact: no float weights, no forward pass.
 
     Args:
         artifact: The stored model.
         backend: Whose engine runs it; None takes the artifact's own backend. The numbers stay
             those of the artifact.
+        consume: Whether to empty `artifact.tensors` on the way, so that each weight is in memory
+            once and not twice.
 
     Returns:
         The model in eval mode, for CPU tensors: float32 [N, 3, H, W] in, float32 logits out.
@@ -78,7 +80,8 @@ def to_native(artifact: Artifact, backend: str | None = None) -> nn.Module:
     info = artifact.info
     skeleton = _skeleton(info)
     with quantized_engine(run_engine(backend or str(info.backend))):
-        model = _torch_ao.build_native(skeleton, artifact.layers, artifact.tensors)
+        tensors = artifact.tensors if consume else dict(artifact.tensors)
+        model = _torch_ao.build_native(skeleton, artifact.layers, tensors)
     return attach_info(model, info)
 
 
@@ -164,4 +167,4 @@ def load(path: str | os.PathLike[str], backend: str | None = None) -> nn.Module:
             architecture that is not known here.
         UnknownNameError: An unknown backend.
     """
-    return to_native(Artifact.read(path), backend)
+    return to_native(Artifact.read(path), backend, consume=True)

@@ -45,27 +45,34 @@ def read_published(path: str | os.PathLike[str], weights: Any) -> Artifact:
         recipe={"method": meta["method"], "url": meta["recipe"], "weights": repr(weights)},
         metrics=meta["_metrics"],
     )
-    return from_checkpoint(read_checkpoint(path), info)
+    return from_checkpoint(read_checkpoint(path), info, consume=True)
 
 
-def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo) -> Artifact:
+def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = False) -> Artifact:
     """Makes an artifact of a state dict.
 
     Args:
         checkpoint: What the safe reader found.
         info: What the model is. A missing `num_classes` is taken from the classifier; a missing
             backend from the weights (per channel: fbgemm, per tensor: qnnpack).
+        consume: Whether to empty `checkpoint.entries` on the way, so that each weight is in memory
+            once and not twice.
 
     Raises:
         ArtifactError: An entry is missing, superfluous, of the wrong kind, or of another shape
             than the architecture's.
+        ArgumentError: The builder arguments in `info` do not build the architecture.
     """
     entry = get_entry(info.architecture)
-    entries = _without_aux(entry, checkpoint.entries)
+    entries = _of_model(entry, checkpoint.entries)
+    if consume:
+        checkpoint.entries.clear()
     kwargs = {**info.builder_kwargs, **({"aux_logits": False} if entry.aux else {})}
-    qat = QatState.find(entries)
-    kwargs = _with_num_classes(entry, kwargs, entries)
     fused, layers = plan(entry, kwargs)
+    if "num_classes" not in kwargs and (classes := _num_classes(layers, entries)) != 1000:
+        kwargs["num_classes"] = classes
+        fused, layers = plan(entry, kwargs)
+    qat = QatState.find(entries)
     backend = info.backend or _guess_backend(entries, qat)
     if qat is not None:
         qat.use_eps(_batch_norm_eps(entry, kwargs))
@@ -78,6 +85,7 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo) -> Artifact:
             continue
         scale, zero_point = reader.output_range(name, backend)
         found[name] = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
+        found[name].check(name)
         if layer.op in ("conv2d", "linear"):
             values, scales, zero_points, bias = reader.weight(name, layer.op)
             shape = _weight_shape(fused, name)
@@ -93,16 +101,17 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo) -> Artifact:
 
 
 class _Int8State:
-    """Reads a converted model's state dict, entry by entry, and remembers what was read."""
+    """Reads a converted model's state dict, taking out entry by entry."""
 
-    def __init__(self, entries: Mapping[str, Any]) -> None:
+    def __init__(self, entries: dict[str, Any]) -> None:
         self._entries = entries
-        self._used: set[str] = set()
 
     def output_range(self, name: str, backend: str) -> tuple[float, int]:
-        scale = self._number(f"{name}.scale")
-        zero_point = self._number(f"{name}.zero_point")
-        return float(scale), int(zero_point)
+        scale = float(self._number(f"{name}.scale"))
+        zero_point = float(self._number(f"{name}.zero_point"))
+        if not zero_point.is_integer():
+            raise ArtifactError(f"The zero point of layer {name!r} is {zero_point}, no integer.")
+        return scale, int(zero_point)
 
     def weight(self, name: str, op: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         weight, bias = self._packed_linear(name) if op == "linear" else self._pair(name)
@@ -118,38 +127,34 @@ class _Int8State:
         return weight.values, weight.scale, weight.zero_point, bias
 
     def check_all_used(self) -> None:
-        if extra := [key for key in self._entries if key not in self._used]:
+        if extra := list(self._entries):
             raise ArtifactError(
                 f"The checkpoint has {len(extra)} entries that this architecture lacks, such as "
-                f"{extra[0]!r}: it is for another architecture or other builder arguments."
+                f"{extra[0][:100]!r}: it is for another architecture or other builder arguments."
             )
 
     def _packed_linear(self, name: str) -> tuple[Any, Any]:
         """Finds a linear layer's parameters as versions 1, 2 and 3 of its format store them."""
         inner = f"{name}._packed_params"
-        self._used.add(f"{inner}.dtype")
-        dtype = self._entries.get(f"{inner}.dtype", "torch.qint8")
+        dtype = self._entries.pop(f"{inner}.dtype", "torch.qint8")
         if dtype != "torch.qint8":
-            raise ArtifactError(f"Layer {name!r} stores {dtype} weights; only int8 is known.")
-        packed = self._entries.get(f"{inner}._packed_params")
+            raise ArtifactError(f"Layer {name!r} stores {str(dtype)[:40]} weights, not int8 ones.")
+        packed = self._entries.pop(f"{inner}._packed_params", None)
         if packed is not None:
-            self._used.add(f"{inner}._packed_params")
             if not isinstance(packed, tuple) or len(packed) != 2:
                 raise ArtifactError(f"Layer {name!r} has packed parameters of an unknown form.")
             return packed
         return self._pair(inner) if f"{inner}.weight" in self._entries else self._pair(name)
 
     def _pair(self, name: str) -> tuple[Any, Any]:
-        self._used |= {f"{name}.weight", f"{name}.bias"}
         if f"{name}.weight" not in self._entries:
             raise ArtifactError(_missing(f"{name}.weight"))
-        return self._entries[f"{name}.weight"], self._entries.get(f"{name}.bias")
+        return self._entries.pop(f"{name}.weight"), self._entries.pop(f"{name}.bias", None)
 
     def _number(self, key: str) -> float:
         if key not in self._entries:
             raise ArtifactError(_missing(key))
-        self._used.add(key)
-        value = self._entries[key]
+        value = self._entries.pop(key)
         if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
             return value.item()
         if isinstance(value, (int, float)):
@@ -181,18 +186,22 @@ def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]
     return eps
 
 
-def _without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops auxiliary classifiers, which an int8 model never runs."""
-    prefixes = tuple(f"{aux}." for aux in entry.aux)
-    return {k: v for k, v in entries.items() if not (prefixes and k.startswith(prefixes))}
+def _of_model(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the model's own entries.
+
+    DistributedDataParallel, DataParallel and averaged models (`model_ema`) put "module." before
+    every name; auxiliary classifiers are dropped, which an int8 model never runs.
+    """
+    wrapped = "module."
+    inner = {k: v for k, v in entries.items() if k != "n_averaged"}
+    if inner and all(key.startswith(wrapped) for key in inner):
+        entries = {key.removeprefix(wrapped): value for key, value in inner.items()}
+    aux = tuple(f"{name}." for name in entry.aux)
+    return {k: v for k, v in entries.items() if not k.startswith(aux)}
 
 
-def _with_num_classes(
-    entry: Entry, kwargs: dict[str, Any], entries: Mapping[str, Any]
-) -> dict[str, Any]:
-    if "num_classes" in kwargs:
-        return kwargs
-    _, layers = plan(entry, kwargs)
+def _num_classes(layers: Mapping[str, Layer], entries: Mapping[str, Any]) -> int:
+    """Returns the outputs of the last linear layer; 1000 where it is missing, as others say."""
     head = [name for name, layer in layers.items() if layer.op == "linear"][-1]
     packed = f"{head}._packed_params"
     for key in (f"{packed}._packed_params", f"{packed}.weight", f"{head}.weight"):
@@ -200,9 +209,8 @@ def _with_num_classes(
         value = value[0] if isinstance(value, tuple) and value else value
         value = value.values if isinstance(value, QuantizedArray) else value
         if isinstance(value, Tensor) and value.dim() == 2:
-            classes = value.shape[0]
-            return kwargs if classes == 1000 else {**kwargs, "num_classes": classes}
-    return kwargs
+            return value.shape[0]
+    return 1000
 
 
 def _guess_backend(entries: Mapping[str, Any], qat: QatState | None) -> str:

@@ -138,7 +138,7 @@ def _int8_model(
     except DownloadError as error:
         raise DownloadError(f"{error} {_offline_hint()}") from None
     _check_same_keywords(entry, member, artifact.info.builder_kwargs, kwargs)
-    return to_native(artifact, backend)
+    return to_native(artifact, backend, consume=True)
 
 
 def _check_same_keywords(
