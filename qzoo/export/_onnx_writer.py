@@ -1,0 +1,179 @@
+"""Writes ONNX nodes and constants; `_onnx_ops` says which ones an operation becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from ..reference.ops import Grid
+
+
+@dataclass
+class Value:
+    """A tensor of the ONNX graph, as far as it has been written down yet.
+
+    Attributes:
+        shape: Its shape without the batch dimension.
+        real: Name of the float tensor.
+        integers: Name of the quantized tensor.
+        grid: What the integers mean; None where the values lie on no grid.
+        pieces: The tensors along the channels that make it up, until somebody asks for the whole.
+    """
+
+    shape: tuple[int, ...]
+    real: str | None = None
+    integers: str | None = None
+    grid: Grid | None = None
+    pieces: list[Value] = field(default_factory=list)
+
+
+@dataclass
+class Pixels(Value):
+    """The uint8 [N, H, W, 3] input, and what remains to be done to it per channel.
+
+    Attributes:
+        gain: float64 [3]; the real value is gain * pixel + offset.
+        offset: float64 [3].
+    """
+
+    gain: Tensor = field(default_factory=lambda: torch.ones(3, dtype=torch.float64))
+    offset: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+
+
+@dataclass
+class Constant:
+    """A buffer of the reference model.
+
+    Attributes:
+        name: The buffer's name.
+        tensor: Its content; of a weight the integers.
+        scale: The weight's scales, 0-d or [C].
+        zero_point: The weight's zero points, shaped like `scale`.
+    """
+
+    name: str
+    tensor: Tensor
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+
+class Writer:
+    """Collects the nodes and constants of one ONNX graph.
+
+    Args:
+        permute_by_conv: Whether channels are shuffled by 1x1 convolutions of ones.
+        integer_bias: Whether biases are int32 with the scale of the sums they join.
+        isolate: Whether to cut the graph after every rounded result, so that each layer runs on
+            integers given from outside.
+    """
+
+    def __init__(self, permute_by_conv: bool, integer_bias: bool, isolate: bool) -> None:
+        self.permute_by_conv, self.integer_bias = permute_by_conv, integer_bias
+        self.isolate = isolate
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self._taken: dict[str, int] = {}
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+
+    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Appends a node with one output and returns the output's name."""
+        return self.ops(kind, *inputs, name=name, outputs=1, **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: str, outputs: int, name: str = "", **attributes: Any
+    ) -> list[str]:
+        """Appends a node and returns the names of its outputs."""
+        stem = self._unique(name or kind)
+        names = [stem] if outputs == 1 else [f"{stem}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, inputs, names, name=stem, **attributes))
+        return names
+
+    def _unique(self, stem: str) -> str:
+        count = self._taken[stem] = self._taken.get(stem, 0) + 1
+        return stem if count == 1 else f"{stem}_{count}"
+
+    def constant(self, name: str, content: Tensor | np.ndarray) -> str:
+        """Stores an array under `name` once, and returns the name."""
+        if name not in self.constants:
+            array = content.numpy() if isinstance(content, Tensor) else content
+            self.constants[name] = numpy_helper.from_array(array, name)
+        return name
+
+    def integers64(self, values: Sequence[int]) -> str:
+        """Stores a list of int64, such as a shape."""
+        return self.constant("int64_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def _grid(self, grid: Grid) -> tuple[str, str]:
+        scale = np.array(grid.scale, np.float32)
+        zero = torch.tensor(grid.zero_point, dtype=grid.dtype).numpy()
+        return (
+            self.constant(f"scale_{scale.item()!r}", scale),
+            self.constant(f"{zero.dtype.name}_{zero.item()}", zero),
+        )
+
+    def quantize(self, real: str, grid: Grid, name: str = "") -> str:
+        """Rounds a float tensor to a grid; returns the name of its integers."""
+        return self.op("QuantizeLinear", real, *self._grid(grid), name=name)
+
+    def real(self, value: Value) -> str:
+        """Returns the name of a value's float tensor, writing it down where it is not yet."""
+        if value.real is None:
+            integers = self.integers(value)
+            assert value.grid is not None
+            name = f"{integers}.real"
+            value.real = self.op("DequantizeLinear", integers, *self._grid(value.grid), name=name)
+        return value.real
+
+    def integers(self, value: Value) -> str:
+        """Returns the name of a value's integers, writing them down where they are not yet."""
+        if value.integers is None:
+            assert value.grid is not None
+            value.integers = self.quantize(self.joined(value.pieces), value.grid)
+        return value.integers
+
+    def joined(self, pieces: Sequence[Value]) -> str:
+        """Concatenates float tensors along the channels."""
+        return self.op("Concat", *[self.real(v) for v in pieces], axis=1)
+
+    def dequantized(self, weight: Constant) -> str:
+        """Writes an int8 weight down and returns the name of its float form."""
+        assert weight.scale is not None and weight.zero_point is not None
+        name = weight.name
+        inputs = [
+            self.constant(name, weight.tensor),
+            self.constant(f"{name}_scale", weight.scale),
+            # onnxruntime fuses fully connected layers only if the zero points are spelled out.
+            self.constant(f"{name}_zero_point", weight.zero_point),
+        ]
+        axis = {"axis": 0} if weight.scale.dim() else {}
+        return self.op("DequantizeLinear", *inputs, name=f"{name}.real", **axis)
+
+    def cut(self, step: str, value: Value) -> Value:
+        """Ends the graph at a value's integers and goes on with integers from outside."""
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy_name(value.grid)))
+        shape: list[str | int | None] = ["batch", *value.shape]
+        out = self.op("Identity", self.integers(value), name=f"{step}.out")
+        self._outputs.append(helper.make_tensor_value_info(out, kind, shape))
+        self._inputs.append(helper.make_tensor_value_info(step, kind, shape))
+        return Value(value.shape, integers=step, grid=value.grid)
+
+    def cut_outputs(self) -> list[onnx.ValueInfoProto]:
+        """Returns the graph's outputs: "<step>.out" for every cut."""
+        return self._outputs
+
+    def used_inputs(self) -> list[onnx.ValueInfoProto]:
+        """Returns the inputs "<step>" with which some node goes on after a cut."""
+        used = {name for node in self.nodes for name in node.input}
+        return [i for i in self._inputs if i.name in used]
+
+
+def _numpy_name(grid: Grid | None) -> str:
+    return "int8" if grid is not None and grid.dtype == torch.int8 else "uint8"
