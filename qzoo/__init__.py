@@ -67,6 +67,7 @@ from .registry import (
     get_weight,
     list_models,
 )
+from .runtimes import available_runtimes, compile
 
 __all__ = [
     "BACKENDS",
@@ -107,6 +108,8 @@ __all__ = [
     "UnknownNameError",
     "Wide_ResNet50_2_QuantizedWeights",
     "Wide_ResNet101_2_QuantizedWeights",
+    "available_runtimes",
+    "compile",
     "get_model",
     "get_model_builder",
     "get_model_weights",

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import functools
 import importlib
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
-from ..errors import ArgumentError, MissingDependencyError
+from ..errors import ArgumentError, MissingDependencyError, QzooError
+from ..registry import get_entry
+
+if TYPE_CHECKING:
+    from .choice import Choice
 
 
 class CompiledModel(abc.ABC):
@@ -24,14 +31,18 @@ class CompiledModel(abc.ABC):
         artifact: The model's numbers.
         threads: Threads it computes with; None leaves that to the runtime.
         batch_size: The only batch size it takes, or None for any.
-        float_layers: Names of quantized layers that the runtime executes in float; empty when
-            everything runs on integers.
+        size: Height and width of the pictures it was made ready for, in pixels.
+        why: How `auto` came to choose this runtime; None where the user named it.
     """
 
     runtime: str
 
     def __init__(
-        self, artifact: Artifact, threads: int | None = None, batch_size: int | None = None
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ArgumentError(f"threads must be at least 1, not {threads}.")
@@ -40,7 +51,8 @@ class CompiledModel(abc.ABC):
         self.artifact = artifact
         self.threads = threads
         self.batch_size = batch_size
-        self.float_layers: tuple[str, ...] = ()
+        self.size = picture_size(artifact, input_size)
+        self.why: Choice | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns float32 logits [N, classes] of float32 images [N, 3, H, W].
@@ -55,6 +67,31 @@ class CompiledModel(abc.ABC):
     def _run(self, x: Tensor) -> Tensor:
         """Executes the model on a checked, contiguous input."""
 
+    @functools.cached_property
+    def float_layers(self) -> tuple[str, ...]:
+        """Layers with int8 weights that the runtime multiplies in float; empty when there are none.
+
+        Found out at the first access, because asking a runtime what it made of a model can take as
+        long as compiling it.
+        """
+        return self._float_layers()
+
+    def _float_layers(self) -> tuple[str, ...]:
+        return ()
+
+    @contextlib.contextmanager
+    def _explained(self, height: int, width: int) -> Iterator[None]:
+        """Turns whatever a runtime raises, each its own types, into one clear error."""
+        try:
+            yield
+        except QzooError:
+            raise
+        except Exception as error:
+            raise ArgumentError(
+                f"The runtime {self.runtime!r} cannot run {self.artifact.info.architecture} on "
+                f"pictures of {height}x{width} pixels: {str(error).strip()[-300:]}"
+            ) from error
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.artifact.info.architecture}, runtime={self.runtime!r}, "
@@ -68,6 +105,11 @@ class CompiledModel(abc.ABC):
             raise ArgumentError(
                 f"The input is on {x.device}, but {self.runtime} runs int8 models on the CPU: pass "
                 "x.cpu()."
+            )
+        if x.layout != torch.strided:
+            raise ArgumentError(
+                f"The input has the layout {x.layout}, but the model takes dense images: pass "
+                "x.to_dense()."
             )
         if x.dtype != torch.float32:
             raise ArgumentError(
@@ -84,6 +126,37 @@ class CompiledModel(abc.ABC):
                 f"batch_size={self.batch_size}: pass that many, or compile with batch_size=None."
             )
         return x.detach().contiguous()
+
+
+def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -> tuple[int, int]:
+    """Returns height and width, in pixels, of the pictures that a model is to be ready for.
+
+    Args:
+        artifact: The model.
+        given: What the user wants, height and width or one number for both. None takes what the
+            model's transforms give or, where it carries none, those of torchvision's weights.
+
+    Raises:
+        ArgumentError: Sizes that are none.
+    """
+    if given is not None:
+        pair = [given, given] if isinstance(given, int) else list(given)
+        if len(pair) != 2 or not all(type(v) is int and v > 0 for v in pair):
+            raise ArgumentError(
+                f"input_size must be a height and width in pixels or one number, not {given!r}."
+            )
+        return (pair[0], pair[1])
+    transforms = artifact.info.transforms
+    if transforms is None:
+        published = get_entry(artifact.info.architecture).float_weights["DEFAULT"]
+        side = published.transforms.keywords["crop_size"]
+    else:
+        side = transforms["crop_size"]
+    return (side, side)
+
+
+# The name under which the exports know it.
+input_size = picture_size
 
 
 def require(module: str, extra: str, purpose: str) -> Any:

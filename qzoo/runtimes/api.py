@@ -1,0 +1,208 @@
+"""`qzoo.compile`: one int8 model, made ready for any runtime."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from ..artifact.format import Artifact
+from ..artifact.native import from_native
+from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
+from .base import CompiledModel, picture_size
+from .measure import choose
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One row of the table of runtimes.
+
+    Attributes:
+        module: Its file in this package, imported when it is first asked for.
+        class_name: The `CompiledModel` in it.
+        packages: What must be installed.
+        extra: The extra of qzoo that installs them.
+        needs_compiler: Whether it needs a C++ compiler on the machine.
+        slow: Whether making a model ready takes so long that `auto` leaves it out unless asked.
+    """
+
+    module: str
+    class_name: str
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    needs_compiler: bool = False
+    slow: bool = False
+
+    def missing(self) -> str | None:
+        """Returns what keeps it from running here and how to get that, or None."""
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                return (
+                    f"needs the package {package!r}, which is not installed: "
+                    f'pip install "qzoo[{self.extra}]"'
+                )
+        if self.needs_compiler and not _has_compiler():
+            return "needs a C++ compiler: install g++ or clang++, or name yours in CXX"
+        return None
+
+
+RUNTIMES = MappingProxyType(
+    {
+        "torch": Runtime("torch_native", "TorchModel"),
+        "onnxruntime": Runtime(
+            "onnxruntime", "OnnxruntimeModel", ("onnx", "onnxruntime"), "onnxruntime"
+        ),
+        "openvino": Runtime("openvino", "OpenvinoModel", ("onnx", "openvino"), "openvino"),
+        "inductor": Runtime(
+            "inductor", "InductorModel", ("torchao",), "inductor", needs_compiler=True, slow=True
+        ),
+        "executorch": Runtime(
+            "executorch", "ExecutorchModel", ("executorch",), "executorch", slow=True
+        ),
+    }
+)
+
+
+def available_runtimes() -> list[str]:
+    """Returns the names of the runtimes whose packages and tools are installed here."""
+    return [name for name, row in RUNTIMES.items() if row.missing() is None]
+
+
+def compile(
+    model: nn.Module | Artifact | CompiledModel | str | os.PathLike[str],
+    runtime: str = "auto",
+    threads: int | None = None,
+    batch_size: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    candidates: Sequence[str] | None = None,
+) -> CompiledModel:
+    """Makes an int8 model ready to run on a runtime.
+
+    Args:
+        model: A native int8 model (what a builder with `quantize=True`, `qzoo.load` or PyTorch's
+            eager `convert` returned), a reference model, an `Artifact` or the path of one.
+        runtime: "torch", "onnxruntime", "openvino", "inductor", "executorch", or "auto": the
+            fastest of `candidates` for this model, batch and number of threads. They are measured
+            in a few seconds; the machine remembers the answer, and the result's `why` tells it.
+        threads: Threads to compute with; None leaves that to the runtime, mostly one per core.
+        batch_size: The only number of pictures per call, which some runtimes are faster with; None
+            takes any (and "auto" measures with one).
+        input_size: Height and width of the pictures in pixels, or one number for both, that the
+            model is made ready for; None takes what it was trained for. Other sizes run too, after
+            a moment, except on "inductor" and "executorch".
+        candidates: What "auto" chooses from; None takes all that are installed and quickly ready.
+            That leaves out "inductor" and "executorch", which take up to minutes to compile a
+            model: name them here to have them measured too.
+
+    Returns:
+        A callable: float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. Threads
+        may share it.
+
+    Raises:
+        UnknownNameError: There is no such runtime.
+        MissingDependencyError: A package or tool that the runtime needs is not installed.
+        ArtifactError: The model is not an int8 model of the zoo, or the file is no artifact.
+        ArgumentError: Arguments that make no sense.
+    """
+    _check_count("threads", threads)
+    _check_count("batch_size", batch_size)
+    artifact = to_artifact(model)
+    size = picture_size(artifact, input_size)
+    if runtime != "auto":
+        if candidates is not None:
+            raise ArgumentError('candidates are what runtime="auto" chooses from: drop them.')
+        return _build(runtime, artifact, threads, batch_size, size)
+    names, skipped = _candidates(candidates)
+    built: dict[str, CompiledModel] = {}
+
+    def build(name: str) -> CompiledModel:
+        return _build(name, artifact, threads, batch_size, size)
+
+    choice = choose("runtime", artifact, names, build, threads, batch_size, size, skipped, built)
+    compiled = built.get(choice.name) or build(choice.name)
+    compiled.why = choice
+    return compiled
+
+
+def to_artifact(model: Any) -> Artifact:
+    """Returns the artifact of whatever `compile` and the exporters take.
+
+    Raises:
+        ArtifactError: Not an int8 model of the zoo, or not a file that holds one.
+        ArgumentError: Neither a model nor a path.
+    """
+    if isinstance(model, Artifact):
+        return model
+    if isinstance(model, (str, os.PathLike)):
+        return Artifact.read(Path(model))
+    own = getattr(model, "artifact", None)  # a compiled or a reference model
+    if isinstance(own, Artifact):
+        return own
+    if isinstance(model, nn.Module):
+        return from_native(model)
+    raise ArgumentError(
+        f"Expected an int8 model, an artifact or the path of one, not {type(model).__name__}."
+    )
+
+
+def _build(
+    name: str,
+    artifact: Artifact,
+    threads: int | None,
+    batch_size: int | None,
+    size: tuple[int, int],
+) -> CompiledModel:
+    row = _row(name)
+    if (missing := row.missing()) is not None:
+        raise MissingDependencyError(f"The runtime {name!r} {missing}.")
+    module = importlib.import_module(f"{__package__}.{row.module}")
+    compiled: CompiledModel = getattr(module, row.class_name)(
+        artifact, threads=threads, batch_size=batch_size, input_size=size
+    )
+    return compiled
+
+
+def _row(name: str) -> Runtime:
+    if not isinstance(name, str) or name not in RUNTIMES:
+        raise UnknownNameError(
+            f"Unknown runtime {str(name)[:80]!r}: choose one of auto, {', '.join(RUNTIMES)}."
+            + (did_you_mean(name, ["auto", *RUNTIMES]) if isinstance(name, str) else "")
+        )
+    return RUNTIMES[name]
+
+
+def _candidates(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """Returns what to measure, and what not and why."""
+    if wanted is not None:
+        if isinstance(wanted, str) or not wanted:
+            raise ArgumentError("candidates must be a list of runtimes with at least one in it.")
+        for name in wanted:
+            if (missing := _row(name).missing()) is not None:
+                raise MissingDependencyError(f"The runtime {name!r} {missing}.")
+        return list(dict.fromkeys(wanted)), {}
+    names, skipped = [], {}
+    for name, row in RUNTIMES.items():
+        if (missing := row.missing()) is not None:
+            skipped[name] = missing
+        elif row.slow:
+            skipped[name] = f"takes long to compile; ask for it with candidates=[..., {name!r}]"
+        else:
+            names.append(name)
+    return names, skipped
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ArgumentError(f"{name} must be a whole number above 0 or None, not {value!r}.")
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c)

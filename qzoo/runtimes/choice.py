@@ -1,0 +1,218 @@
+"""What was measured on this machine, and the file that remembers it.
+
+The file `auto.json` in qzoo's cache directory (`QZOO_HOME`) maps a key to a choice. The key covers
+everything that a speed depends on: the model's structure, batch, picture size, threads, CPU and
+package versions, so that nothing has to be forgotten when one of them changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import platform
+import threading
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..artifact.format import Artifact, write_atomically
+from ..errors import ArtifactError
+from ..hub import cache_dir
+
+_VERSION = 1
+#: One entry takes about 500 bytes; the oldest make room.
+_MAX_ENTRIES = 500
+_PACKAGES = ("qzoo", "torch", "torchao", "onnxruntime", "openvino", "executorch")
+_lock = threading.Lock()
+# For machines where the file cannot be written.
+_in_process: dict[str, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How fast one candidate was.
+
+    Attributes:
+        name: The runtime, or the engine.
+        median_ms: Median time of a call, in milliseconds.
+        low_ms: 25th percentile.
+        high_ms: 75th percentile.
+        rounds: Timed rounds.
+    """
+
+    name: str
+    median_ms: float
+    low_ms: float
+    high_ms: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which candidate was chosen, and why; `print` it to see the table.
+
+    Attributes:
+        name: The fastest candidate.
+        measured: All candidates that were timed, fastest first.
+        batch_size: Pictures per call while measuring.
+        input_size: Their height and width, in pixels.
+        threads: Threads that the calls computed with.
+        skipped: Candidates that were not timed, and why not.
+        remembered: Whether the times were measured by an earlier call.
+    """
+
+    name: str
+    measured: tuple[Measured, ...]
+    batch_size: int
+    input_size: tuple[int, int]
+    threads: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    remembered: bool = False
+
+    def __str__(self) -> str:
+        height, width = self.input_size
+        what = f"batch {self.batch_size}, {height}x{width} pixels, {self.threads} threads"
+        lines = [f"{self.name}: fastest at {what}{' (remembered)' if self.remembered else ''}"]
+        lines += [
+            f"  {m.name:<12} {m.median_ms:9.3f} ms  ({m.low_ms:.3f} to {m.high_ms:.3f}, "
+            f"{m.rounds} rounds)"
+            for m in self.measured
+        ]
+        lines += [f"  {name:<12} not measured: {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def choice_key(
+    purpose: str,
+    artifact: Artifact,
+    candidates: Iterable[str],
+    batch_size: int,
+    input_size: tuple[int, int],
+    threads: int,
+) -> str:
+    """Returns the key under which a choice is remembered."""
+    parts = [
+        purpose,
+        artifact.info.architecture,
+        _structure(artifact),
+        sorted(candidates),
+        batch_size,
+        list(input_size),
+        threads,
+        _machine(),
+        {name: _version(name) for name in _PACKAGES},
+    ]
+    text = json.dumps(parts, sort_keys=True)
+    return f"{purpose}:{artifact.info.architecture}:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _structure(artifact: Artifact) -> str:
+    """Returns a digest of what decides a model's speed; the weights' values do not."""
+    # Runtimes skip a rescaling between equal ranges, and treat a zero point of 0 apart.
+    ranges: dict[tuple[float, int], int] = {}
+    rows = []
+    for name, layer in artifact.layers.items():
+        row = {k: v for k, v in layer.to_json().items() if k not in ("scale", "zero_point")}
+        index = ranges.setdefault((layer.scale, layer.zero_point), len(ranges))
+        rows.append([name, row, index, layer.zero_point == 0])
+    shapes = [[name, list(tensor.shape)] for name, tensor in sorted(artifact.tensors.items())]
+    return hashlib.sha256(json.dumps([rows, shapes]).encode()).hexdigest()
+
+
+@functools.cache
+def _machine() -> str:
+    """Returns the CPU's name and the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
+            if line.startswith(("model name", "CPU part")):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux
+    return f"{name}, {usable_cores()} cores"
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def recall(key: str) -> Choice | None:
+    """Returns the choice remembered under `key`, or None."""
+    with _lock:
+        stored = _in_process.get(key) or _read().get(key)
+    if stored is None:
+        return None
+    try:
+        return Choice(
+            name=str(stored["name"]),
+            measured=tuple(Measured(**m) for m in stored["measured"]),
+            batch_size=int(stored["batch_size"]),
+            input_size=(int(stored["input_size"][0]), int(stored["input_size"][1])),
+            threads=int(stored["threads"]),
+            skipped={str(k): str(v) for k, v in stored["skipped"].items()},
+            remembered=True,
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        return None  # measured anew and overwritten
+
+
+def remember(key: str, choice: Choice) -> None:
+    """Remembers a choice in this process and, where the cache can be written, on this machine."""
+    stored = dataclasses.asdict(choice)
+    del stored["remembered"]
+    with _lock:
+        _in_process[key] = stored
+        entries = _read()
+        entries.pop(key, None)
+        entries[key] = stored
+        kept = dict(list(entries.items())[-_MAX_ENTRIES:])
+        path = store_path()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps({"version": _VERSION, "choices": kept}, indent=1)
+            write_atomically(path, text.encode())
+        except (OSError, ArtifactError):
+            pass  # a read-only cache costs a measurement in every process, nothing else
+
+
+def store_path() -> Path:
+    """Returns the file that remembers choices."""
+    return cache_dir() / "auto.json"
+
+
+def _read() -> dict[str, dict[str, Any]]:
+    path = store_path()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["version"] != _VERSION:
+            return {}
+        choices = data["choices"]
+        if not all(isinstance(value, dict) for value in choices.values()):
+            raise ValueError("a choice is no table")
+        return dict(choices)
+    except OSError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        warnings.warn(
+            f"{path}, which remembers the fastest runtimes, is damaged ({error}); it is written "
+            "anew after the next measurement.",
+            stacklevel=2,
+        )
+        return {}

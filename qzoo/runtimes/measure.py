@@ -1,0 +1,99 @@
+"""Measures candidates for one model and keeps the fastest."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from ..artifact.format import Artifact
+from ..errors import QzooError
+from .base import CompiledModel
+from .choice import Choice, Measured, choice_key, recall, remember, usable_cores
+
+#: Time for all timed rounds together; first calls come on top.
+BUDGET_S = 1.0
+MIN_ROUNDS, MAX_ROUNDS = 3, 25
+#: A candidate this much slower than the fastest after `MIN_ROUNDS` is not looked at again.
+HOPELESS = 2.0
+
+
+def choose(
+    purpose: str,
+    artifact: Artifact,
+    names: Sequence[str],
+    build: Callable[[str], CompiledModel],
+    threads: int | None,
+    batch_size: int | None,
+    size: tuple[int, int],
+    skipped: Mapping[str, str] | None = None,
+    built: dict[str, CompiledModel] | None = None,
+) -> Choice:
+    """Returns the fastest candidate, measured now or remembered from an earlier call.
+
+    Args:
+        purpose: What is chosen ("runtime", "engine"); part of the key.
+        artifact: The model.
+        names: The candidates.
+        build: Makes one ready to run.
+        threads: Threads to compute with; None leaves that to each candidate.
+        batch_size: Pictures per call; None measures with one.
+        size: Height and width of the pictures to measure with, in pixels.
+        skipped: Candidates that are left out, and why, for the record.
+        built: Filled with the candidates that were made, so that the winner need not be again.
+
+    Raises:
+        QzooError: No candidate can run the model; the message is that of the first.
+    """
+    batch, count = batch_size or 1, threads or usable_cores()
+    key = choice_key(purpose, artifact, names, batch, size, count)
+    known = recall(key)
+    if known is not None and known.name in names:
+        return known
+    skipped, built = dict(skipped or {}), {} if built is None else built
+    first_error = None
+    for name in names:
+        try:
+            built[name] = build(name)
+        except QzooError as error:
+            skipped[name], first_error = str(error), first_error or error
+    if not built:
+        assert first_error is not None
+        raise first_error
+    x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    calls = {name: lambda model=model: model(x) for name, model in built.items()}
+    measured = tuple(sorted(_time(calls), key=lambda m: m.median_ms))
+    choice = Choice(measured[0].name, measured, batch, size, count, skipped)
+    remember(key, choice)
+    return choice
+
+
+def _time(calls: Mapping[str, Callable[[], object]]) -> list[Measured]:
+    """Times callables in turn, and spends little time on the hopeless ones."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()  # allocates, and compiles where a runtime does that late
+    running, end = list(calls), time.perf_counter() + BUDGET_S
+    for done in range(MAX_ROUNDS):
+        for name in running:
+            times[name].append(_once(calls[name]))
+        if done + 1 >= MIN_ROUNDS:
+            # The fastest call of each says most about it where other work disturbs the rest.
+            fastest = min(min(times[name]) for name in running)
+            running = [name for name in running if min(times[name]) <= HOPELESS * fastest]
+            if len(running) == 1 or time.perf_counter() > end:
+                break
+    return [_summary(name, values) for name, values in times.items()]
+
+
+def _once(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _summary(name: str, values: list[float]) -> Measured:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Measured(name, median, low, high, len(values))

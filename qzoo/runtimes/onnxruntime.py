@@ -1,0 +1,119 @@
+"""The runtime `onnxruntime`: Microsoft's ONNX Runtime on the ONNX form of the model, in memory."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..artifact.format import Artifact
+from .base import CompiledModel, require
+from .source import OnnxSource
+
+#: Sizes of pictures that are kept ready; another takes the place of the one made last.
+SIZES = 4
+#: Operators that multiply integers.
+_INTEGER_OPS = frozenset(
+    {
+        "QLinearConv",
+        "QGemm",
+        "QLinearMatMul",
+        "MatMulIntegerToFloat",
+        "ConvInteger",
+        "MatMulInteger",
+    }
+)
+
+
+class OnnxruntimeModel(CompiledModel):
+    """An int8 model in an ONNX Runtime session on the CPU.
+
+    A session takes any number of pictures of one size; other sizes get a session when they first
+    come. Calls of several threads share it.
+    """
+
+    runtime = "onnxruntime"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(artifact, threads, batch_size, input_size)
+        self._ort = require("onnxruntime", "onnxruntime", "The runtime 'onnxruntime'")
+        self._source = OnnxSource(artifact, self.runtime)
+        self._lock = threading.Lock()
+        self._sessions: dict[tuple[int, int], Any] = {}
+        with self._explained(*self.size):
+            self._session(*self.size)
+
+    def _run(self, x: Tensor) -> Tensor:
+        batch, _, height, width = x.shape
+        with self._explained(height, width):
+            session = self._session(height, width)
+            logits = torch.empty(batch, session.get_outputs()[0].shape[1])
+            binding = session.io_binding()
+            # Both are read and written in place.
+            for bind, meta, tensor in (
+                (binding.bind_input, session.get_inputs()[0], x),
+                (binding.bind_output, session.get_outputs()[0], logits),
+            ):
+                bind(meta.name, "cpu", 0, np.float32, tuple(tensor.shape), tensor.data_ptr())
+            session.run_with_iobinding(binding)
+        return logits
+
+    def _session(self, height: int, width: int) -> Any:
+        session = self._sessions.get((height, width))
+        if session is None:
+            with self._lock:
+                if (height, width) not in self._sessions:
+                    while len(self._sessions) >= SIZES:
+                        del self._sessions[next(reversed(self._sessions))]
+                    self._sessions[height, width] = self._open(height, width)
+                session = self._sessions[height, width]
+        return session
+
+    def _open(self, height: int, width: int, optimized: Path | None = None) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3  # errors, which are raised besides
+        options.intra_op_num_threads = self.threads or 0
+        # Waiting threads spin within a call, where the next operation comes in microseconds, and
+        # not between calls, where they would take the cores from everybody else.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not _has_vnni():
+            # Such x86 CPUs add products of uint8 and int8 in 16 bits, which overflow; this makes it
+            # exact, at half the speed. Others ignore it.
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        return self._ort.InferenceSession(
+            self._source.serialized(height, width), options, providers=["CPUExecutionProvider"]
+        )
+
+    def _float_layers(self) -> tuple[str, ...]:
+        onnx = require("onnx", "onnxruntime", "Looking into ONNX Runtime's graph")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            self._open(*self.size, optimized=path)
+            nodes = onnx.load(path).graph.node
+        integer = {
+            name.removesuffix(".weight")
+            for node in nodes
+            if node.op_type in _INTEGER_OPS
+            for name in node.input
+            if name.endswith(".weight")
+        }
+        return self._source.layers_without(integer)
+
+
+def _has_vnni() -> bool:
+    probe = getattr(torch.cpu, "_is_vnni_supported", None)  # AVX512-VNNI
+    return bool(probe is not None and probe())

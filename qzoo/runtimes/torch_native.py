@@ -1,0 +1,89 @@
+"""The runtime `torch`: PyTorch's own int8 kernels, on the engine that is fastest here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..artifact.format import Artifact
+from ..artifact.native import to_native
+from ..backends import available_engines, quantized_engine
+from ..benchmark import torch_threads
+from .base import CompiledModel
+from .choice import Choice
+from .measure import choose
+
+
+class TorchModel(CompiledModel):
+    """A native int8 model on one of PyTorch's quantized engines.
+
+    Which engine is fastest depends on the model's shapes (depthwise layers with an odd number of
+    channels run four times slower on one than on another), so the engines are measured when a
+    structure is seen for the first time on a machine.
+
+    PyTorch's number of threads belongs to the calling thread and is the default of threads started
+    later. A call sets it and puts it back; a thread that starts during the call keeps the number.
+
+    Attributes:
+        engine: The quantized engine that computes.
+        engines: What was measured to choose it; None where the caller chose.
+    """
+
+    runtime = "torch"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
+        engine: str | None = None,
+    ) -> None:
+        super().__init__(artifact, threads, batch_size, input_size)
+        self.engines: Choice | None = None
+        if engine is None:
+            engine = self._best_engine()
+        self.engine = engine
+        self.model = to_native(artifact, engine)
+
+    def _best_engine(self) -> str:
+        names = available_engines()
+        if len(names) > 1 and "x86" in names:
+            names.remove("qnnpack")  # made for ARM; several times slower here
+        if len(names) == 1:
+            return names[0]
+
+        def build(engine: str) -> CompiledModel:
+            return TorchModel(self.artifact, self.threads, self.batch_size, self.size, engine)
+
+        self.engines = choose(
+            "engine", self.artifact, names, build, self.threads, self.batch_size, self.size
+        )
+        return self.engines.name
+
+    def _run(self, x: Tensor) -> Tensor:
+        with (
+            self._explained(*x.shape[-2:]),
+            torch_threads(self.threads),
+            _elementwise(self.engine),
+            torch.inference_mode(),
+        ):
+            result = self.model(x)
+        return result.clone()  # an ordinary tensor, which autograd may save
+
+
+@contextlib.contextmanager
+def _elementwise(engine: str) -> Iterator[None]:
+    """Keeps QNNPACK's additions and pools, which round in their own way, to its own models.
+
+    Packed weights stay with their engine, but elementwise operations follow the process's setting;
+    the other engines share one implementation.
+    """
+    if (torch.backends.quantized.engine == "qnnpack") == (engine == "qnnpack"):
+        yield
+        return
+    with quantized_engine(engine):  # calls take turns
+        yield
