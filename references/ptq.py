@@ -29,6 +29,8 @@ from qzoo.transforms import ImageClassification
 from qzoo.weights import class_names
 
 POSITIVE = click.IntRange(min=1)
+#: Points of top-1 that int8 may lose without a word.
+LARGE_LOSS = 1.0
 
 
 @click.command(cls=engine.Command, context_settings={"show_default": True})
@@ -94,6 +96,9 @@ def main(**options: Any) -> None:
     )
     click.echo(f"float: {float_metrics}")
     click.echo(f"int8:  {metrics}; wrote {output} ({engine.mib(output):.3f} MiB)")
+    if (lost := float_metrics.top1 - metrics.top1) > LARGE_LOSS:
+        hint = "" if backend.per_channel else ", for example one with a scale per output channel"
+        click.echo(f"int8 loses {lost:.2f} points: try another --backend{hint}.", err=True)
     if options["results"]:
         low, high = metrics.interval()
         row = {
