@@ -48,6 +48,15 @@ OWN = (
 BUILDERS = TORCHVISION + OWN
 #: Builders whose model has auxiliary classifiers in training.
 WITH_AUX = ("googlenet", "inception_v3")
+#: Keywords that make the largest models narrow: as deep, with the same blocks, ten times faster.
+SLIM = {
+    "resnet101": {"width_per_group": 8},
+    "resnet152": {"width_per_group": 8},
+    "resnext101_32x8d": {"width_per_group": 1},
+    "resnext101_64x4d": {"width_per_group": 1},
+    "wide_resnet50_2": {"width_per_group": 16},
+    "wide_resnet101_2": {"width_per_group": 16},
+}
 ENGINES = tuple(qzoo.backends.available_engines())
 
 
@@ -58,11 +67,18 @@ def small_images(name: str, batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=generator)
 
 
-def float_model(name: str, varied: bool = True, **kwargs: Any) -> nn.Module:
-    """Returns the float model in eval mode; `varied` gives batch norm statistics worth folding.
+def float_model(name: str, varied: bool = True, slim: bool = False, **kwargs: Any) -> nn.Module:
+    """Returns the float model in eval mode.
 
     Inception's auxiliary classifier is left out unless asked for: it takes 299 pixels to run.
+
+    Args:
+        name: The builder's name.
+        varied: Whether to give it batch norm statistics that are worth folding.
+        slim: Whether the largest models may be narrow ones.
+        **kwargs: The builder's keywords.
     """
+    kwargs = {**(SLIM.get(name, {}) if slim else {}), **kwargs}
     if name in WITH_AUX:
         kwargs = {"init_weights": False, "aux_logits": name == "googlenet", **kwargs}
     model = qzoo.get_model(name, **kwargs)
