@@ -6,7 +6,6 @@ python references/readme_tables.py --check  # exit code 1 if it is out of date
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,10 +55,12 @@ TABLES: dict[str, Callable[[], str]] = {"models": models_table}
 def render(text: str) -> str:
     """Returns the README's text with each table between its two markers made anew."""
     for name, table in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(pattern, lambda m, t=table: m[1] + t() + m[2], text, flags=re.DOTALL)
-        if count != 1:
-            raise SystemExit(f"README.md should have the markers of the table {name!r} once.")
+        start, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+        head, found, rest = text.partition(start)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"README.md lacks the markers of the table {name!r}.")
+        text = f"{head}{start}{table()}{end}{tail}"
     return text
 
 
