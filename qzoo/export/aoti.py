@@ -1,0 +1,118 @@
+"""AOTInductor packages: the model compiled to machine code for CPUs like this machine's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..artifact.format import Artifact, write_atomically
+from ..errors import ArgumentError, MissingDependencyError
+from ._onednn import to_onednn
+from ._plan import Plan, make_plan, output_path
+
+# Inductor's settings, which a compilation patches, belong to the process.
+_compiling = threading.Lock()
+
+
+def export_aoti(
+    model: nn.Module | Artifact,
+    path: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    preprocess: bool = False,
+) -> None:
+    """Compiles a model with AOTInductor into a package that needs nothing but PyTorch.
+
+    `torch._inductor.aoti_load_package(path)` gives a callable; its `get_metadata()["qzoo"]` is JSON
+    with classes, transforms and the expected input. The package holds machine code and weights in
+    oneDNN's order, so it runs on CPUs with the same instruction sets as the one that made it, and
+    with the same PyTorch.
+
+    Args:
+        model: A native int8 model, an artifact, or a reference model.
+        path: The file to write, whole or not at all; ends in ".pt2".
+        batch_size: The only batch size to take; None for any.
+        input_size: Height and width of the pictures in pixels, or one number for both; None takes
+            what the model was made for.
+        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
+            instead of normalized float32 [N, 3, H, W].
+
+    Raises:
+        ArgumentError: Arguments that the model does not allow.
+        ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
+        MissingDependencyError: There is no C++ compiler.
+    """
+    target = output_path(path, ".pt2")
+    plan = make_plan(model, batch_size, input_size, preprocess)
+    with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
+        package = Path(folder) / "model.pt2"
+        compile_package(plan, package)
+        write_atomically(target, package.read_bytes())
+
+
+def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tuple[str, ...]:
+    """Compiles a plan into an AOTInductor package.
+
+    Args:
+        plan: What to compile.
+        package: The file to write; ends in ".pt2".
+        threads: Threads to compile for; None leaves the number to whoever runs it.
+
+    Returns:
+        Names of the layers that stayed in float.
+
+    Raises:
+        MissingDependencyError: There is no C++ compiler.
+        ArgumentError: This PyTorch has no oneDNN, or Inductor fails.
+    """
+    if not torch.backends.mkldnn.is_available():
+        raise ArgumentError(
+            "This build of PyTorch has no oneDNN, whose int8 kernels Inductor calls: use the "
+            "runtime 'torch' or 'onnxruntime' on this machine."
+        )
+    with _compiling:
+        # Imported here, because this takes a second that most users of qzoo never need.
+        from torch import _inductor as inductor
+
+        _check_compiler()
+        module, float_layers = to_onednn(plan.graph(), plan.images(plan.batch_size or 1))
+        settings: dict[str, Any] = {
+            # Weights that stay in float are computed once.
+            "freezing": bool(float_layers),
+            "aot_inductor.metadata": {"qzoo": plan.metadata_json(float_layers=list(float_layers))},
+            "cpp.dynamic_threads": threads is None,
+        }
+        if threads is not None:
+            settings["cpp.threads"] = threads
+        try:
+            with torch.no_grad():
+                program = plan.export(module)
+                inductor.aoti_compile_and_package(
+                    program, package_path=str(package), inductor_configs=settings
+                )
+        except Exception as error:  # whatever a compiler may raise
+            raise ArgumentError(
+                f"Inductor cannot compile {plan.artifact.info.architecture}: "
+                f"{str(error).strip()[:400]}"
+            ) from error
+    return float_layers
+
+
+def _check_compiler() -> None:
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError):
+        raise MissingDependencyError(
+            "Inductor needs a C++ compiler, and there is none here: install one (apt-get install "
+            "g++, or xcode-select --install) or name it in the environment variable CXX."
+        ) from None

@@ -1,0 +1,89 @@
+"""The runtime `inductor`: the model compiled by AOTInductor around oneDNN's int8 kernels."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..artifact.format import Artifact
+from ..benchmark import torch_threads
+from ..errors import ArgumentError
+from ..export._plan import MAX_BATCH, make_plan
+from ..export.aoti import compile_package
+from .base import CompiledModel
+
+#: Copies of the model's working memory, and so calls that run at the same time; further ones wait.
+_MAX_RUNNERS = 8
+
+
+class InductorModel(CompiledModel):
+    """An int8 model compiled to machine code, which takes 10 to 60 seconds.
+
+    It takes any number of pictures (up to 4096, or only `batch_size`) of one size. Calls of several
+    threads run side by side.
+
+    PyTorch's number of threads belongs to the calling thread and is the default of threads started
+    later. A call sets it and puts it back; a thread that starts during the call keeps the number.
+
+    Args:
+        artifact: The model's numbers.
+        threads: Threads to compute with; None takes PyTorch's number at each call.
+        batch_size: The only batch size to take; None for any.
+        input_size: Height and width of the pictures in pixels, or one number for both; None takes
+            what the model was made for.
+
+    Attributes:
+        size: Height and width of the pictures, in pixels.
+
+    Raises:
+        MissingDependencyError: There is no C++ compiler.
+        ArgumentError: Impossible sizes, or a PyTorch without oneDNN.
+    """
+
+    runtime = "inductor"
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(artifact, threads, batch_size)
+        plan = make_plan(artifact, batch_size, input_size)
+        self.size = plan.size
+        runners = max(1, min(_MAX_RUNNERS, (os.cpu_count() or 1) // (threads or 1)))
+        from torch._inductor.package import load_package
+
+        with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
+            package = Path(folder) / "model.pt2"
+            self._in_float = compile_package(plan, package, threads)
+            # Loading unpacks the file, which is not needed any more afterwards.
+            self._model = load_package(str(package), num_runners=runners)
+
+    def default_size(self) -> tuple[int, int]:
+        """Returns the height and width of the pictures it was compiled for, in pixels."""
+        return self.size
+
+    def _run(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if (height, width) != self.size:
+            raise ArgumentError(
+                f"The input has {height}x{width} pixels, but the model was compiled for "
+                f"{self.size[0]}x{self.size[1]}: pass those, or compile with "
+                f"input_size=({height}, {width})."
+            )
+        if len(x) > MAX_BATCH:
+            raise ArgumentError(
+                f"The input has {len(x)} images, but the model takes at most {MAX_BATCH}: split it."
+            )
+        with torch_threads(self.threads), torch.no_grad():
+            return self._model(x)
+
+    def _float_layers(self) -> tuple[str, ...]:
+        return self._in_float
