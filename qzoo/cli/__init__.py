@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import QzooError
-from . import classify, listing
+from . import benchmark, classify, export, listing
 
 
 class _Group(click.Group):
@@ -48,3 +48,5 @@ main.add_command(listing.list_command)
 main.add_command(listing.info)
 main.add_command(classify.classify)
 main.add_command(classify.demo)
+main.add_command(benchmark.benchmark)
+main.add_command(export.export)

@@ -105,8 +105,8 @@ def choice_key(
         batch_size,
         list(input_size),
         threads,
-        _machine(),
-        {name: _version(name) for name in _PACKAGES},
+        machine(),
+        {name: version(name) for name in _PACKAGES},
     ]
     text = json.dumps(parts, sort_keys=True)
     return f"{purpose}:{artifact.info.architecture}:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -126,7 +126,7 @@ def _structure(artifact: Artifact) -> str:
 
 
 @functools.cache
-def _machine() -> str:
+def machine() -> str:
     """Returns the CPU's name and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     try:
@@ -146,7 +146,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

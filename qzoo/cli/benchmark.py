@@ -1,0 +1,200 @@
+"""`qzoo benchmark`: how fast each runtime executes a model on this machine."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import platform
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+import torch
+
+from ..artifact.format import Artifact
+from ..benchmark import interleave
+from ..errors import ArgumentError, QzooError, UncalibratedWarning
+from ..registry import get_model
+from ..runtimes.api import RUNTIMES, available_runtimes, compile, to_artifact
+from ..runtimes.base import CompiledModel
+from ..runtimes.choice import machine, version
+from ..runtimes.footprint import footprint
+from ._output import print_json, print_table
+from .classify import load_model
+
+_PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or min(values) < 1:
+        raise click.BadParameter("expected whole numbers above 0, separated by commas")
+    return values
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option(
+    "--runtimes",
+    help="Names separated by commas, or all.  [default: the installed ones that compile quickly]",
+)
+@click.option("--threads", default="1", show_default=True, callback=_numbers, help="E.g. 1,2.")
+@click.option("--batch", default="1", show_default=True, callback=_numbers, help="E.g. 1,32.")
+@click.option(
+    "--size", type=click.IntRange(1), help="Height and width in pixels.  [default: the model's own]"
+)
+@click.option("--weights", "-w", help="Name of the int8 weights.  [default: DEFAULT]")
+@click.option("--random", is_flag=True, help="Random weights: as fast, and nothing to download.")
+@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1))
+@click.option("--memory/--no-memory", default=True, help="Measure memory, in further processes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+def benchmark(
+    models: tuple[str, ...],
+    runtimes: str | None,
+    threads: list[int],
+    batch: list[int],
+    size: int | None,
+    weights: str | None,
+    random: bool,
+    rounds: int,
+    memory: bool,
+    as_json: bool,
+    as_csv: bool,
+) -> None:
+    """Measure the latency and memory of int8 models on each runtime, side by side.
+
+    The runtimes take turns, so that other work on the machine disturbs all of them alike; medians
+    and quartiles are over these rounds.
+
+    \b
+    Examples:
+      qzoo benchmark resnet50 mobilenet_v2 --threads 1,2 --batch 1,32
+      qzoo benchmark my_model.safetensors --runtimes torch,openvino --csv
+      qzoo benchmark inception_v3 --random --runtimes all
+    """
+    if as_json and as_csv:
+        raise ArgumentError("--json and --csv exclude each other.")
+    names = _runtimes(runtimes)
+    rows: list[dict[str, Any]] = []
+    for name in models:
+        artifact = _artifact(name, weights, random)
+        for count, pictures in itertools.product(threads, batch):
+            rows += _measure(name, artifact, names, count, pictures, size, rounds, memory)
+    if as_json:
+        print_json(rows)
+    elif as_csv:
+        environment = _environment()
+        writer = csv.DictWriter(sys.stdout, [*rows[0], *environment], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, **environment} for row in rows)
+    else:
+        columns = ("model", "batch", "threads", "runtime", "ms", "quartiles", "images/s", "MiB", "")
+        print_table(None, columns, [_cells(row) for row in rows], "lrrlrrrr")
+
+
+def _runtimes(text: str | None) -> list[str]:
+    here = available_runtimes()
+    if text is None:
+        return [name for name in here if not RUNTIMES[name].slow]
+    return here if text == "all" else [part.strip() for part in text.split(",")]
+
+
+def _artifact(name: str, weights: str | None, random: bool) -> Artifact:
+    if not random:
+        return to_artifact(load_model(name, weights))
+    if weights is not None:
+        raise ArgumentError("--random takes no --weights.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncalibratedWarning)
+        return to_artifact(get_model(name, quantize=True))
+
+
+def _measure(
+    name: str,
+    artifact: Artifact,
+    runtimes: Sequence[str],
+    threads: int,
+    batch: int,
+    size: int | None,
+    rounds: int,
+    memory: bool,
+) -> list[dict[str, Any]]:
+    compiled = {r: compile(artifact, r, threads, batch, size) for r in runtimes}
+    height, width = next(iter(compiled.values())).size
+    x = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    timings = interleave({r: _call(m, x) for r, m in compiled.items()}, rounds)
+    best = min(timing.median_ms for timing in timings.values())
+    rows = []
+    for runtime, timing in timings.items():
+        row: dict[str, Any] = {
+            "model": name,
+            "batch": batch,
+            "threads": threads,
+            "height": height,
+            "width": width,
+            "runtime": runtime,
+            "executes": _executes(compiled[runtime]),
+            "median_ms": round(timing.median_ms, 4),
+            "low_ms": round(timing.low_ms, 4),
+            "high_ms": round(timing.high_ms, 4),
+            "rounds": timing.rounds,
+            "images_per_s": round(batch * 1e3 / timing.median_ms, 1),
+            "fastest": timing.median_ms == best,
+            "float_layers": " ".join(compiled[runtime].float_layers),
+            "peak_mib": None,
+            "model_mib": None,
+        }
+        if memory:
+            try:
+                row |= footprint(
+                    artifact, compiled[runtime].runtime, threads, batch, (height, width)
+                )
+            except QzooError as error:
+                click.echo(f"Warning: {error}", err=True)
+        rows.append(row)
+    return rows
+
+
+def _call(model: CompiledModel, x: torch.Tensor) -> Callable[[], object]:
+    return lambda: model(x)
+
+
+def _executes(model: CompiledModel) -> str:
+    """Returns the runtime, and how it was come by or which of PyTorch's engines executes."""
+    if model.why is not None:
+        return f"auto: {model.runtime}"
+    engine = getattr(model, "engine", None)
+    return model.runtime if engine is None else f"{model.runtime} ({engine})"
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    notes = ["fastest"] if row["fastest"] else []
+    if row["float_layers"]:
+        notes.append(f"{len(row['float_layers'].split())} layers in float")
+    return [
+        row["model"],
+        row["batch"],
+        row["threads"],
+        row["executes"],
+        f"{row['median_ms']:.2f}",
+        f"{row['low_ms']:.2f} to {row['high_ms']:.2f}",
+        f"{row['images_per_s']:.0f}",
+        "" if row["model_mib"] is None else f"{row['model_mib']:.0f}",
+        ", ".join(notes),
+    ]
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "cpu": machine(),
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        **{package: version(package) for package in _PACKAGES},
+    }
