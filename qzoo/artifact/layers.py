@@ -138,6 +138,20 @@ def weight_tensors(
     return tensors
 
 
+def check_weight_shape(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
+    """Checks that a checkpoint's weight of layer `name` is the one that its architecture has.
+
+    Raises:
+        ArtifactError: It has another shape.
+    """
+    if tuple(weight.shape) != shape:
+        raise ArtifactError(
+            f"Layer {name!r} of the checkpoint has a weight of shape {tuple(weight.shape)}, but "
+            f"this architecture has {shape} there: it is for another one, or for other builder "
+            "arguments."
+        )
+
+
 def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
     """Checks that the tensors are exactly those that the layers call for, and possible.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import ArtifactError
 from ..registry import Entry, get_entry
 from .format import Artifact, ModelInfo
-from .layers import BARE_OPS, Layer, weight_tensors
+from .layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
 from .native import package_versions
 from .plan import plan
 from .pth import Checkpoint, QuantizedArray, read_checkpoint
@@ -87,13 +87,9 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
         found[name] = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
         found[name].check(name)
         if layer.op in ("conv2d", "linear"):
-            values, scales, zero_points, bias = reader.weight(name, layer.op)
-            shape = _weight_shape(fused, name)
-            if tuple(values.shape) != shape:
-                raise ArtifactError(
-                    f"Layer {name!r} of the checkpoint has a weight of shape "
-                    f"{tuple(values.shape)}, but {entry.name} with {kwargs} has {shape} there."
-                )
+            values, scales, zero_points, bias = reader.weight(
+                name, layer.op, _weight_shape(fused, name)
+            )
             tensors |= weight_tensors(name, values, scales, zero_points, bias)
     reader.check_all_used()
     known = dataclasses.replace(info, builder_kwargs=kwargs, backend=backend)
@@ -113,13 +109,16 @@ class _Int8State:
             raise ArtifactError(f"The zero point of layer {name!r} is {zero_point}, no integer.")
         return scale, int(zero_point)
 
-    def weight(self, name: str, op: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def weight(
+        self, name: str, op: str, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         weight, bias = self._packed_linear(name) if op == "linear" else self._pair(name)
         if not isinstance(weight, QuantizedArray) or weight.values.dtype != torch.int8:
             raise ArtifactError(
                 f"The weight of layer {name!r} is not an int8 tensor: this is not the state dict "
                 "of a converted model."
             )
+        check_weight_shape(name, weight.values, shape)
         if weight.axis not in (None, 0):
             raise ArtifactError(f"The weight of layer {name!r} has scales along another axis.")
         if bias is not None and not (isinstance(bias, Tensor) and bias.is_floating_point()):
@@ -208,7 +207,7 @@ def _num_classes(layers: Mapping[str, Layer], entries: Mapping[str, Any]) -> int
         value = entries.get(key)
         value = value[0] if isinstance(value, tuple) and value else value
         value = value.values if isinstance(value, QuantizedArray) else value
-        if isinstance(value, Tensor) and value.dim() == 2:
+        if isinstance(value, Tensor) and value.dim() == 2 and len(value) > 0:
             return value.shape[0]
     return 1000
 

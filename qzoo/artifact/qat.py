@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtifactError
+from .layers import check_weight_shape
 
 _EPS = torch.tensor([torch.finfo(torch.float32).eps])
 #: How far PyTorch's QAT weight observers move per step (MovingAverageMinMaxObserver).
@@ -66,8 +67,11 @@ class QatState:
         zero_point = (-torch.round(low / scale)).to(torch.int64).clamp(0, levels)
         return float(scale), int(zero_point)
 
-    def weight(self, name: str, op: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def weight(
+        self, name: str, op: str, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Returns int8 values, float32 scales, zero points (all 0) and the float bias."""
+        check_weight_shape(name, self._tensor(f"{name}.weight"), shape)
         weight, bias = self._folded(name)
         low, high, eps = self._weight_range(name, weight)
         if bool((low > high).any()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.ao import quantization as tq
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import quantization as tv
 
@@ -204,15 +204,21 @@ class _NoQuantizedOps(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        values = pytree.tree_leaves((args, kwargs, result))
-        if "quantize" in func.name() or any(
-            (isinstance(v, torch.dtype) and v in _DTYPES.values())
-            or (isinstance(v, Tensor) and v.is_quantized)
-            for v in values
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        made = result if isinstance(result, (tuple, list)) else (result,)
+        if (
+            _is_quantized_op(func)
+            or kwargs.get("dtype") in _DTYPES.values()
+            or any(isinstance(value, Tensor) and value.is_quantized for value in made)
         ):
             raise QuantizedTensorUsed(func.name())
         return result
+
+
+@functools.cache
+def _is_quantized_op(func: Any) -> bool:
+    return "quantize" in func.name()
 
 
 _DTYPES = {

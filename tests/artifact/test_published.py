@@ -86,10 +86,12 @@ def test_published_files_give_torchvisions_logits(name, site, monkeypatch):
     engine = ph.BUILDERS[name]
     assert member.meta["backend"] == engine
     qat = name == "mobilenet_v3_large"
-    state = (ph.qat_model(name) if qat else ph.int8_model(name)).state_dict()
+    made = ph.qat_model(name) if qat else ph.int8_model(name)
+    state = made.state_dict()
     x = ph.pictures(name)
     path = publish(site, monkeypatch, member, state, zipped=True)
-    theirs = torchvision_loads(monkeypatch, name, path)
+    once = name == "resnext101_64x4d"
+    theirs = made if once else torchvision_loads(monkeypatch, name, path)
     expected = ph.logits(theirs, x, engine)
     ph.assert_informative(expected)
     for zipped in (True, False):
