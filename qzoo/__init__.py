@@ -13,6 +13,7 @@ from .errors import (
     QzooError,
     UncalibratedWarning,
     UnknownNameError,
+    UploadError,
 )
 from .models import (
     GoogLeNet_QuantizedWeights,
@@ -68,6 +69,7 @@ from .registry import (
     list_models,
 )
 from .runtimes import available_runtimes, compile
+from .sharing import from_pretrained, push_to_hub, save_pretrained
 
 __all__ = [
     "BACKENDS",
@@ -106,10 +108,12 @@ __all__ = [
     "ShuffleNet_V2_X2_0_QuantizedWeights",
     "UncalibratedWarning",
     "UnknownNameError",
+    "UploadError",
     "Wide_ResNet50_2_QuantizedWeights",
     "Wide_ResNet101_2_QuantizedWeights",
     "available_runtimes",
     "compile",
+    "from_pretrained",
     "get_model",
     "get_model_builder",
     "get_model_weights",
@@ -121,6 +125,7 @@ __all__ = [
     "mobilenet_v2",
     "mobilenet_v3_large",
     "mobilenet_v3_small",
+    "push_to_hub",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -130,6 +135,7 @@ __all__ = [
     "resnext101_32x8d",
     "resnext101_64x4d",
     "save",
+    "save_pretrained",
     "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",
     "shufflenet_v2_x1_5",

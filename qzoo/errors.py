@@ -35,6 +35,10 @@ class DownloadError(QzooError, OSError):
     """A file that could not be fetched, verified or stored."""
 
 
+class UploadError(QzooError, OSError):
+    """A model that could not be pushed to the Hub."""
+
+
 class MissingDependencyError(QzooError, ImportError):
     """An optional package that the requested feature needs is not installed."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,18 @@ class QuantizableMixin(nn.Module):
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **info: Any) -> None:
+        """Saves an int8 model as a folder to share; see `qzoo.sharing.save_pretrained`."""
+        from ..sharing import save_pretrained
+
+        save_pretrained(self, folder, **info)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Pushes an int8 model to the Hub; see `qzoo.sharing.push_to_hub`. Returns its address."""
+        from ..sharing import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
 
 class SequentialForwardMixin(QuantizableMixin):
