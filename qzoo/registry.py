@@ -79,7 +79,8 @@ class _BoundedWork(TorchFunctionMode):
 def build_failure(name: str, kwargs: Mapping[str, Any], error: BaseException) -> str:
     """Returns the sentence that says why the keywords do not build the model."""
     shown = ", ".join(f"{str(k)[:40]}={repr(v)[:60]}" for k, v in kwargs.items())
-    return f"Cannot build {name} with {shown[:300] or 'no keywords'}: {str(error)[:300]}."
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"Cannot build {name} with {shown[:300] or 'no keywords'}: {reason[:300]}."
 
 
 _ENTRIES: dict[str, Entry] = {}

@@ -29,6 +29,8 @@ VERSION = 1
 MAX_HEADER_BYTES = 16 * 2**20
 #: Objects within objects; the format itself needs 4, the rest is for recipes.
 MAX_HEADER_DEPTH = 32
+#: Those of the zoo have up to 40 characters.
+MAX_NAME_LENGTH = 200
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,8 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
         )
     if not isinstance(header["layers"], dict) or not isinstance(header["versions"], dict):
         raise ArtifactError("the header's layers or versions are not a table.")
+    if any(len(name) > MAX_NAME_LENGTH for name in header["layers"]):
+        raise ArtifactError(f"a layer's name has more than {MAX_NAME_LENGTH} characters.")
     layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
     info = ModelInfo(**{name: header[name] for name in names})
     if not isinstance(info.backend, str) or info.backend not in BACKENDS:
@@ -276,7 +280,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too must not leave the temporary file behind
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise ArtifactError(f"Cannot write {path}: {error.strerror or error}.") from None

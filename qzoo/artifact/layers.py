@@ -64,8 +64,8 @@ class Layer:
         Raises:
             ArtifactError: A field is missing, unknown, of the wrong type or out of range.
         """
-        if not isinstance(data, dict) or data.get("op") not in RANGED_OPS | BARE_OPS:
-            op = data.get("op") if isinstance(data, dict) else data
+        op = data.get("op") if isinstance(data, dict) else data
+        if not isinstance(data, dict) or op not in [*RANGED_OPS, *BARE_OPS]:
             raise ArtifactError(f"Layer {name!r} has an unknown operation {str(op)[:40]!r}.")
         fields = {f.name for f in dataclasses.fields(cls)}
         wanted = cls(data["op"]).to_json().keys()

@@ -167,4 +167,8 @@ def load(path: str | os.PathLike[str], backend: str | None = None) -> nn.Module:
             architecture that is not known here.
         UnknownNameError: An unknown backend.
     """
-    return to_native(Artifact.read(path), backend, consume=True)
+    artifact = Artifact.read(path)
+    try:
+        return to_native(artifact, backend, consume=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None
