@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from ..reference import ReferenceModel
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
-from ._plan import layer_of
+from ._plan import layer_of, node_shapes
 
 aten = torch.ops.aten
 #: An `fx.Node`, whose arguments are typed as a union of everything.
@@ -48,7 +48,7 @@ def to_onednn(reference: ReferenceModel, image: Tensor) -> tuple[fx.GraphModule,
         The module, for Inductor only, and the names of the layers that stayed in float because
         their weights have zero points, which oneDNN lacks.
     """
-    rewriter = _Rewriter(reference, _conv_shapes(reference, image))
+    rewriter = _Rewriter(reference, node_shapes(reference, image))
     return rewriter.rewrite(), tuple(rewriter.float_layers)
 
 
@@ -132,7 +132,7 @@ class _Rewriter:
                 call, *x_arguments, self._buffer(packed), *w_arguments, *out_arguments
             )
         packed = torch.ops.onednn.qconv_prepack(
-            values, scale, grid.scale, grid.zero_point, *geometry, self.shapes[product]
+            values, scale, grid.scale, grid.zero_point, *geometry, self.shapes[x]
         )
         call = torch.ops.onednn.qconv_pointwise.default
         return self._emit(
@@ -196,18 +196,3 @@ def _is_small_pool(node: Node) -> bool:
         return False
     height, width = node.args[1]
     return bool(height * width <= _MAX_POOL_AREA)
-
-
-def _conv_shapes(reference: ReferenceModel, image: Tensor) -> dict[Node, list[int]]:
-    """Returns the input shape of every convolution."""
-    shapes: dict[Node, list[int]] = {}
-
-    class Shapes(fx.Interpreter):
-        def run_node(self, n: Node) -> Any:
-            if n.target is aten.conv2d.default:
-                shapes[n] = list(self.env[n.args[0]].shape)
-            return super().run_node(n)
-
-    with torch.no_grad():
-        Shapes(reference).run(image)
-    return shapes

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ..artifact.format import Artifact
 from ..artifact.native import from_native, package_versions
 from ..errors import ArgumentError
 from ..reference import ReferenceModel, build_reference
-from ..runtimes.base import input_size as own_input_size
+from ..runtimes.base import picture_size
 from ..weights import class_names, read_metadata
 
 aten = torch.ops.aten
@@ -139,20 +139,14 @@ def make_plan(
 
 
 def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, int]:
-    if given is None:
-        return own_input_size(artifact)
-    pair = [given, given] if isinstance(given, int) else list(given)
-    if len(pair) != 2 or not all(type(v) is int and 0 < v < 2**14 for v in pair):
-        raise ArgumentError(
-            f"input_size must be a height and width in pixels or one number, not {given!r}."
-        )
+    height, width = picture_size(artifact, given)
     least = read_metadata(artifact.info.architecture)["min_size"]
-    if any(v < low for v, low in zip(pair, least, strict=True)):
+    if height < least[0] or width < least[1]:
         raise ArgumentError(
             f"{artifact.info.architecture} takes pictures of at least {least[0]}x{least[1]} "
-            f"pixels, not {pair[0]}x{pair[1]}."
+            f"pixels, not {height}x{width}."
         )
-    return (pair[0], pair[1])
+    return (height, width)
 
 
 def output_path(path: Any, suffix: str) -> Path:
@@ -203,3 +197,19 @@ def _prepend_preprocessing(reference: ReferenceModel) -> None:
 def layer_of(weight: Any) -> str:
     """Returns the name of the layer whose dequantized weight a node of a reference graph is."""
     return str(weight.args[0].target).removesuffix(".weight")
+
+
+def node_shapes(reference: ReferenceModel, images: Tensor) -> dict[Any, list[int]]:
+    """Returns the shape of every tensor in a graph, by node."""
+    shapes: dict[Any, list[int]] = {}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor):
+                shapes[n] = list(result.shape)
+            return result
+
+    with torch.no_grad():
+        Shapes(reference).run(images)
+    return shapes

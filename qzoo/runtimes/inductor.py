@@ -37,9 +37,6 @@ class InductorModel(CompiledModel):
         input_size: Height and width of the pictures in pixels, or one number for both; None takes
             what the model was made for.
 
-    Attributes:
-        size: Height and width of the pictures, in pixels.
-
     Raises:
         MissingDependencyError: There is no C++ compiler.
         ArgumentError: Impossible sizes, or a PyTorch without oneDNN.
@@ -54,9 +51,8 @@ class InductorModel(CompiledModel):
         batch_size: int | None = None,
         input_size: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(artifact, threads, batch_size)
-        plan = make_plan(artifact, batch_size, input_size)
-        self.size = plan.size
+        super().__init__(artifact, threads, batch_size, input_size)
+        plan = make_plan(artifact, batch_size, self.size)
         runners = max(1, min(_MAX_RUNNERS, (os.cpu_count() or 1) // (threads or 1)))
         from torch._inductor.package import load_package
 
@@ -65,10 +61,6 @@ class InductorModel(CompiledModel):
             self._in_float = compile_package(plan, package, threads)
             # Loading unpacks the file, which is not needed any more afterwards.
             self._model = load_package(str(package), num_runners=runners)
-
-    def default_size(self) -> tuple[int, int]:
-        """Returns the height and width of the pictures it was compiled for, in pixels."""
-        return self.size
 
     def _run(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -82,7 +74,7 @@ class InductorModel(CompiledModel):
             raise ArgumentError(
                 f"The input has {len(x)} images, but the model takes at most {MAX_BATCH}: split it."
             )
-        with torch_threads(self.threads), torch.no_grad():
+        with torch_threads(self.threads), torch.no_grad(), self._explained(height, width):
             return self._model(x)
 
     def _float_layers(self) -> tuple[str, ...]:

@@ -1,0 +1,96 @@
+"""ExecuTorch programs: the model for phones and boards, on XNNPACK's int8 kernels."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..artifact.format import Artifact, write_atomically
+from ..errors import ArgumentError
+from ..runtimes.base import require
+from ._plan import Plan, make_plan, output_path
+from ._xnnpack import to_xnnpack
+
+
+def export_executorch(
+    model: nn.Module | Artifact,
+    path: str | os.PathLike[str],
+    *,
+    batch_size: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    preprocess: bool = False,
+) -> None:
+    """Writes a model as an ExecuTorch program (.pte) that XNNPACK executes as a whole.
+
+    ExecuTorch plans its memory ahead, so the batch size is fixed. The program has two methods:
+    `forward`, and `qzoo`, which returns JSON with classes, transforms and the expected input.
+
+    Args:
+        model: A native int8 model, an artifact, or a reference model.
+        path: The file to write, whole or not at all; ends in ".pte".
+        batch_size: How many pictures `forward` takes; None is 1.
+        input_size: Height and width of the pictures in pixels, or one number for both; None takes
+            what the model was made for.
+        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
+            instead of normalized float32 [N, 3, H, W].
+
+    Raises:
+        ArgumentError: Arguments that the model does not allow, or a layer that XNNPACK cannot
+            execute on integers.
+        ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
+        MissingDependencyError: ExecuTorch is not installed.
+    """
+    target = output_path(path, ".pte")
+    plan = make_plan(model, batch_size or 1, input_size, preprocess)
+    write_atomically(target, lower(plan))
+
+
+def lower(plan: Plan) -> bytes:
+    """Returns the program of a plan with a fixed batch size, as the .pte file holds it.
+
+    Raises:
+        ArgumentError: XNNPACK cannot execute a layer on integers.
+        MissingDependencyError: ExecuTorch is not installed.
+    """
+    purpose = "Export to ExecuTorch"
+    exir = require("executorch.exir", "executorch", purpose)
+    partitioner = require(
+        "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", purpose
+    )
+    reference = plan.graph(explicit=True, activations=torch.int8)
+    program = plan.export(to_xnnpack(reference, plan.images()))
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # its own use of what PyTorch deprecates
+        edge = exir.to_edge_transform_and_lower(
+            program,
+            partitioner=[partitioner.XnnpackPartitioner()],
+            compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods={"qzoo": plan.metadata_json()},
+        )
+        _check_delegated(edge.exported_program().graph_module)
+        return bytes(edge.to_executorch().buffer)
+
+
+def _check_delegated(lowered: Any) -> None:
+    """Refuses a program whose layers XNNPACK does not execute.
+
+    Raises:
+        ArgumentError: A convolution or linear layer is left to ExecuTorch's portable kernels, which
+            compute in float and take 20 times as long.
+    """
+    left = {
+        node.name
+        for node in lowered.graph.nodes
+        if node.op == "call_function"
+        and any(k in str(node.target) for k in ("aten.convolution", "aten.addmm", "aten.linear"))
+    }
+    if left:
+        raise ArgumentError(
+            f"ExecuTorch's XNNPACK backend leaves {len(left)} layers of this model in float "
+            f"({', '.join(sorted(left))[:200]}): export it to another format."
+        )
