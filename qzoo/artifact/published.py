@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backends import get_backend
 from ..errors import ArtifactError
 from ..registry import Entry, get_entry
 from .format import Artifact, ModelInfo
@@ -62,9 +63,12 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
         ArtifactError: An entry is missing, superfluous, of the wrong kind, or of another shape
             than the architecture's.
         ArgumentError: The builder arguments in `info` do not build the architecture.
+        UnknownNameError: An unknown architecture or backend.
     """
     entry = get_entry(info.architecture)
-    entries = _of_model(entry, checkpoint.entries)
+    if info.backend is not None:
+        get_backend(info.backend)
+    entries = _without_aux(entry, unwrapped(checkpoint.entries))
     if consume:
         checkpoint.entries.clear()
     kwargs = {**info.builder_kwargs, **({"aux_logits": False} if entry.aux else {})}
@@ -185,16 +189,21 @@ def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]
     return eps
 
 
-def _of_model(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the model's own entries.
+def unwrapped(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries under the model's own names.
 
     DistributedDataParallel, DataParallel and averaged models (`model_ema`) put "module." before
-    every name; auxiliary classifiers are dropped, which an int8 model never runs.
+    every name.
     """
-    wrapped = "module."
+    prefix = "module."
     inner = {k: v for k, v in entries.items() if k != "n_averaged"}
-    if inner and all(key.startswith(wrapped) for key in inner):
-        entries = {key.removeprefix(wrapped): value for key, value in inner.items()}
+    if inner and all(key.startswith(prefix) for key in inner):
+        return {key.removeprefix(prefix): value for key, value in inner.items()}
+    return dict(entries)
+
+
+def _without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops auxiliary classifiers, which an int8 model never runs."""
     aux = tuple(f"{name}." for name in entry.aux)
     return {k: v for k, v in entries.items() if not k.startswith(aux)}
 

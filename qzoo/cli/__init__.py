@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import QzooError
-from . import benchmark, classify, export, listing
+from . import benchmark, classify, export, files, listing
 
 
 class _Group(click.Group):
@@ -50,3 +50,8 @@ main.add_command(classify.classify)
 main.add_command(classify.demo)
 main.add_command(benchmark.benchmark)
 main.add_command(export.export)
+main.add_command(files.convert)
+main.add_command(files.download)
+main.add_command(files.verify)
+main.add_command(files.push)
+main.add_command(files.cache)

@@ -1,0 +1,225 @@
+"""From files of every kind that holds an int8 model to artifacts, and back to state dicts."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .artifact.format import Artifact, ModelInfo
+from .artifact.native import to_native
+from .artifact.pth import QuantizedArray, read_checkpoint
+from .artifact.published import from_checkpoint, read_published, unwrapped
+from .errors import ArgumentError, ArtifactError
+from .hub.cache import file_sha256
+from .registry import get_entry, get_weight, list_models
+from .sharing import find_artifact
+from .weights import QuantizedWeightsEnum
+
+
+def is_artifact(path: Path) -> bool:
+    """Says whether a file is an artifact, or a folder one of a shared model, by its first bytes."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return True
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+
+def read_model(path: str | os.PathLike[str], **options: Any) -> Artifact:
+    """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no int8 model.
+        ArgumentError: Options given for an artifact, which says all of that itself.
+    """
+    path = Path(path)
+    if not is_artifact(path):
+        return convert_checkpoint(path, **options)
+    given = sorted(key for key, value in options.items() if value is not None)
+    if given:
+        raise ArgumentError(
+            f"{path} is an artifact, which says itself what it is: drop {', '.join(given)}."
+        )
+    return find_artifact(path) if path.is_dir() else Artifact.read(path)
+
+
+def convert_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    backend: str | None = None,
+    classes: list[str] | None = None,
+    part: str | None = None,
+    transform_input: bool | None = None,
+    like: str | None = None,
+) -> Artifact:
+    """Makes an artifact of a `torch.save` file: a published one, or a user's own state dict.
+
+    A file that torchvision has published is known by its hash, and needs no options.
+
+    Args:
+        path: The file; its state dict is that of a converted model or of one prepared for QAT.
+        model: The registry's name of the architecture; None guesses it from the weights.
+        num_classes: Of the classifier; None takes what the file holds.
+        backend: That the numbers were chosen for; None guesses it from the granularity of scales.
+        classes: Names in the order of the logits.
+        part: Key of the state dict in a training checkpoint.
+        transform_input: Whether a GoogLeNet or Inception changes its input's normalization, which
+            no state dict tells.
+        like: Full name of int8 weights whose transforms the model shares.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no int8 model.
+        ArgumentError: The architecture cannot be guessed, or options do not fit it.
+        UnknownNameError: An unknown model, backend or weights.
+    """
+    path = Path(path)
+    options = (model, num_classes, backend, classes, part, transform_input, like)
+    if path.is_file() and all(option is None for option in options):
+        member = published_member(path)
+        if member is not None:
+            return read_published(path, member)
+    checkpoint = read_checkpoint(path, part)
+    model = model or guess_architecture(checkpoint.entries)
+    kwargs: dict[str, Any] = {}
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    if "transform_input" in get_entry(model).pretrained_kwargs:
+        if transform_input is None:
+            raise ArgumentError(
+                f"A state dict does not tell whether its {model} transforms its input: say "
+                "--transform-input if it descends from torchvision's pretrained weights, else "
+                "--no-transform-input."
+            )
+        kwargs["transform_input"] = transform_input
+    elif transform_input is not None:
+        raise ArgumentError(f"{model} has no input to transform: drop transform_input.")
+    transforms = None
+    if like is not None:
+        preset = get_weight(like).transforms()
+        if not hasattr(preset, "to_dict"):
+            raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
+        transforms = preset.to_dict()
+    info = ModelInfo(
+        model, kwargs, backend, classes, transforms, recipe={"converted_from": path.name}
+    )
+    return from_checkpoint(checkpoint, info, consume=True)
+
+
+def state_dict_bytes(artifact: Artifact) -> bytes:
+    """Returns what `torch.save` writes of the state dict that torchvision's int8 model loads.
+
+    Raises:
+        ArtifactError: The artifact does not fit its architecture.
+    """
+    buffer = io.BytesIO()
+    torch.save(to_native(artifact).state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def published_member(path: Path) -> QuantizedWeightsEnum | None:
+    """Returns the weights whose published file this is, known by its hash, or None."""
+    try:
+        sha256 = file_sha256(path)
+    except OSError:  # which the reader will put into words
+        return None
+    for member in all_weights():
+        known = member.meta.get("sha256") or member.meta.get("sha256_prefix")
+        if known and sha256.startswith(known) and not member.embedded:
+            return member
+    return None
+
+
+def all_weights() -> Iterator[QuantizedWeightsEnum]:
+    """Goes through the members of all int8 weight enums."""
+    for name in list_models(quantized=True):
+        yield from get_entry(name).weights  # type: ignore[misc]
+
+
+def hash_in_name(path: Path) -> str | None:
+    """Returns the hash that a file name ends in, as torch.hub writes it ("net-0123abcd.pth")."""
+    found = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
+    return found[1] if found else None
+
+
+def guess_architecture(entries: Mapping[str, Any]) -> str:
+    """Returns the model of the registry that has these convolutions, by name and shape.
+
+    Args:
+        entries: A state dict as the safe reader gives it.
+
+    Raises:
+        ArgumentError: None has them, or several do.
+    """
+    found = {}
+    for key, value in unwrapped(entries).items():
+        weight = value.values if isinstance(value, QuantizedArray) else value
+        if key.endswith(".weight") and isinstance(weight, Tensor) and weight.dim() == 4:
+            found[key.removesuffix(".weight")] = tuple(weight.shape)
+    matches = []
+    for name in list_models():
+        aux = tuple(f"{part}." for part in get_entry(name).aux)
+        own = {key: shape for key, shape in found.items() if not key.startswith(aux)}
+        if own and own == _convolutions(name):
+            matches.append(name)
+    if len(matches) == 1:
+        return matches[0]
+    what = f"fit several models ({', '.join(matches)})" if matches else "fit no model of the zoo"
+    raise ArgumentError(
+        f"The {len(found)} convolutions of this checkpoint {what}: name the model with --model."
+    )
+
+
+@functools.cache
+def _convolutions(name: str) -> dict[str, tuple[int, ...]]:
+    entry = get_entry(name)
+    skeleton = entry.skeleton({"aux_logits": False} if entry.aux else {})
+    return {
+        key: tuple(module.weight.shape)
+        for key, module in skeleton.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
+
+
+def check_model(path: Path) -> str:
+    """Reads a file as far as loading it would, and says in a few words what it is.
+
+    Raises:
+        ArtifactError: It is damaged, is not what its name says, or holds no model of the zoo.
+    """
+    if is_artifact(path):
+        artifact = read_model(path)
+        to_native(artifact)
+        return describe(artifact)
+    member = published_member(path) if path.is_file() else None
+    if member is not None:
+        return f"{member!r}, {describe(read_published(path, member))}"
+    checkpoint = read_checkpoint(path)
+    expected = hash_in_name(path)
+    if expected and not file_sha256(path).startswith(expected):
+        raise ArtifactError(f"{path} does not have the hash that its name ends in; fetch it again.")
+    try:
+        model = guess_architecture(checkpoint.entries)
+    except ArgumentError:
+        return f"a readable checkpoint of {len(checkpoint.entries)} entries, of no model known here"
+    return describe(from_checkpoint(checkpoint, ModelInfo(model), consume=True))
+
+
+def describe(artifact: Artifact) -> str:
+    """Returns a few words on what an artifact is."""
+    info = artifact.info
+    return f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
