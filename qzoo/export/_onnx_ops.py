@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..errors import ArgumentError
 from ..reference import ReferenceModel
@@ -21,7 +21,8 @@ from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
 from ._onnx_writer import Constant, Pixels, Value, Writer
 
 aten = torch.ops.aten
-INT32_MAX = 2**31 - 1
+#: Largest bias in steps of the sums that it joins; as much again is left for the sums.
+BIAS_MAX = 2**30
 
 Emitter = TypeVar("Emitter", bound=Callable[..., Any])
 _EMITTERS: dict[Any, Callable[..., Any]] = {}
@@ -132,9 +133,7 @@ def _conv2d(
     channels, _, *kernel = weight.tensor.shape
     name = w.op(
         "Conv",
-        w.real(x),
-        w.dequantized(weight),
-        *_bias(w, x, weight, bias),
+        *_operands(w, x, weight, bias),
         name=weight.name.removesuffix(".weight"),
         kernel_shape=kernel,
         strides=stride,
@@ -148,24 +147,44 @@ def _conv2d(
 
 @_emits(aten.linear.default)
 def _linear(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> Value:
-    inputs = (w.real(x), w.dequantized(weight), *_bias(w, x, weight, bias))
-    name = w.op("Gemm", *inputs, name=weight.name.removesuffix(".weight"), transB=1)
+    name = weight.name.removesuffix(".weight")
+    name = w.op("Gemm", *_operands(w, x, weight, bias), name=name, transB=1)
     return Value((weight.tensor.shape[0],), name)
 
 
-def _bias(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> list[str]:
+def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> list[str]:
+    """Writes down what a layer multiplies and adds: input, weight and, if any, bias."""
+    if x.grid is None or weight.scale is None:
+        raise ArgumentError(f"The layer of {weight.name} has no int8 input, so it has no QDQ form.")
     if bias is None:
-        return []
-    if w.integer_bias and x.grid is not None and weight.scale is not None:
-        scale = (weight.scale * x.grid.scale).expand(len(bias.tensor))
-        integers = torch.round(bias.tensor.double() / scale.double())
-        if integers.abs().max() <= INT32_MAX:
-            inputs = (
-                w.constant(bias.name, integers.to(torch.int32)),
-                w.constant(f"{bias.name}_scale", scale),
-            )
-            return [w.op("DequantizeLinear", *inputs, name=f"{bias.name}.real", axis=0)]
-    return [w.constant(bias.name, bias.tensor)]
+        return [w.real(x), w.dequantized(weight)]
+    weight = _with_room_for_bias(weight, bias.tensor, x.grid.scale)
+    operands = [w.real(x), w.dequantized(weight)]
+    if not w.integer_bias:
+        return [*operands, w.constant(bias.name, bias.tensor)]
+    assert weight.scale is not None
+    scale = (weight.scale * x.grid.scale).expand(len(bias.tensor))
+    integers = torch.round(bias.tensor.double() / scale.double()).to(torch.int32)
+    inputs = (w.constant(bias.name, integers), w.constant(f"{bias.name}_scale", scale))
+    return [*operands, w.op("DequantizeLinear", *inputs, name=f"{bias.name}.real", axis=0)]
+
+
+def _with_room_for_bias(weight: Constant, bias: Tensor, input_scale: float) -> Constant:
+    """Widens the scales of channels whose bias would not fit into 32 bits at the sums' scale.
+
+    Those are channels of next to no weight, often none at all. onnxruntime turns every bias into
+    int32 at that scale, float ones too, without a look at the range.
+    """
+    assert weight.scale is not None and weight.zero_point is not None
+    least = bias.abs() / (BIAS_MAX * input_scale)
+    if bool((least <= weight.scale).all()):
+        return weight
+    scale = torch.maximum(weight.scale.expand(len(bias)), least)
+    shape = (-1, *[1] * (weight.tensor.dim() - 1))
+    zero_point = weight.zero_point.expand(len(bias))
+    shrink = (weight.scale / scale).reshape(shape)
+    steps = (weight.tensor.float() - zero_point.reshape(shape)) * shrink
+    return Constant(weight.name, steps.round().to(torch.int8), scale, torch.zeros_like(zero_point))
 
 
 def _window(
@@ -271,6 +290,12 @@ def _avg_pool2d(
 ) -> Value:
     if divisor is not None:
         raise ArgumentError("ONNX's AveragePool takes no divisor of its own.")
+    size = _window(x.shape[1:], kernel, stride, padding, ceil=ceil)
+    if any(padding) and x.grid is not None and x.grid.zero_point != 0:
+        # OpenVINO's int8 average pooling pads with the integer 0, which is not the real 0 here.
+        if ceil or not count_include_pad:
+            raise ArgumentError("Average pooling of this kind has no int8 form in ONNX runtimes.")
+        x, padding = _pad(w, x, padding), [0, 0]
     name = w.op(
         "AveragePool",
         w.real(x),
@@ -280,7 +305,15 @@ def _avg_pool2d(
         ceil_mode=int(ceil),
         count_include_pad=int(count_include_pad),
     )
-    return Value((x.shape[0], *_window(x.shape[1:], kernel, stride, padding, ceil=ceil)), name)
+    return Value((x.shape[0], *size), name)
+
+
+def _pad(w: Writer, x: Value, padding: list[int]) -> Value:
+    """Surrounds a picture by zeros, an operation on integers."""
+    assert x.grid is not None
+    pads = w.integers64([0, 0, *padding, 0, 0, *padding])
+    shape = (x.shape[0], *(n + 2 * p for n, p in zip(x.shape[1:], padding, strict=True)))
+    return _move(w, x, shape, "Pad", pads, w.zero_point(x.grid))
 
 
 @_emits(aten.adaptive_avg_pool2d.default)

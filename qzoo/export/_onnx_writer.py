@@ -111,13 +111,14 @@ class Writer:
         """Stores a list of int64, such as a shape."""
         return self.constant("int64_" + "_".join(map(str, values)), np.array(values, np.int64))
 
+    def zero_point(self, grid: Grid) -> str:
+        """Stores a grid's zero point, whose dtype is that of the integers."""
+        zero = torch.tensor(grid.zero_point, dtype=grid.dtype).numpy()
+        return self.constant(f"{zero.dtype.name}_{zero.item()}", zero)
+
     def _grid(self, grid: Grid) -> tuple[str, str]:
         scale = np.array(grid.scale, np.float32)
-        zero = torch.tensor(grid.zero_point, dtype=grid.dtype).numpy()
-        return (
-            self.constant(f"scale_{scale.item()!r}", scale),
-            self.constant(f"{zero.dtype.name}_{zero.item()}", zero),
-        )
+        return self.constant(f"scale_{scale.item()!r}", scale), self.zero_point(grid)
 
     def quantize(self, real: str, grid: Grid, name: str = "") -> str:
         """Rounds a float tensor to a grid; returns the name of its integers."""
@@ -162,15 +163,15 @@ class Writer:
         shape: list[str | int | None] = ["batch", *value.shape]
         out = self.op("Identity", self.integers(value), name=f"{step}.out")
         self._outputs.append(helper.make_tensor_value_info(out, kind, shape))
-        self._inputs.append(helper.make_tensor_value_info(step, kind, shape))
-        return Value(value.shape, integers=step, grid=value.grid)
+        self._inputs.append(helper.make_tensor_value_info(f"{step}.in", kind, shape))
+        return Value(value.shape, integers=f"{step}.in", grid=value.grid)
 
     def cut_outputs(self) -> list[onnx.ValueInfoProto]:
         """Returns the graph's outputs: "<step>.out" for every cut."""
         return self._outputs
 
     def used_inputs(self) -> list[onnx.ValueInfoProto]:
-        """Returns the inputs "<step>" with which some node goes on after a cut."""
+        """Returns the inputs "<step>.in" with which some node goes on after a cut."""
         used = {name for node in self.nodes for name in node.input}
         return [i for i in self._inputs if i.name in used]
 

@@ -94,7 +94,7 @@ def to_onnx(
             both with the same answers to one step of the output scale, but is faster with its own.
         isolate: Whether to cut the graph after every rounding, for comparing layer by layer: the
             outputs are then the recorded steps' integers ("<step>.out"), and the inputs, besides
-            the images, the integers to go on with after each step ("<step>").
+            the images, the integers to go on with after each step ("<step>.in").
 
     Raises:
         MissingDependencyError: The package onnx is not installed.

@@ -19,7 +19,7 @@ class ReferenceModel(fx.GraphModule):
     Float32 [N, 3, H, W] in, float32 logits [N, classes] out, on any device. The buffers are the
     artifact's tensors under the artifact's names. Every node of the graph carries `meta["grid"]`,
     the `Grid` that its float values lie on or None; the node that rounds a recorded call's result
-    carries that call's name as `meta["step"]`.
+    carries that step's name ("layer1.0.conv1") as `meta["step"]`.
     """
 
     @property

@@ -24,7 +24,8 @@ class LayerDifference:
     """How far two realisations of a layer are apart, given the same input integers.
 
     Attributes:
-        name: The recorded call's name ("layer1_0_conv1").
+        name: The step's name: the module's path ("layer1.0.conv1") or, of a function, the name of
+            the recorded call ("avg_pool2d_2").
         op: What it computes: a layer's op ("conv2d"), a functional's ("add_relu"), else the name
             of the module's type or of the function ("AdaptiveAvgPool2d").
         max_steps: Largest difference of two output integers, in steps of the output scale.
@@ -48,7 +49,7 @@ def native_outputs(native: nn.Module, reference: ReferenceModel, x: Tensor) -> d
         x: Images, float32 [N, 3, H, W] on the CPU.
 
     Returns:
-        The call's name to its output's integers, uint8; calls that give no quantized tensor are
+        The step's name to its output's integers, uint8; calls that give no quantized tensor are
         left out.
     """
     steps: dict[str, Tensor] = {}
@@ -69,7 +70,7 @@ def reference_outputs(
             `native_outputs` gives them; None lets every layer see what the ones before it gave.
 
     Returns:
-        The recorded call's name to its output's integers.
+        The step's name to its output's integers.
 
     Raises:
         ArgumentError: The model was built with `ste=True`, so that it holds no integers.
@@ -100,20 +101,29 @@ def compare_layers(
     """
     expected = native_outputs(native, reference, x)
     device = next(iter(reference.buffers())).device
-    given = reference_outputs(reference, x.to(device), expected)
-    calls = {node.name: node for node in reference.recording.graph.nodes}
+    return differences(reference, expected, reference_outputs(reference, x.to(device), expected))
+
+
+def differences(
+    reference: ReferenceModel, expected: dict[str, Tensor], given: dict[str, Tensor]
+) -> list[LayerDifference]:
+    """Compares the integers that two realisations gave.
+
+    Args:
+        reference: A reference model of the architecture.
+        expected: The step's name to its integers, uint8.
+        given: The same of the other realisation, which may hold fewer steps.
+
+    Returns:
+        One entry for each step in `given`, in its order.
+    """
+    calls = {node.meta["step"]: node for node in reference.recording.graph.nodes}
     found = []
     for name, integers in given.items():
         gap = (integers.cpu().int() - expected[name].int()).abs()
-        found.append(
-            LayerDifference(
-                name,
-                _describe(calls[name], reference),
-                int(gap.max()),
-                float((gap > 0).float().mean()),
-                gap.numel(),
-            )
-        )
+        steps, share = int(gap.max()), float((gap > 0).double().mean())
+        op = _describe(calls[name], reference)
+        found.append(LayerDifference(name, op, steps, share, gap.numel()))
     return found
 
 
@@ -127,7 +137,7 @@ class _NativeInterpreter(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor) and result.is_quantized:
-            self.steps[n.name] = result.int_repr()
+            self.steps[n.meta["step"]] = result.int_repr()
         return result
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:

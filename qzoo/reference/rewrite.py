@@ -300,7 +300,7 @@ class Rewriter:
         else:
             rounded = self._emit(QUANTIZE, x, *grid.arguments)
             result = self._emit(DEQUANTIZE, rounded, *grid.arguments)
-        rounded.meta["step"] = node.name
+        rounded.meta["step"] = node.meta["step"]
         result.meta["grid"] = grid
         return result
 

@@ -59,7 +59,9 @@ class Recording:
 
     Attributes:
         graph: Placeholder, `call_module` nodes (a functional's first argument is the operation's
-            name), `call_function`, `call_method`, output.
+            name), `call_function`, `call_method`, output. Each node's `meta["step"]` names it:
+            the module's path ("layer1.0.conv1") or, of functions and further calls of a module,
+            the node's own name.
         modules: The skeleton's leaf modules by name; weights are on the meta device.
         affine: Gain and offset per input channel, float32 [3] each, of what the model does to its
             input before quantizing it; None where that is nothing.
@@ -99,6 +101,11 @@ def record(skeleton: nn.Module, layers: Mapping[str, Layer]) -> Recording:
     graph.output(result.node)
     _find_shuffles(graph)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    seen = set()
+    for node in graph.nodes:
+        fresh = node.op == "call_module" and node.target not in seen
+        node.meta["step"] = str(node.target) if fresh else node.name
+        seen.add(node.target)
     return Recording(graph, modules, affine)
 
 
