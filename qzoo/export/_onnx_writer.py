@@ -1,10 +1,10 @@
-"""Writes ONNX nodes and constants; `_onnx_ops` says which ones an operation becomes."""
+"""Writes ONNX nodes and constants; `_onnx_ops` and `_onnx_moves` say which ones an op becomes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
@@ -126,6 +126,8 @@ class Writer:
 
     def real(self, value: Value) -> str:
         """Returns the name of a value's float tensor, writing it down where it is not yet."""
+        if value.real is None and value.grid is None:
+            value.real = self.joined(value.pieces)
         if value.real is None:
             integers = self.integers(value)
             assert value.grid is not None
@@ -178,3 +180,36 @@ class Writer:
 
 def _numpy_name(grid: Grid | None) -> str:
     return "int8" if grid is not None and grid.dtype == torch.int8 else "uint8"
+
+
+Emitter = TypeVar("Emitter", bound=Callable[..., Any])
+#: Operation of the reference graph to the function that writes it down.
+EMITTERS: dict[Any, Callable[..., Any]] = {}
+
+
+def emits(target: Any) -> Callable[[Emitter], Emitter]:
+    """Registers the decorated function as the way to write down the operation `target`."""
+
+    def register(emitter: Emitter) -> Emitter:
+        EMITTERS[target] = emitter
+        return emitter
+
+    return register
+
+
+def window(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    ceil: bool = False,
+) -> tuple[int, ...]:
+    """Returns height and width after a convolution or pooling."""
+    result = []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
+        steps = n + 2 * p - d * (k - 1) - 1
+        count = (-(-steps // s) if ceil else steps // s) + 1
+        # No window may start in the padding behind the picture.
+        result.append(count - 1 if ceil and (count - 1) * s >= n + p else count)
+    return tuple(result)

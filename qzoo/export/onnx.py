@@ -108,7 +108,7 @@ def to_onnx(
         raise MissingDependencyError(
             'Export to ONNX needs the package onnx: pip install "qzoo[onnx]".'
         ) from None
-    from ._onnx_ops import write_graph
+    from ._onnx_graph import write_graph
     from ._onnx_writer import Pixels, Value, Writer
 
     _check_options(batch_size, opset, onnx.defs.onnx_opset_version(), runtime)
