@@ -191,7 +191,7 @@ def build_native(
     Args:
         skeleton: The quantizable float model, not fused, on the meta device.
         layers: Module name to layer, as an artifact carries them.
-        tensors: The artifact's plain tensors; weights are taken out once they are packed, so that
+        tensors: The artifact's plain tensors; weights are taken out as they are packed, so that
             they need not be in memory twice.
 
     Raises:
@@ -208,7 +208,6 @@ def build_native(
             parent, _, child = name.rpartition(".")
             owner = skeleton.get_submodule(parent)
             owner._modules[child] = _native_module(name, layer, tensors, owner._modules[child])
-            tensors.pop(f"{name}.weight", None)
     return skeleton.eval()
 
 
@@ -302,8 +301,8 @@ def _integers(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _quantized_weight(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    values, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+def _quantized_weight(name: str, tensors: MutableMapping[str, Tensor]) -> Tensor:
+    values, scale = tensors.pop(f"{name}.weight"), tensors[f"{name}.weight_scale"]
     zero_point = tensors.get(f"{name}.weight_zero_point")
     if scale.dim() == 0:
         zp = 0 if zero_point is None else int(zero_point)
@@ -320,7 +319,7 @@ def _empty(cls: type[nn.Module]) -> Any:
 
 
 def _native_module(
-    name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any
+    name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
 ) -> nn.Module:
     match layer.op:
         case "conv2d":
@@ -343,7 +342,9 @@ def _native_module(
             return nn.Identity().eval()
 
 
-def _native_conv(name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any) -> nn.Module:
+def _native_conv(
+    name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
+) -> nn.Module:
     module = _empty(nniq.ConvReLU2d if layer.relu else nnq.Conv2d)
     for attribute in (
         "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
@@ -356,7 +357,7 @@ def _native_conv(name: str, layer: Layer, tensors: Mapping[str, Tensor], current
 
 
 def _native_linear(
-    name: str, layer: Layer, tensors: Mapping[str, Tensor], current: Any
+    name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
 ) -> nn.Module:
     module = _empty(nniq.LinearReLU if layer.relu else nnq.Linear)
     module.in_features, module.out_features = current.in_features, current.out_features
@@ -367,7 +368,7 @@ def _native_linear(
     return module
 
 
-def _pack(name: str, module: Any, tensors: Mapping[str, Tensor]) -> None:
+def _pack(name: str, module: Any, tensors: MutableMapping[str, Tensor]) -> None:
     try:
         module.set_weight_bias(_quantized_weight(name, tensors), tensors.get(f"{name}.bias"))
     except RuntimeError as error:

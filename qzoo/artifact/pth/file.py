@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import stat
 import zlib
@@ -12,6 +13,10 @@ from typing import NamedTuple
 import torch
 
 from qzoo.artifact.pth.inert import RefusedError
+
+# Larger storages get pages of their own, which the system takes back as soon as one is freed; the
+# heap would keep them while a model is packed from them, and need twice the memory.
+_MAPPED_BYTES = 1 << 16
 
 
 class Span(NamedTuple):
@@ -69,7 +74,10 @@ class File:
         """The span as a `uint8` tensor `[size]` of its own memory, its CRC verified."""
         if span.start + span.size > self.size:
             raise RefusedError("is cut short; fetch it again")
-        storage = torch.empty(span.size, dtype=torch.uint8, device="cpu")
+        if span.size >= _MAPPED_BYTES:
+            storage = torch.frombuffer(mmap.mmap(-1, span.size), dtype=torch.uint8)
+        else:
+            storage = torch.empty(span.size, dtype=torch.uint8, device="cpu")
         view = storage.numpy().data
         self._read_into(span.start, view)
         _check(view, span)
