@@ -147,12 +147,10 @@ def _cat(w: Writer, xs: list[Value], dim: int) -> Value:
     if dim != 1:
         raise ArgumentError(f"Concatenating along dimension {dim} has no ONNX form here.")
     shape = (sum(x.shape[0] for x in xs), *xs[0].shape[1:])
-    grid = xs[0].grid
-    if grid is not None and all(x.grid == grid for x in xs):
-        name = w.op("Concat", *[w.integers(x) for x in xs], axis=1)
-        return Value(shape, integers=name, grid=grid)
     if all(x.grid is not None for x in xs):
-        return Value(shape, pieces=xs)
+        # On one common grid, joining them moves values; else a rounding must follow.
+        grids = {x.grid for x in xs}
+        return Value(shape, grid=grids.pop() if len(grids) == 1 else None, pieces=xs)
     return Value(shape, w.joined(xs))
 
 

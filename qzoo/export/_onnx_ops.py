@@ -29,7 +29,7 @@ def _quantize(w: Writer, x: Value, *arguments: Any, step: str) -> Value:
         return x
     if isinstance(x, Pixels):
         result = Value(x.shape, integers=_quantize_pixels(w, x, grid), grid=grid)
-    elif x.pieces:
+    elif x.pieces and x.grid is None:
         result = Value(x.shape, grid=grid, pieces=x.pieces)
     else:
         integers = w.quantize(w.real(x), grid, f"{step}.integers")

@@ -139,7 +139,11 @@ class Writer:
         """Returns the name of a value's integers, writing them down where they are not yet."""
         if value.integers is None:
             assert value.grid is not None
-            value.integers = self.quantize(self.joined(value.pieces), value.grid)
+            if all(piece.grid == value.grid for piece in value.pieces):
+                pieces = [self.integers(piece) for piece in value.pieces]
+                value.integers = self.op("Concat", *pieces, axis=1)
+            else:
+                value.integers = self.quantize(self.joined(value.pieces), value.grid)
         return value.integers
 
     def joined(self, pieces: Sequence[Value]) -> str:

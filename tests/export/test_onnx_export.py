@@ -148,6 +148,27 @@ def test_both_shapes_of_the_graph_give_the_same_answers() -> None:
     assert torch.equal(run_onnxruntime(shaped, x), by_steps)
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", [SMALL, "googlenet"])
+def test_concatenation_on_one_grid_moves_integers(name: str, runtime: str) -> None:
+    artifact = from_native(zoo.uncalibrated(name, backend="onednn"))
+    layers = {
+        key: dataclasses.replace(layer, scale=0.05, zero_point=0)
+        if layer.op in ("conv2d", "functional")
+        else layer
+        for key, layer in artifact.layers.items()
+    }
+    artifact = dataclasses.replace(artifact, layers=layers)
+    reference, x = build_reference(artifact), zoo.small_images(name)
+    proto = to_onnx(reference, input_size=32, runtime=runtime)
+    for node in proto.graph.node:
+        if node.op_type == "Concat":
+            assert not any(i.endswith(".real") for i in node.input)
+    expected = native_outputs(to_native(artifact), reference, x)
+    layers_found = compare_onnx_layers(reference, x, expected, runtime)
+    assert max(d.max_steps for d in layers_found) <= 1
+
+
 @pytest.mark.parametrize("opset", [14, 17, 21])
 def test_opsets(opset: int) -> None:
     _, reference, x = case("mobilenet_v3_small")
