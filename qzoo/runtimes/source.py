@@ -29,9 +29,11 @@ class OnnxSource:
         return serialized
 
     def layers_without(self, integer: Collection[str]) -> tuple[str, ...]:
-        """Returns the layers with int8 weights that are not among `integer`."""
+        """Returns the layers with int8 weights that run and are not among `integer`."""
+        # Auxiliary classifiers have weights too, but no part in the answer.
+        used = {node.target for node in self._reference.graph.nodes if node.op == "get_attr"}
         return tuple(
             name
-            for name, layer in self.artifact.layers.items()
-            if layer.op in ("conv2d", "linear") and name not in integer
+            for name in self.artifact.layers
+            if f"{name}.weight" in used and name not in integer
         )

@@ -1,0 +1,273 @@
+"""Every runtime gives the reference model's answers, whoever calls it and however often."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import gc
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo_cases import BUILDERS, eager_ptq, float_model, quiet, small_images, uncalibrated
+
+import qzoo
+from qzoo.artifact.native import from_native
+from qzoo.export.onnx import to_onnx
+from qzoo.images import load_image
+from qzoo.reference import build_reference
+from qzoo.runtimes import CompiledModel, openvino
+from qzoo.runtimes.footprint import footprint
+from qzoo.runtimes.openvino import OpenvinoModel
+from qzoo.runtimes.torch_native import TorchModel
+from qzoo.transforms import ImageClassification
+
+QUICK = ("torch", "onnxruntime", "openvino")
+#: Single steps that runtimes round apart grow over up to 150 layers; tests/export looks at each
+#: layer by itself.
+MAX_STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
+
+
+@functools.cache
+def digits() -> qzoo.Artifact:
+    """Returns the bundled model: small, trained, for pictures of 64x64 pixels."""
+    weights = "DIGITS_X86_V1"
+    return from_native(qzoo.shufflenet_v2_x0_5(weights=weights, quantize=True))
+
+
+@functools.cache
+def pictures() -> Tensor:
+    """Returns the bundled scans of digits, [10, 3, 64, 64], as the model takes them."""
+    preset = ImageClassification.from_dict(digits().info.transforms or {})
+    files = sorted((Path(qzoo.__file__).parent / "embedded" / "digits").glob("*.png"))
+    return torch.stack([preset(load_image(file)) for file in files])
+
+
+def images(batch: int, side: int = 32) -> Tensor:
+    """Returns up to ten digits of another size."""
+    return nn.functional.interpolate(pictures()[:batch], side, mode="bilinear")
+
+
+def logit_step(artifact: qzoo.Artifact) -> float:
+    return next(layer.scale for layer in reversed(artifact.layers.values()) if layer.op == "linear")
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_every_builder_gives_the_same_answers_on_every_runtime(name: str) -> None:
+    x = small_images(name, 3)
+    artifact = from_native(eager_ptq(float_model(name, slim=True), x))
+    with torch.no_grad():
+        expected = build_reference(artifact)(x)
+    for runtime in QUICK:
+        if runtime == "torch":  # choosing an engine has a test of its own
+            model: CompiledModel = TorchModel(artifact, 1, None, x.shape[2:], engine="x86")
+        else:
+            model = qzoo.compile(artifact, runtime, 1, input_size=tuple(x.shape[2:]))
+        logits = model(x)
+        steps = (logits - expected).abs() / logit_step(artifact)
+        assert steps.max() < MAX_STEPS + 0.5, runtime
+        # Where the best class is another one, the two were closer than the rounding.
+        behind = expected.max(1).values - expected.gather(1, logits.argmax(1, True))[:, 0]
+        assert (behind <= 2 * MAX_STEPS * logit_step(artifact)).all(), runtime
+        assert model.float_layers == (), runtime
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_the_trained_model_answers_alike(runtime: str) -> None:
+    x = pictures()
+    with torch.no_grad():
+        expected = build_reference(digits())(x)
+    logits = qzoo.compile(digits(), runtime, threads=1, input_size=64)(x)
+    assert logits.dtype == torch.float32 and logits.shape == expected.shape
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    assert (logits - expected).abs().max() <= (MAX_STEPS + 0.5) * logit_step(digits())
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_any_batch_and_size_unless_fixed(runtime: str) -> None:
+    reference = build_reference(digits())
+    free = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+    for batch, side in ((1, 32), (2, 32), (5, 32), (3, 48), (2, 64), (7, 64), (1, 32)):
+        x = images(batch, side)
+        with torch.no_grad():
+            steps = (free(x) - reference(x)).abs() / logit_step(digits())
+        # Pictures of sizes it was not trained on are further from a clear answer.
+        assert steps.max() <= 3 * MAX_STEPS, (batch, side)
+    fixed = qzoo.compile(digits(), runtime, threads=1, batch_size=2, input_size=32)
+    assert fixed(images(2)).shape == (2, 10)
+    with pytest.raises(qzoo.ArgumentError, match=r"3 images.*batch_size=2.*batch_size=None"):
+        fixed(images(3))
+
+
+def test_openvino_stops_compiling_for_single_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "FIXED_SHAPES", 2)
+    model = OpenvinoModel(digits(), 1, input_size=32)
+    for batch in range(1, 6):
+        assert model(images(batch)).shape == (batch, 10)
+    assert set(model._forms) == {(1, 32, 32), (2, 32, 32), (None, 32, 32)}
+    for side in (40, 48):
+        model(images(9, side))
+    assert len(model._forms) == 3
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_wrong_inputs_name_the_fix(runtime: str) -> None:
+    model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+    x = images(2)
+    for wrong, fix in (
+        (x.double(), "x.float"),
+        (x.to(torch.uint8), "float32"),
+        (x.to_sparse(), "x.to_dense"),
+        (x.to("meta"), "x.cpu"),
+        (x[0], r"\[N, 3, H, W\]"),
+        (x[:, :1], r"\[N, 3, H, W\]"),
+        (x[:0], r"\[N, 3, H, W\]"),
+        (x.permute(0, 2, 3, 1), r"\[N, 3, H, W\]"),
+        (x.numpy(), "torch tensor"),
+    ):
+        with pytest.raises(qzoo.ArgumentError, match=fix):
+            model(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_layouts_that_mean_the_same_give_the_same(runtime: str) -> None:
+    model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+    x = images(2)
+    expected = model(x)
+    assert torch.equal(model(x.to(memory_format=torch.channels_last)), expected)
+    unaligned = torch.cat([torch.zeros(1), x.flatten()])[1:].view_as(x)
+    assert unaligned.data_ptr() % 16
+    assert torch.equal(model(unaligned), expected)
+    strided = torch.randn(4, 3, 32, 32)
+    strided[::2] = x
+    assert torch.equal(model(strided[::2]), expected)
+    assert torch.equal(model(x.clone().requires_grad_()), expected)
+    assert not model(x.clone().requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_results_are_the_callers_own(runtime: str) -> None:
+    model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+    first = model(images(1))
+    kept = first.clone()
+    model(images(1) * 2)
+    assert torch.equal(first, kept)
+    (first * torch.ones(1, requires_grad=True)).sum().backward()
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_eight_threads_share_one_model(runtime: str) -> None:
+    model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+    inputs = [images(8)[n % 7 : n % 7 + 1 + n % 2] for n in range(14)]
+    expected = [model(x) for x in inputs]
+
+    def work(offset: int) -> bool:
+        order = [(n + offset) % len(inputs) for n in range(4 * len(inputs))]
+        return all(torch.equal(model(inputs[n]), expected[n]) for n in order)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_nothing_of_the_process_changes(runtime: str) -> None:
+    torch.set_num_threads(2)
+    before = (torch.get_num_threads(), torch.backends.quantized.engine, torch.get_rng_state())
+    model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+    model(images(2))
+    assert torch.get_num_threads() == before[0]
+    assert torch.backends.quantized.engine == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+    if hasattr(os, "sched_getaffinity"):
+        assert len(os.sched_getaffinity(0)) == os.cpu_count()
+
+
+@pytest.mark.parametrize("runtime", QUICK)
+def test_compiling_again_and_again_does_not_pile_up(runtime: str) -> None:
+    def compile_and_run(times: int) -> float:
+        for _ in range(times):
+            if runtime == "torch":
+                model: CompiledModel = TorchModel(digits(), 1, 1, 32, "x86")
+            else:
+                model = qzoo.compile(digits(), runtime, 1, 1, 32)
+            model(images(1))
+        del model
+        gc.collect()
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    if not Path("/proc/self/status").exists():
+        pytest.skip("reads its memory from /proc")
+    # OpenVINO takes half a second for each, so there are fewer of them; 100 were watched by hand.
+    several = 6 if runtime == "openvino" else 20
+    warm = compile_and_run(several // 2)
+    half = compile_and_run(several)
+    # Weights, program and working memory take more than 1 MiB, so that kept models would show.
+    assert compile_and_run(several) - half < 0.6 * several, (warm, half)
+
+
+def test_a_layer_in_float_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the quantization of one convolution's weight away and asks the runtimes about it."""
+    import onnx
+    from onnx import numpy_helper
+
+    from qzoo.runtimes import source
+
+    def partly_float(*args: object, **kwargs: object) -> onnx.ModelProto:
+        proto = to_onnx(*args, **kwargs)  # type: ignore[arg-type]
+        graph = proto.graph
+        (node,) = (n for n in graph.node if "conv5.0.weight" in n.input)
+        values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        scale = values[node.input[1]].reshape(-1, 1, 1, 1)
+        weight = values["conv5.0.weight"].astype("float32") * scale
+        graph.initializer.append(numpy_helper.from_array(weight, node.output[0]))
+        graph.node.remove(node)
+        return proto
+
+    monkeypatch.setattr(source, "to_onnx", partly_float)
+    for runtime in ("onnxruntime", "openvino"):
+        model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
+        assert model.float_layers == ("conv5.0",), runtime
+
+
+def test_memory_of_a_fresh_process() -> None:
+    figures = footprint(digits(), "torch", 1, 1, (32, 32))
+    assert 100 < figures["peak_mib"] < 4000
+    assert 0 < figures["model_mib"] < figures["peak_mib"]
+
+
+def test_native_reference_artifact_and_path_are_all_taken(tmp_path: Path) -> None:
+    native = qzoo.shufflenet_v2_x0_5(weights="DIGITS_X86_V1", quantize=True)
+    qzoo.save(native, tmp_path / "model.safetensors")
+    x = images(2)
+    expected = qzoo.compile(native, "onnxruntime", 1)(x)
+    compiled = qzoo.compile(digits(), "onnxruntime", 1)
+    for model in (
+        build_reference(native),
+        digits(),
+        tmp_path / "model.safetensors",
+        str(tmp_path / "model.safetensors"),
+        compiled,
+    ):
+        assert torch.equal(qzoo.compile(model, "onnxruntime", 1)(x), expected)
+
+
+def test_models_that_are_not_int8_are_refused(tmp_path: Path) -> None:
+    with quiet(), pytest.raises(qzoo.ArtifactError, match="float"):
+        qzoo.compile(qzoo.resnet18(), "torch")
+    with pytest.raises(qzoo.ArtifactError, match=r"none\.safetensors"):
+        qzoo.compile(tmp_path / "none.safetensors", "torch")
+    with pytest.raises(qzoo.ArgumentError, match="not int"):
+        qzoo.compile(3, "torch")  # type: ignore[arg-type]
+
+
+def test_uncalibrated_models_run() -> None:
+    model = qzoo.compile(uncalibrated("mobilenet_v3_small"), "onnxruntime", input_size=32)
+    assert model(images(2)).shape == (2, 1000)
