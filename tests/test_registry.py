@@ -156,7 +156,8 @@ def test_torch_hub_takes_the_package_beside_hubconf(tmp_path: Path) -> None:
     code = (
         "import sys, torch, warnings; warnings.simplefilter('ignore');"
         "model = torch.hub.load(sys.argv[1], 'resnet18', source='local', num_classes=2);"
-        "assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2); import qzoo; print(qzoo.__file__)"
+        "assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2);"
+        "import qzoo; print(qzoo.__file__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(ROOT)],

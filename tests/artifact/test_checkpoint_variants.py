@@ -84,9 +84,9 @@ def test_the_guard_notices_every_way_to_a_quantized_tensor():
         lambda: torch.ops.aten.quantize_per_tensor(torch.ones(2), 1.0, 0, dtype),
         lambda: torch._make_per_tensor_quantized_tensor(torch.ones(2).char(), 1.0, 0),
     ):
-        with pytest.raises((ph.QuantizedTensorUsed, AttributeError)):
-            with ph.without_quantized_tensors():
-                reach()
+        refused = pytest.raises((ph.QuantizedTensorUsed, AttributeError))
+        with refused, ph.without_quantized_tensors():
+            reach()
     assert torch.qint8 is dtype
 
 
