@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
-from zoo_cases import BUILDERS, TORCHVISION, small_images, uncalibrated
+from zoo_cases import BUILDERS, TORCHVISION, quiet, small_images, uncalibrated
 
 import qzoo
 from qzoo import backends
@@ -139,9 +139,9 @@ def test_no_engine_at_all_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch)
 def test_backend_rows_say_what_pytorchs_qconfigs_do(name: str) -> None:
     backend = qzoo.BACKENDS[name]
     for qconfig in (backend.qconfig(), backend.qat_qconfig()):
-        observer = qconfig.activation()
+        with quiet():
+            observer, weight = qconfig.activation(), qconfig.weight()
         observer = getattr(observer, "activation_post_process", observer)
         assert observer.reduce_range is backend.reduce_range
-        weight = qconfig.weight()
         scheme = getattr(weight, "activation_post_process", weight).qscheme
         assert ("channel" in str(scheme)) is backend.per_channel
