@@ -157,7 +157,7 @@ def _cat(w: Writer, xs: list[Value], dim: int) -> Value:
 @emits(aten.channel_shuffle.default)
 def _channel_shuffle(w: Writer, x: Value, groups: int) -> Value:
     channels, *size = x.shape
-    if w.permute_by_conv and x.pieces and x.integers is None:
+    if w.openvino and x.pieces and x.integers is None:
         if len({v.grid.zero_point for v in x.pieces if v.grid is not None}) == 1:
             return _joined_and_shuffled(w, x, groups)
     first = w.integers64([0, groups, channels // groups, math.prod(size)])

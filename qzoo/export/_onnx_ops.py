@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from onnx import TensorProto
 from torch import Tensor
 
 from ..errors import ArgumentError
@@ -38,15 +37,26 @@ def _quantize(w: Writer, x: Value, *arguments: Any, step: str) -> Value:
 
 
 def _quantize_pixels(w: Writer, x: Pixels, grid: Grid) -> str:
-    """Normalizes and rounds channels-last pixels before they become channels-first.
+    """Normalizes pixels and rounds them to the grid of the first layer's input.
 
-    Runtimes compute int8 layers channels last, so that the transposition costs them nothing here.
+    The transposition of the uint8 picture costs next to nothing, because runtimes compute int8
+    layers channels last and cancel it.
     """
     assert x.real is not None
-    pixels = w.op("Cast", x.real, to=TensorProto.FLOAT)
-    scaled = w.op("Mul", pixels, w.constant("pixel_gain", x.gain.float()))
-    shifted = w.op("Add", scaled, w.constant("pixel_offset", x.offset.float()))
-    return w.op("Transpose", w.quantize(shifted, grid), perm=[0, 3, 1, 2])
+    planes = w.op("Transpose", x.real, perm=[0, 3, 1, 2])
+    gain, offset = x.gain.float(), x.offset.float()
+    if w.openvino:
+        zeros = torch.zeros(3, dtype=torch.uint8)
+        inputs = (planes, w.constant("pixel_gain", gain), w.constant("pixel_zero", zeros))
+        scaled = w.op("DequantizeLinear", *inputs, axis=1)
+        shift = w.constant("pixel_offset", offset.reshape(1, 3, 1, 1))
+        return w.quantize(w.op("Add", scaled, shift), grid)
+    # A 1x1 int8 convolution takes onnxruntime a third of the time of the float operations.
+    kernel = (127 * torch.eye(3)).to(torch.int8).reshape(3, 3, 1, 1)
+    weight = Constant("pixel_gain", kernel, gain / 127, torch.zeros(3, dtype=torch.int8))
+    pixels = Value(x.shape, integers=planes, grid=Grid(1.0, 0))
+    operands = _operands(w, pixels, weight, Constant("pixel_offset", offset))
+    return w.quantize(w.op("Conv", *operands, kernel_shape=[1, 1]), grid)
 
 
 @emits(DEQUANTIZE)
@@ -109,7 +119,7 @@ def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> l
         return [w.real(x), w.dequantized(weight)]
     weight = _with_room_for_bias(weight, bias.tensor, x.grid.scale)
     operands = [w.real(x), w.dequantized(weight)]
-    if not w.integer_bias:
+    if w.openvino:  # which keeps float biases, without the rounding
         return [*operands, w.constant(bias.name, bias.tensor)]
     assert weight.scale is not None
     scale = (weight.scale * x.grid.scale).expand(len(bias.tensor))

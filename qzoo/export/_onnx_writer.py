@@ -68,15 +68,13 @@ class Writer:
     """Collects the nodes and constants of one ONNX graph.
 
     Args:
-        permute_by_conv: Whether channels are shuffled by 1x1 convolutions of ones.
-        integer_bias: Whether biases are int32 with the scale of the sums they join.
+        openvino: Whether the graph is shaped for OpenVINO instead of onnxruntime.
         isolate: Whether to cut the graph after every rounded result, so that each layer runs on
             integers given from outside.
     """
 
-    def __init__(self, permute_by_conv: bool, integer_bias: bool, isolate: bool) -> None:
-        self.permute_by_conv, self.integer_bias = permute_by_conv, integer_bias
-        self.isolate = isolate
+    def __init__(self, openvino: bool, isolate: bool) -> None:
+        self.openvino, self.isolate = openvino, isolate
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self._taken: dict[str, int] = {}

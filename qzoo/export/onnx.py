@@ -116,8 +116,7 @@ def to_onnx(
     artifact = reference.artifact
     height, width = _input_size(artifact, input_size)
     batch = "batch" if batch_size is None else batch_size
-    openvino = runtime == "openvino"
-    writer = Writer(permute_by_conv=openvino, integer_bias=not openvino, isolate=isolate)
+    writer = Writer(openvino=runtime == "openvino", isolate=isolate)
     if preprocess:
         kind, shape = TensorProto.UINT8, [batch, height, width, 3]
         gain, offset = _normalization(artifact)

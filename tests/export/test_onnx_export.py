@@ -195,14 +195,14 @@ def test_preprocessing_in_the_graph(name: str, runtime: str) -> None:
     assert RUN[runtime](proto, pixels).shape == (2, 1000)
 
     # Later layers would blow up single steps, so only the input's integers can be compared.
-    cut = to_onnx(reference, runtime="onnxruntime", preprocess=True, isolate=True)
+    cut = to_onnx(reference, runtime=runtime, preprocess=True, isolate=True)
     images = preset(pixels.permute(0, 3, 1, 2))
     expected = native_outputs(native, reference, images)
     feeds = {i.name: expected[i.name[:-3]].numpy() for i in cut.graph.input[1:]}
     given = run_session(cut, {"input": pixels.numpy(), **feeds}, ["quant.out"])[0]
     gap = (given.int() - expected["quant"].int()).abs()
     # The placeholder range makes one pixel value in some hundred an exact tie.
-    assert gap.max() <= 1 and (gap > 0).float().mean() < 5e-3
+    assert gap.max() <= 1 and (gap > 0).float().mean() < 1e-2
 
 
 def test_what_the_file_says_about_itself(shuffle: qzoo.Artifact, tmp_path: Path) -> None:
