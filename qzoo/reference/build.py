@@ -54,7 +54,8 @@ def build_reference(
             and zero points are then 128 less.
 
     Returns:
-        The model in eval mode, on the CPU.
+        The model in eval mode, on the CPU. On CUDA, convolutions round to 10 bits unless
+        `torch.backends.cudnn.allow_tf32` is switched off, which costs agreement.
 
     Raises:
         ArtifactError: The model is not an int8 model of the zoo, or the artifact does not fit its
