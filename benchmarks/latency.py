@@ -15,6 +15,7 @@ import csv
 import itertools
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
@@ -172,7 +173,7 @@ def measure(
 def take_turns(
     calls: dict[str, Call], rounds: int, seconds: float
 ) -> dict[str, list[tuple[float, float]]]:
-    """Times the callables in turn, A B A B ..., until the rounds or the seconds are used up.
+    """Times the callables in turn until the rounds or the seconds are used up.
 
     Returns:
         For each callable its rounds' times per call, on the clock and of the CPU, in milliseconds.
@@ -181,9 +182,10 @@ def take_turns(
     # A first call may compile; one that takes far longer than all others' is hopeless all the same.
     running = [n for n in calls if first[n][0] <= 4 * HOPELESS * min(first.values())[0]]
     times = {name: [] if name in running else [first[name]] for name in calls}
-    repeats = dict.fromkeys(calls, 1)
+    repeats, order = dict.fromkeys(calls, 1), random.Random(0)
     end = time.perf_counter() + seconds
     for done in range(rounds):
+        order.shuffle(running)  # nobody always follows the one that empties the caches
         for name in running:
             times[name].append(timed(calls[name], repeats[name]))
         if done == 1:

@@ -64,8 +64,9 @@ def choose(
         raise first_error
     x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
     calls = {name: lambda model=model: model(x) for name, model in built.items()}
-    # By the quicker calls, because other work on the machine only ever adds to a time.
-    measured = tuple(sorted(_time(calls), key=lambda m: m.low_ms))
+    # Other work on the machine adds to the clock, but not to the CPU's time; that, in turn, counts
+    # threads that wait by spinning, so that with several threads the quicker calls must do.
+    measured = tuple(sorted(_time(calls), key=lambda m: m.cpu_ms if count == 1 else m.low_ms))
     choice = Choice(measured[0].name, measured, batch, size, count, skipped)
     remember(key, choice)
     return choice
@@ -73,7 +74,7 @@ def choose(
 
 def _time(calls: Mapping[str, Callable[[], object]]) -> list[Measured]:
     """Times callables in turn, and spends little time on the hopeless ones."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         call()  # allocates, and compiles where a runtime does that late
     running, end = list(calls), time.perf_counter() + BUDGET_S
@@ -82,19 +83,24 @@ def _time(calls: Mapping[str, Callable[[], object]]) -> list[Measured]:
             times[name].append(_once(calls[name]))
         if done + 1 >= MIN_ROUNDS:
             # The fastest call of each says most about it where other work disturbs the rest.
-            fastest = min(min(times[name]) for name in running)
-            running = [name for name in running if min(times[name]) <= HOPELESS * fastest]
+            fastest = min(min(times[name]) for name in running)[0]
+            running = [name for name in running if min(times[name])[0] <= HOPELESS * fastest]
             if len(running) == 1 or time.perf_counter() > end:
                 break
     return [_summary(name, values) for name, values in times.items()]
 
 
-def _once(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _once(call: Callable[[], object]) -> tuple[float, float]:
+    """Returns the milliseconds of a call on the clock and of the CPU."""
+    wall, cpu = time.perf_counter(), time.process_time()
     call()
-    return (time.perf_counter() - start) * 1e3
+    end = time.perf_counter(), time.process_time()
+    return (end[0] - wall) * 1e3, (end[1] - cpu) * 1e3
 
 
-def _summary(name: str, values: list[float]) -> Measured:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Measured(name, median, low, high, len(values))
+def _summary(name: str, values: list[tuple[float, float]]) -> Measured:
+    walls = [wall for wall, _ in values]
+    low, median, high = statistics.quantiles(walls, n=4, method="inclusive")
+    return Measured(
+        name, median, low, high, statistics.median(cpu for _, cpu in values), len(values)
+    )

@@ -72,7 +72,7 @@ def test_another_cpu_or_package_is_another_question(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"version": 1}', '{"version": 1, "choices": {"a": 3}}', "\x00"]
+    "content", ["", "{", "[]", '{"version": 2}', '{"version": 2, "choices": {"a": 3}}', "\x00"]
 )
 def test_a_damaged_memory_is_ignored_with_a_word(content: str, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
@@ -116,7 +116,7 @@ def test_without_a_writable_cache_the_process_remembers(
 def test_the_memory_stays_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(choice, "_MAX_ENTRIES", 3)
     for n in range(5):
-        made = choice.Choice("torch", (choice.Measured("torch", 1, 1, 1, 3),), 1, (32, 32), 1)
+        made = choice.Choice("torch", (choice.Measured("torch", 1, 1, 1, 1, 3),), 1, (32, 32), 1)
         choice.remember(f"key {n}", made)
     stored = json.loads((tmp_path / "cache" / "auto.json").read_text())["choices"]
     assert list(stored) == ["key 2", "key 3", "key 4"]
