@@ -8,6 +8,7 @@ PyTorch's own kernels) and plain integers. See https://github.com/pytorch/ao/iss
 from __future__ import annotations
 
 import contextlib
+import importlib
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -99,6 +100,11 @@ def convert_observed(observed: nn.Module) -> None:
     """Turns a calibrated model into a native int8 one, in place, packing for the current engine."""
     with _no_deprecation_noise():
         convert(observed, inplace=True)
+
+
+def register_decomposed_operators() -> None:
+    """Registers PyTorch's `quantized_decomposed` operators, as torchao's PT2E does."""
+    importlib.import_module("torch.ao.quantization.fx._decomposed")
 
 
 @contextlib.contextmanager

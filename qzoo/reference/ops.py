@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-# Registers the operators; torchao's PT2E imports the same module for the same purpose.
-import torch.ao.quantization.fx._decomposed
 from torch import Tensor
 
+from .. import _torch_ao
+
+_torch_ao.register_decomposed_operators()
 QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
 DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = torch.ops.quantized_decomposed.dequantize_per_channel.default
