@@ -46,7 +46,7 @@ def export_executorch(
         MissingDependencyError: ExecuTorch is not installed.
     """
     target = output_path(path, ".pte")
-    plan = make_plan(model, batch_size or 1, input_size, preprocess)
+    plan = make_plan(model, 1 if batch_size is None else batch_size, input_size, preprocess)
     write_atomically(target, lower(plan))
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,20 +15,51 @@ from ..export._plan import make_plan
 from ..export.executorch import lower
 from .base import CompiledModel, require
 
-# ExecuTorch has one thread pool in the process, and no calls may run while its size changes.
-_pool = threading.Lock()
+
+class _Pool:
+    """ExecuTorch's thread pool, of which the process has one.
+
+    A loaded method keeps a pointer to the pool that it was loaded with, so that every method must
+    be loaded anew once the pool has been given another size.
+
+    Attributes:
+        lock: To be held while the pool changes or a method runs.
+        changes: How often this module has changed the pool.
+        default: Threads that ExecuTorch chose by itself; None before the first use.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.changes = 0
+        self.default: int | None = None
+
+    def resize(self, native: Any, threads: int | None) -> int:
+        """Gives the pool a size, None the one that it had at first, and returns `changes`."""
+        size = native._threadpool_get_thread_count()
+        if self.default is None:
+            self.default = size
+        wanted = threads or self.default
+        if size != wanted:
+            native._unsafe_reset_threadpool(wanted)
+            self.changes += 1
+        return self.changes
+
+
+_pool = _Pool()
 
 
 class ExecutorchModel(CompiledModel):
     """An int8 model as an ExecuTorch program that XNNPACK executes as a whole.
 
     Making it ready takes 10 to 60 seconds. A program takes a fixed number of pictures of one size,
-    so that without `batch_size` they are run one by one. Calls of several threads take turns, for
-    all models of the process share ExecuTorch's thread pool.
+    so that without `batch_size` they are run one by one. Calls of several threads take turns,
+    because the process has one ExecuTorch thread pool. Models with different `threads` change its
+    size in turns, which takes as long as loading the model; ExecuTorch programs of others in the
+    process must not be used after such a change without loading them again.
 
     Args:
         artifact: The model's numbers.
-        threads: Threads to compute with; None takes one per core.
+        threads: Threads to compute with; None takes as many as ExecuTorch chooses.
         batch_size: The only batch size to take; None for any.
         input_size: Height and width of the pictures in pixels, or one number for both; None takes
             what the model was made for.
@@ -51,13 +80,22 @@ class ExecutorchModel(CompiledModel):
     ) -> None:
         super().__init__(artifact, threads, batch_size, input_size)
         purpose = "The runtime 'executorch'"
-        api = require("executorch.runtime", "executorch", purpose)
+        self._api = require("executorch.runtime", "executorch", purpose)
         self._native = require(
             "executorch.extension.pybindings.portable_lib", "executorch", purpose
         )
-        program = lower(make_plan(artifact, batch_size or 1, self.size))
-        self._program = api.Runtime.get().load_program(program)
-        self._forward = self._program.load_method("forward")
+        self._file = lower(make_plan(artifact, batch_size or 1, self.size))
+        self._loaded_at = -1
+        self._forward: Any = None
+        with _pool.lock:
+            self._load()
+
+    def _load(self) -> None:
+        """Makes sure that the method belongs to a pool of the right size; needs the lock."""
+        if self._loaded_at != _pool.resize(self._native, self.threads):
+            self._program = self._api.Runtime.get().load_program(self._file)
+            self._forward = self._program.load_method("forward")
+            self._loaded_at = _pool.changes
 
     def _run(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -67,21 +105,10 @@ class ExecutorchModel(CompiledModel):
                 f"{self.size[0]}x{self.size[1]}: pass those, or compile with "
                 f"input_size=({height}, {width})."
             )
-        with _pool, _threads(self._native, self.threads), self._explained(height, width):
+        with _pool.lock, self._explained(height, width):
+            self._load()
             # Each output is copied, for the next call may write to the same memory.
             outputs = [
                 self._forward.execute([part])[0].clone() for part in x.split(self.batch_size or 1)
             ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-@contextlib.contextmanager
-def _threads(native: Any, count: int | None) -> Iterator[None]:
-    """Gives ExecuTorch's thread pool a size for one block.
-
-    The pool keeps it afterwards: making threads anew for every call would cost more than it runs.
-    """
-    wanted = count or os.cpu_count() or 1
-    if native._threadpool_get_thread_count() != wanted:
-        native._unsafe_reset_threadpool(wanted)
-    yield
