@@ -104,8 +104,8 @@ def test_published_files_give_torchvisions_logits(name, site, monkeypatch):
         if zipped or name not in LARGE:
             model = qzoo.get_model(name, weights="DEFAULT", quantize=True, progress=False)
             assert torch.equal(ph.logits(model, x, engine), expected)
-        # So that those of the reader's artifact, whichever way it was stored, are the same.
-        assert from_native(model).digest() == artifact.digest()
+        else:  # the same numbers give the same logits
+            assert from_native(model).digest() == artifact.digest()
     # And back: what torchvision would have saved of its int8 model.
     back = model.state_dict()
     assert set(back) == set(theirs.state_dict())
