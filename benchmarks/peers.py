@@ -23,7 +23,7 @@ Call = Callable[[], object]
 AUX = ("googlenet", "inception_v3")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)  # the large ones take 350 MB each
 def float_model(name: str) -> nn.Module:
     """Returns torchvision's quantizable float model with random weights, in eval mode.
 
