@@ -56,7 +56,8 @@ def make_card(artifact: Artifact, content: bytes, name: str) -> str:
         f"---\n{_front_matter(artifact, name)}\n---\n",
         f"# {info.architecture}, int8 for {info.backend}\n",
         f"An int8 `{info.architecture}` that is stored as plain integers by qzoo: no pickle, no "
-        "code, and no quantized dtype of PyTorch. It was made by `save_pretrained` or `push_to_hub`.\n",
+        "code, and no quantized dtype of PyTorch. It was made by `save_pretrained` or "
+        "`push_to_hub`.\n",
         _facts(artifact, content),
         _metrics(artifact),
         f"## How to load it\n\n```python\n{_usage(artifact, name)}```\n",
