@@ -205,7 +205,7 @@ def test_compiling_again_and_again_does_not_pile_up(runtime: str) -> None:
 
     if not Path("/proc/self/status").exists():
         pytest.skip("reads its memory from /proc")
-    # OpenVINO takes half a second for each, so there are fewer of them; 100 were watched by hand.
+    # OpenVINO takes half a second for each, so there are fewer of them.
     several = 6 if runtime == "openvino" else 20
     warm = compile_and_run(several // 2)
     half = compile_and_run(several)
