@@ -8,9 +8,11 @@ PyTorch's own kernels) and plain integers. See https://github.com/pytorch/ao/iss
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import importlib
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +32,8 @@ from torch.ao.quantization import (
     prepare,
 )
 
-from .artifact.layers import Layer, weight_tensors
+from ._float_layer import FloatConv2d, FloatLayer, FloatLinear
+from .artifact.layers import Layer, float_weight_tensors, weight_tensors
 from .errors import ArtifactError
 
 __all__ = ["DeQuantStub", "FloatFunctional", "QuantStub", "fuse"]
@@ -55,6 +58,8 @@ _OP_OF_TYPE: dict[type[nn.Module], tuple[str, bool]] = {
     nn.Dropout: ("dropout", False),
     nnq.Dropout: ("dropout", False),
     nn.Identity: ("identity", False),
+    FloatConv2d: ("conv2d", False),  # whether with ReLU, the module says itself
+    FloatLinear: ("linear", False),
 }
 _FLOAT_TYPES = (nn.Conv2d, nn.Linear, nni.ConvReLU2d, nni.LinearReLU, QuantStub, FloatFunctional)
 # Parts without numbers of their own that an int8 model must not keep as they are.
@@ -137,6 +142,61 @@ def float_weights(fused: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     module: Any = fused.get_submodule(name)
     inner: Any = module[0] if isinstance(module, (nni.ConvReLU2d, nni.LinearReLU)) else module
     return inner.weight, inner.bias
+
+
+def set_float_bias(fused: nn.Module, name: str, bias: Tensor) -> Tensor:
+    """Gives the fused float layer `name` a bias, and returns it as the layer holds it."""
+    module: Any = fused.get_submodule(name)
+    inner: Any = module[0] if isinstance(module, (nni.ConvReLU2d, nni.LinearReLU)) else module
+    inner.bias = nn.Parameter(bias, requires_grad=False)
+    return inner.bias
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model holds PyTorch's int8 modules."""
+    types = (nnq.Conv2d, nnq.Linear, nnq.QFunctional, nnq.Quantize, nnq.DeQuantize, nnq.Hardswish)
+    return any(isinstance(m, types) for m in model.modules())
+
+
+@contextlib.contextmanager
+def output_hooks(
+    fused: nn.Module, names: Sequence[str], watch: Callable[[str, Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Calls `watch(name, output)` after the named layers of a fused float model, inside a block.
+
+    A tensor that `watch` returns takes the output's place.
+    """
+    undo: list[Callable[[], None]] = []
+    try:
+        for name in names:
+            module: Any = fused.get_submodule(name)
+            if type(module) is FloatFunctional:
+                # Its operations are methods; all of them pass their result through this child.
+                undo.append(functools.partial(_restore, module, module.activation_post_process))
+                _restore(module, _Watch(name, watch))
+            else:
+                handle = module.register_forward_hook(
+                    lambda _, __, output, name=name: watch(name, output)
+                )
+                undo.append(handle.remove)
+        yield
+    finally:
+        for step in undo:
+            step()
+
+
+class _Watch(nn.Module):
+    def __init__(self, name: str, watch: Callable[[str, Tensor], Tensor | None]) -> None:
+        super().__init__()
+        self.name, self.watch = name, watch
+
+    def forward(self, x: Tensor) -> Tensor:
+        replaced = self.watch(self.name, x)
+        return x if replaced is None else replaced
+
+
+def _restore(functional: Any, before: nn.Module) -> None:
+    functional.activation_post_process = before
 
 
 def check_fit(
@@ -241,7 +301,10 @@ def read_native(model: nn.Module) -> tuple[dict[str, Layer], dict[str, Tensor]]:
                 float(getattr(module, "scale", 1.0)),
                 int(getattr(module, "zero_point", 0)),
             )
-            if op in ("conv2d", "linear"):
+            if isinstance(module, FloatLayer):
+                layers[name] = dataclasses.replace(layers[name], relu=module.relu, float=True)
+                tensors.update(float_weight_tensors(name, module.weight, module.bias))
+            elif op in ("conv2d", "linear"):
                 weight, bias = _weight_bias(module)
                 tensors.update(weight_tensors(name, *_integers(weight), bias))
     return layers, tensors
@@ -328,6 +391,8 @@ def _native_module(
     name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
 ) -> nn.Module:
     match layer.op:
+        case "conv2d" | "linear" if layer.float:
+            return _float_layer(name, layer, tensors)
         case "conv2d":
             return _native_conv(name, layer, tensors, current)
         case "linear":
@@ -346,6 +411,17 @@ def _native_module(
             return nnq.Dropout(current.p, current.inplace).eval()
         case _:
             return nn.Identity().eval()
+
+
+def _float_layer(name: str, layer: Layer, tensors: MutableMapping[str, Tensor]) -> nn.Module:
+    # Copies, because a native model's state may be overwritten and an artifact's never is.
+    weight = tensors.pop(f"{name}.weight").clone()
+    bias = tensors[f"{name}.bias"].clone() if f"{name}.bias" in tensors else None
+    numbers = (weight, bias, layer.relu, layer.scale, layer.zero_point)
+    if layer.op == "linear":
+        return FloatLinear(*numbers).eval()
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return FloatConv2d(*numbers, *geometry).eval()
 
 
 def _native_conv(

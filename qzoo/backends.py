@@ -9,6 +9,7 @@ same integers where this machine's PyTorch lacks the one asked for.
 from __future__ import annotations
 
 import contextlib
+import platform
 import threading
 import warnings
 from collections.abc import Iterator
@@ -88,6 +89,16 @@ def get_backend(name: str) -> Backend:
 def available_engines() -> list[str]:
     """Returns the quantized engines that this machine's PyTorch offers, without "none"."""
     return [e for e in torch.backends.quantized.supported_engines if e in BACKENDS]
+
+
+def has_vnni() -> bool:
+    """Whether this CPU multiplies 8-bit integers without saturating 16-bit sums.
+
+    True as well for other architectures than x86, which have no such instructions to avoid.
+    """
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return not x86 or any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni"))
 
 
 def default_backend() -> str:

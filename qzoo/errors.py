@@ -47,6 +47,10 @@ class UncalibratedWarning(UserWarning):
     """An int8 model carries placeholder activation ranges instead of calibrated ones."""
 
 
+class QuantizationWarning(UserWarning):
+    """Something about a quantization that lowers what it can reach, though it goes on."""
+
+
 class BackendWarning(UserWarning):
     """A model runs on another quantized engine than the one it was quantized for."""
 

@@ -1,0 +1,73 @@
+"""Calibration: one forward pass over the images, watched by an observer per layer."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import ArgumentError, QuantizationWarning
+from .observers import Observer, make_observer
+from .state import WEIGHT_GRID, Quantization
+
+
+def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
+    """Chooses every layer's output range.
+
+    Args:
+        state: The model; its `ranges` are set.
+        observer: Name of the observer of activations.
+
+    Returns:
+        Each layer's observer with all it has seen.
+
+    Raises:
+        ArgumentError: Images or activations that are not finite.
+    """
+    observers = {name: make_observer(observer, state.grid) for name in state.ranged()}
+
+    def watch(name: str, output: Tensor) -> None:
+        try:
+            observers[name].update(output)
+        except ArgumentError as error:
+            raise ArgumentError(f"Layer {name!r} cannot be calibrated: {error}") from None
+
+    with state.watching(watch):
+        forward_all(state, "calibrate")
+    silent = [name for name, seen in observers.items() if not seen.batches]
+    if silent:
+        warnings.warn(
+            f"{len(silent)} layers never ran during calibration and keep no range: "
+            f"{', '.join(silent[:5])}.",
+            QuantizationWarning,
+            stacklevel=4,
+        )
+    for name, seen in observers.items():
+        if seen.batches:
+            scale, zero_point = seen.qparams()
+            state.ranges[name] = (float(scale[0]), int(zero_point[0]))
+    return observers
+
+
+def forward_all(state: Quantization, title: str) -> None:
+    """Runs the fused float model over all calibration images, with a progress bar."""
+    bar = tqdm(state.calibration, desc=title, unit="batch", leave=False, disable=not state.progress)
+    with torch.inference_mode():
+        for images in bar:
+            state.fused(images)
+
+
+def choose_weight_scales(state: Quantization, observer: str) -> None:
+    """Chooses the scale of every weight: per output channel, or per tensor, as the backend has it.
+
+    Args:
+        state: The model; its `weight_scales` are set.
+        observer: Name of the observer of weights.
+    """
+    for name in state.weighted():
+        seen = make_observer(observer, WEIGHT_GRID, axis=0 if state.backend.per_channel else None)
+        seen.update(state.weight(name))
+        scale = seen.qparams()[0].float()
+        state.weight_scales[name] = scale if state.backend.per_channel else scale[0]

@@ -1,0 +1,283 @@
+"""Calibration images: where they come from, which ones are taken, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ..errors import ArgumentError, QuantizationWarning
+from ..images import load_image
+
+#: Endings of picture files that a folder is searched for.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+#: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
+LARGEST = 50.0
+
+
+class Calibration:
+    """The images that ranges are calibrated on, read anew for every pass.
+
+    Attributes:
+        count: Number of images.
+        sha256: Digest of which images these are: of their indices or file names where they have
+            any, else of their values (hexadecimal).
+        seed: Seed of the choice; None where all images are taken as they come.
+    """
+
+    def __init__(
+        self,
+        batches: Callable[[], Iterator[Tensor]],
+        count: int,
+        batch_size: int,
+        sha256: str,
+        seed: int | None,
+    ) -> None:
+        self._batches, self.count, self.batch_size = batches, count, batch_size
+        self.sha256, self.seed = sha256, seed
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yields batches, float32 [n, 3, H, W], checked.
+
+        Raises:
+            ArgumentError: The images are not what an image classifier takes.
+        """
+        for batch in self._batches():
+            yield check_images(batch)
+
+    def __len__(self) -> int:
+        """Returns the number of batches."""
+        return -(-self.count // self.batch_size)
+
+
+def open_calibration(
+    data: Any,
+    *,
+    images: int,
+    batch_size: int,
+    seed: int,
+    transform: Callable[[Any], Tensor] | None,
+    stratify: bool = True,
+) -> Calibration:
+    """Chooses calibration images.
+
+    Args:
+        data: A data set of (image, label) pairs or of images; a loader of batches of either, which
+            is read in its own order; a tensor [N, 3, H, W] or a list of such batches; or a folder
+            of pictures, with or without a folder per class.
+        images: How many to take at most.
+        batch_size: Images per forward pass.
+        seed: Seed of the choice among a data set's or folder's images, by a generator of its own.
+        transform: Makes a tensor of a picture; needed for folders, and for data sets that give
+            pictures.
+        stratify: Whether every class gets an equal share; else the first images are taken.
+
+    Raises:
+        ArgumentError: There are no images, or `data` is none of these.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return _of_folder(Path(data), images, batch_size, seed, transform, stratify)
+    if isinstance(data, Tensor):
+        data = [data]
+    if isinstance(data, (list, tuple)) and data and all(isinstance(x, Tensor) for x in data):
+        return _of_tensors(list(data), images, batch_size)
+    if isinstance(data, DataLoader):
+        return _of_loader(data, images)
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return _of_dataset(data, images, batch_size, seed, transform, stratify)
+    raise ArgumentError(
+        f"Calibration data should be a data set, a DataLoader, a tensor [N, 3, H, W] or a folder "
+        f"of pictures, not {type(data).__name__}."
+    )
+
+
+def stratified(targets: Sequence[int], count: int, seed: int) -> list[int]:
+    """Chooses images so that every class has its share, in an order that alternates classes.
+
+    Args:
+        targets: The label of every image.
+        count: How many to choose; all of them, shuffled, where there are no more.
+        seed: Seed of a generator of its own.
+
+    Returns:
+        Indices into `targets`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    ranked = []
+    seen: dict[int, int] = {}
+    for index in torch.randperm(len(targets), generator=generator).tolist():
+        label = int(targets[index])
+        seen[label] = seen.get(label, 0) + 1
+        ranked.append((seen[label], label, index))
+    return [index for _, _, index in sorted(ranked)[:count]]
+
+
+def check_images(batch: Tensor) -> Tensor:
+    """Returns a batch that a model can be calibrated on, as it came.
+
+    Args:
+        batch: Float32 [N, 3, H, W] of normalized pictures.
+
+    Raises:
+        ArgumentError: Another shape or dtype, values that are not finite, or raw pixels.
+    """
+    if not isinstance(batch, Tensor):
+        raise ArgumentError(
+            f"The calibration data gives {type(batch).__name__} objects instead of tensors: give "
+            "it the evaluation transforms, such as transform=weights.transforms()."
+        )
+    if batch.dim() != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+        raise ArgumentError(
+            f"Calibration images should be float tensors [N, 3, H, W], not {batch.dtype} "
+            f"{list(batch.shape)}: pass them through the evaluation transforms."
+        )
+    if batch.numel() == 0:
+        raise ArgumentError("There are no calibration images: a batch is empty.")
+    low, high = torch.aminmax(batch)
+    if not bool(torch.isfinite(low) and torch.isfinite(high)):
+        raise ArgumentError("A calibration image has values that are not finite (NaN or infinity).")
+    if float(high) > LARGEST or float(low) < -LARGEST:
+        raise ArgumentError(
+            f"Calibration images reach from {float(low):g} to {float(high):g}, which looks like "
+            "raw pixels: pass them through the evaluation transforms, which normalize them."
+        )
+    return batch.float().cpu()
+
+
+def _of_dataset(
+    data: Any,
+    images: int,
+    batch_size: int,
+    seed: int,
+    transform: Callable[[Any], Tensor] | None,
+    stratify: bool,
+) -> Calibration:
+    total = len(data)
+    _check_count(total)
+    targets = _targets(data)
+    if not stratify:
+        chosen = list(range(min(images, total)))
+    else:
+        chosen = stratified(targets if targets is not None else [0] * total, images, seed)
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(chosen), batch_size):
+            items = [_image(data[i], transform) for i in chosen[start : start + batch_size]]
+            yield _stack(items)
+
+    digest = hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest()
+    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
+
+
+def _targets(data: Any) -> list[int] | None:
+    """Returns the labels of a data set that knows them without opening its images."""
+    if isinstance(data, Subset):
+        inner = _targets(data.dataset)
+        return None if inner is None else [inner[i] for i in data.indices]
+    targets = getattr(data, "targets", None)
+    return None if targets is None else [int(t) for t in targets]
+
+
+def _image(item: Any, transform: Callable[[Any], Tensor] | None) -> Tensor:
+    image = item[0] if isinstance(item, (tuple, list)) else item
+    if not isinstance(image, Tensor) and transform is not None:
+        image = transform(image)
+    if not isinstance(image, Tensor):
+        check_images(image)
+    return image
+
+
+def _stack(items: list[Tensor]) -> Tensor:
+    shapes = sorted({tuple(x.shape) for x in items})
+    if len(shapes) > 1:
+        raise ArgumentError(
+            f"The calibration images differ in shape ({shapes[0]} and {shapes[-1]}): pass them "
+            "through the evaluation transforms, which crop them to one size."
+        )
+    return torch.stack(items)
+
+
+def _of_tensors(data: list[Tensor], images: int, batch_size: int) -> Calibration:
+    for batch in data:
+        check_images(batch)
+    if len({tuple(batch.shape[1:]) for batch in data}) == 1:
+        data = [torch.cat(data)[:images]] if len(data) > 1 else [data[0][:images]]
+        data = list(data[0].split(batch_size))
+    count = sum(len(batch) for batch in data)
+    _check_count(count)
+    digest = hashlib.sha256()
+    for batch in data:
+        digest.update(batch.float().contiguous().numpy().tobytes())
+    return Calibration(lambda: iter(data), count, batch_size, digest.hexdigest(), None)
+
+
+def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
+    """Keeps a loader's first images: reading it twice might give others."""
+    kept: list[Tensor] = []
+    count = 0
+    # Every pass over a loader draws a seed for its workers from the global random state.
+    with torch.random.fork_rng(devices=[]):
+        for item in loader:
+            batch = check_images(item[0] if isinstance(item, (tuple, list)) else item)
+            kept.append(batch[: images - count])
+            count += len(kept[-1])
+            if count >= images:
+                break
+    _check_count(count)
+    return _of_tensors(kept, images, len(kept[0]))
+
+
+def _of_folder(
+    root: Path,
+    images: int,
+    batch_size: int,
+    seed: int,
+    transform: Callable[[Any], Tensor] | None,
+    stratify: bool,
+) -> Calibration:
+    if not root.is_dir():
+        raise ArgumentError(f"There is no folder {root} to take calibration images from.")
+    if transform is None:
+        raise ArgumentError(
+            "This model carries no transforms, so pictures of a folder cannot be prepared for it: "
+            "pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
+        )
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise ArgumentError(f"{root} holds no pictures ({', '.join(SUFFIXES)}).")
+    # The folder right below the root is the class; pictures in the root itself have none.
+    names = [p.relative_to(root).parts[0] if p.parent != root else "" for p in files]
+    labels = {name: i for i, name in enumerate(sorted(set(names)))}
+    if stratify:
+        chosen = stratified([labels[n] for n in names], images, seed)
+    else:
+        chosen = list(range(min(images, len(files))))
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(chosen), batch_size):
+            paths = [files[i] for i in chosen[start : start + batch_size]]
+            yield _stack([transform(load_image(path)) for path in paths])
+
+    listed = "\n".join(files[i].relative_to(root).as_posix() for i in chosen)
+    digest = hashlib.sha256(listed.encode()).hexdigest()
+    _check_count(len(chosen))
+    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
+
+
+def _check_count(count: int) -> None:
+    if count == 0:
+        raise ArgumentError("There are no calibration images: the data set is empty.")
+    if count == 1:
+        warnings.warn(
+            "Calibrating on a single image: its ranges will cut other images off. A few hundred, "
+            "of every class, are usual.",
+            QuantizationWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,140 @@
+"""Post-training quantization (PTQ) in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..artifact.format import Artifact
+from ..artifact.native import model_info, to_native
+from ..backends import available_engines, default_backend, get_backend, has_vnni
+from ..errors import ArgumentError, UnknownNameError, did_you_mean
+from ..transforms import ImageClassification
+from .data import Calibration, open_calibration
+from .flows import torch_artifact
+from .recipes import STEPS, Recipe, get_recipe
+from .state import Quantization
+
+FLOWS = ("eager", "fx", "pt2e")
+
+
+def ptq(
+    model: nn.Module,
+    data: Any,
+    *,
+    backend: str | None = None,
+    recipe: str | Recipe = "default",
+    images: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    keep_float: Sequence[str] = (),
+    transforms: ImageClassification | Callable[[Any], Tensor] | None = None,
+    flow: str = "eager",
+    progress: bool = True,
+) -> nn.Module:
+    """Quantizes a float model of the zoo to int8.
+
+    The model itself is left as it was. The same seed, data and number of threads give the same
+    numbers, bit for bit.
+
+    Args:
+        model: A float model from one of the zoo's builders, perhaps fine-tuned.
+        data: Calibration images: a data set, a DataLoader, a tensor [N, 3, H, W] or a list of
+            such, or a folder of pictures. No labels are needed; where a data set or folder has
+            some, every class gets an equal share.
+        backend: Numeric configuration; None takes `onednn` (per-channel weights, 8-bit
+            activations) or, on CPUs without VNNI, `x86` (7-bit activations).
+        recipe: "fast", "default", "best", "torchvision", or a `Recipe` of one's own.
+        images: How many calibration images to take; None goes by the recipe.
+        batch_size: Images per forward pass.
+        seed: Seed of the choice of images.
+        keep_float: Layers whose weights stay float, as names or shell patterns ("layer4.*").
+        transforms: Evaluation transforms, for folders and data sets of pictures; None takes the
+            model's own.
+        flow: "eager"; "fx" or "pt2e" go through PyTorch's FX quantization or torchao's PT2E,
+            whose own observers then choose the ranges.
+        progress: Whether to show progress bars on stderr.
+
+    Returns:
+        The native int8 model in eval mode, which `qzoo.save` stores.
+
+    Raises:
+        ArgumentError: No images, images of a wrong shape or range, a pattern that matches nothing,
+            an already quantized model, one that cannot be fused.
+        UnknownNameError: An unknown backend, recipe, step, observer or flow.
+    """
+    row = get_backend(backend or default_ptq_backend())
+    plan = get_recipe(recipe)
+    for name, value in (("images", images), ("batch_size", batch_size)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ArgumentError(f"{name} should be a whole number above 0, not {value!r}.")
+    if flow not in FLOWS:
+        raise UnknownNameError(
+            f"Unknown flow {flow!r}: choose one of {', '.join(FLOWS)}." + did_you_mean(flow, FLOWS)
+        )
+    calibration = open_calibration(
+        data,
+        images=images or plan.images,
+        batch_size=batch_size,
+        seed=seed,
+        transform=transforms or own_transforms(model),
+        stratify=plan.stratify,
+    )
+    if flow != "eager" or plan.name == "torchvision":
+        if keep_float:
+            raise ArgumentError(
+                f"keep_float goes with qzoo's own steps, not with flow={flow!r} and the recipe "
+                f"{plan.name!r}: leave one of them out."
+            )
+        artifact = torch_artifact(model, calibration, row, flow, progress)
+    else:
+        state = Quantization(
+            model, row, calibration, keep_float, row.reduce_range, progress=progress
+        )
+        artifact = run_recipe(state, plan)
+    return to_native(with_recipe(artifact, plan, calibration, flow))
+
+
+def run_recipe(state: Quantization, recipe: Recipe) -> Artifact:
+    """Runs a recipe's steps in turn and returns the int8 artifact."""
+    bar = tqdm(recipe.steps, unit="step", leave=False, disable=not state.progress)
+    for step in bar:
+        bar.set_description(step)
+        STEPS[step](state, recipe)
+    info = dataclasses.replace(state.info, recipe={**state.info.recipe, **state.notes})
+    return dataclasses.replace(state.artifact(), info=info)
+
+
+def with_recipe(
+    artifact: Artifact, recipe: Recipe, calibration: Calibration, flow: str
+) -> Artifact:
+    """Returns an artifact that says how it was calibrated."""
+    note = {
+        "method": f"PTQ ({flow})",
+        "ptq_recipe": recipe.name,
+        "ptq_steps": list(recipe.steps),
+        "calibration_images": calibration.count,
+        "calibration_seed": calibration.seed,
+        "calibration_sha256": calibration.sha256,
+    }
+    info = dataclasses.replace(artifact.info, recipe={**artifact.info.recipe, **note})
+    return dataclasses.replace(artifact, info=info)
+
+
+def default_ptq_backend() -> str:
+    """Returns the backend that `ptq` quantizes for where nobody names one.
+
+    That is `onednn`, whose activations use all 8 bits; CPUs without VNNI, whose 16-bit sums would
+    saturate, get `x86`, which uses 7.
+    """
+    return "onednn" if "onednn" in available_engines() and has_vnni() else default_backend()
+
+
+def own_transforms(model: nn.Module) -> ImageClassification | None:
+    """Returns the evaluation transforms that a model of the zoo carries, or None."""
+    stored = model_info(model).transforms
+    return None if stored is None else ImageClassification.from_dict(stored)

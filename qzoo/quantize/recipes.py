@@ -1,0 +1,101 @@
+"""Recipes: which steps turn a float model into an int8 one, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ..errors import UnknownNameError, did_you_mean
+from .calibrate import calibrate, choose_weight_scales
+from .observers import OBSERVERS
+from .shared_ranges import share_ranges
+from .state import Quantization
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A set of post-training quantization steps.
+
+    Attributes:
+        name: What it is called in artifacts.
+        steps: Names of `STEPS`, in the order in which they run. Folding batch norm into
+            convolutions always comes first: the zoo's `fuse_model` does it.
+        observer: Observer of activations.
+        weight_observer: Observer of weights.
+        images: Calibration images, where the caller names no number.
+        stratify: Whether calibration images are drawn evenly over classes; else the first ones.
+    """
+
+    name: str
+    steps: tuple[str, ...]
+    observer: str = "mse"
+    weight_observer: str = "minmax"
+    images: int = 512
+    stratify: bool = True
+
+    def check(self) -> None:
+        """Checks that all steps and observers exist.
+
+        Raises:
+            UnknownNameError: One does not; the message names the known ones.
+        """
+        for kind, names, known in (
+            ("step", self.steps, STEPS),
+            ("observer", (self.observer, self.weight_observer), OBSERVERS),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UnknownNameError(
+                        f"Unknown {kind} {name!r} in the recipe {self.name!r}: choose from "
+                        f"{', '.join(known)}." + did_you_mean(str(name), known)
+                    )
+
+
+#: What a step does to the model; each notes what it did in `state.notes`.
+STEPS: MappingProxyType[str, Callable[[Quantization, Recipe], None]] = MappingProxyType(
+    {
+        "weights": lambda state, recipe: choose_weight_scales(state, recipe.weight_observer),
+        "calibrate": lambda state, recipe: _calibrate(state, recipe),
+        "share_ranges": lambda state, recipe: _share_ranges(state),
+    }
+)
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
+    {
+        r.name: r
+        for r in (
+            Recipe("fast", ("weights", "calibrate", "share_ranges")),
+            Recipe("default", ("weights", "calibrate", "share_ranges")),
+            Recipe("best", ("weights", "calibrate", "share_ranges"), images=1024),
+            # torchvision's script: PyTorch's own observers on the first files of a sorted folder.
+            Recipe("torchvision", (), "histogram", images=1024, stratify=False),
+        )
+    }
+)
+
+
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """Returns the recipe called so, or the one given, checked.
+
+    Raises:
+        UnknownNameError: There is no such recipe, or it names an unknown step or observer.
+    """
+    if isinstance(recipe, Recipe):
+        recipe.check()
+        return recipe
+    if recipe not in RECIPES:
+        raise UnknownNameError(
+            f"Unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}."
+            + did_you_mean(str(recipe), RECIPES)
+        )
+    return RECIPES[recipe]
+
+
+def _calibrate(state: Quantization, recipe: Recipe) -> None:
+    calibrate(state, recipe.observer)
+    state.notes["observer"] = recipe.observer
+
+
+def _share_ranges(state: Quantization) -> None:
+    state.notes["layers_with_shared_range"] = share_ranges(state)
