@@ -69,6 +69,10 @@ BACKENDS = MappingProxyType(
     }
 )
 
+#: Engines whose depthwise kernels add pairs of products in 16 bits, where activations above 127 can
+#: overflow and are cut off (vpmaddubsw), whatever the CPU offers.
+SATURATING_ENGINES = ("fbgemm", "x86")
+
 _engine_lock = threading.RLock()
 
 
@@ -113,11 +117,16 @@ def default_backend() -> str:
     return "x86" if "x86" in engines else engines[0]
 
 
-def run_engine(backend: str) -> str:
+def run_engine(backend: str, depthwise: bool = False) -> str:
     """Returns the engine that runs a model quantized for `backend` on this machine.
 
     That is the engine of the same name or, where this PyTorch lacks it, the nearest one that runs
     the same integers; then a `BackendWarning` says what may differ.
+
+    Args:
+        backend: The backend's name.
+        depthwise: Whether the model has depthwise convolutions whose inputs use all 8 bits, which
+            `SATURATING_ENGINES` take only where there is no other engine.
 
     Raises:
         UnknownNameError: There is no such backend.
@@ -127,16 +136,24 @@ def run_engine(backend: str) -> str:
     engines = available_engines()
     if backend in engines:
         return backend
-    for engine in row.fallbacks:
-        if engine in engines:
-            warnings.warn(
-                f"This machine's PyTorch has no {backend} engine, so the model runs on {engine}: "
+    candidates = [engine for engine in row.fallbacks if engine in engines]
+    if depthwise:
+        candidates.sort(key=lambda engine: engine in SATURATING_ENGINES)
+    for engine in candidates:
+        if depthwise and engine in SATURATING_ENGINES:
+            differ = "its depthwise convolutions cut large sums off, which can change answers."
+        else:
+            differ = (
                 "the int8 weights, scales and zero points are the same, but a layer's output can "
-                "differ by one step of its scale where the engines round differently.",
-                BackendWarning,
-                stacklevel=3,
+                "differ by one step of its scale where the engines round differently."
             )
-            return engine
+        warnings.warn(
+            f"This machine's PyTorch has no {backend} engine, so the model runs on {engine}: "
+            + differ,
+            BackendWarning,
+            stacklevel=3,
+        )
+        return engine
     raise ArgumentError(_no_engine())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -13,8 +14,15 @@ import torchvision
 from torch import Tensor, nn
 
 from .. import _torch_ao
-from ..backends import BACKENDS, default_backend, get_backend, quantized_engine, run_engine
-from ..errors import ArgumentError, ArtifactError, UnknownNameError
+from ..backends import (
+    BACKENDS,
+    SATURATING_ENGINES,
+    default_backend,
+    get_backend,
+    quantized_engine,
+    run_engine,
+)
+from ..errors import ArgumentError, ArtifactError, BackendWarning, UnknownNameError
 from ..registry import get_entry
 from .format import Artifact, ModelInfo
 from .layers import Layer
@@ -79,10 +87,31 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
         get_backend(backend)
     info = artifact.info
     skeleton = _skeleton(info)
-    with quantized_engine(run_engine(backend or str(info.backend))):
+    wide = has_wide_depthwise(artifact)
+    if wide and backend in SATURATING_ENGINES:
+        warnings.warn(
+            f"The depthwise convolutions of the engine {backend} cut large sums of 8-bit "
+            f"activations off, which can change answers: leave backend out (it takes "
+            f"{info.backend}) unless you know that yours stay small.",
+            BackendWarning,
+            stacklevel=3,
+        )
+    with quantized_engine(run_engine(backend or str(info.backend), wide)):
         tensors = artifact.tensors if consume else dict(artifact.tensors)
         model = _torch_ao.build_native(skeleton, artifact.layers, tensors)
     return attach_info(model, info)
+
+
+def has_wide_depthwise(artifact: Artifact) -> bool:
+    """Whether a model has depthwise convolutions whose inputs use all 8 bits."""
+    if BACKENDS[str(artifact.info.backend)].reduce_range:
+        return False
+    return any(
+        layer.op == "conv2d"
+        and layer.groups > 1
+        and layer.groups == len(artifact.tensors[f"{name}.weight"])
+        for name, layer in artifact.layers.items()
+    )
 
 
 def _skeleton(info: ModelInfo) -> nn.Module:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
-from ..artifact.native import to_native
-from ..backends import available_engines, quantized_engine
+from ..artifact.native import has_wide_depthwise, to_native
+from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
 from ..benchmark import torch_threads
 from .base import CompiledModel
 from .choice import Choice
@@ -53,6 +53,8 @@ class TorchModel(CompiledModel):
         names = available_engines()
         if len(names) > 1 and "x86" in names:
             names.remove("qnnpack")  # made for ARM; several times slower here
+        if has_wide_depthwise(self.artifact):
+            names = [n for n in names if n not in SATURATING_ENGINES] or names
         if len(names) == 1:
             return names[0]
 
