@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 import qzoo
-from qzoo.backends import quantized_engine
+import qzoo.quantize
 from qzoo.benchmark import torch_threads
 from qzoo.runtimes.choice import machine, version
 from qzoo.weights import read_metadata
@@ -94,20 +94,11 @@ def arguments() -> argparse.Namespace:
 
 
 def quantized(name: str, samples: list[torch.Tensor]) -> torch.nn.Module:
-    """Quantizes torchvision's float model in qzoo with PyTorch's default PTQ, as users do."""
-    from torch.ao.quantization import convert, prepare
-
+    """Quantizes torchvision's float model with qzoo's PTQ, as users do."""
     kwargs = {"init_weights": False, "aux_logits": False} if name in AUX else {}
     model = qzoo.get_model(name, **kwargs)
     model.load_state_dict(float_model(name).state_dict())
-    model.eval().fuse_model()
-    model.qconfig = qzoo.BACKENDS["x86"].qconfig()
-    with quantized_engine("x86"), warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        prepare(model, inplace=True)
-        for sample in samples:
-            model(sample)
-        return convert(model, inplace=True)
+    return qzoo.quantize.ptq(model.eval(), torch.cat(samples), recipe="fast", progress=False)
 
 
 def measure(
