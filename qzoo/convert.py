@@ -124,8 +124,14 @@ def state_dict_bytes(artifact: Artifact) -> bytes:
     """Returns what `torch.save` writes of the state dict that torchvision's int8 model loads.
 
     Raises:
-        ArtifactError: The artifact does not fit its architecture.
+        ArtifactError: The artifact does not fit its architecture, or keeps layers in float, which
+            torchvision's int8 models cannot hold.
     """
+    if kept := artifact.float_layers:
+        raise ArtifactError(
+            f"This model keeps {len(kept)} layers in float ({kept[0]!r}, ...), which torchvision's "
+            "int8 models cannot hold: export it instead (qzoo export)."
+        )
     buffer = io.BytesIO()
     torch.save(to_native(artifact).state_dict(), buffer)
     return buffer.getvalue()
@@ -222,4 +228,6 @@ def check_model(path: Path) -> str:
 def describe(artifact: Artifact) -> str:
     """Returns a few words on what an artifact is."""
     info = artifact.info
-    return f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
+    text = f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
+    kept = len(artifact.float_layers)
+    return f"{text}, {kept} of them kept in float" if kept else text

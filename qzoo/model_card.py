@@ -8,7 +8,8 @@ import json
 import math
 from typing import Any
 
-from .artifact.format import FORMAT, VERSION, Artifact
+from .artifact.format import FORMAT, Artifact
+from .artifact.layers import WEIGHTED_OPS
 from .registry import get_entry
 
 ARTIFACT_NAME = "model.safetensors"
@@ -31,7 +32,7 @@ def make_config(artifact: Artifact, content: bytes) -> str:
     config = {
         "library_name": "qzoo",
         "format": FORMAT,
-        "format_version": VERSION,
+        "format_version": artifact.version,
         "file": ARTIFACT_NAME,
         "file_size_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -107,6 +108,10 @@ def _facts(artifact: Artifact, content: bytes) -> str:
     per_channel = any(
         tensor.dim() for key, tensor in artifact.tensors.items() if key.endswith("weight_scale")
     )
+    weights = f"int8, one scale per {'output channel' if per_channel else 'tensor'}"
+    if kept := artifact.float_layers:
+        weighted = sum(layer.op in WEIGHTED_OPS for layer in artifact.layers.values())
+        weights += f"; float32 in {len(kept)} of {weighted} layers"
     classes = num_classes(artifact)
     named = {None: "not named", "imagenet-1k": "those of ImageNet-1K"}
     kind = info.classes if info.classes is None or isinstance(info.classes, str) else "list"
@@ -114,7 +119,7 @@ def _facts(artifact: Artifact, content: bytes) -> str:
     rows = {
         "architecture": f"`{info.architecture}`" + _keywords(info.builder_kwargs),
         "backend": f"`{info.backend}` (runs on any other engine, too)",
-        "weights": f"int8, one scale per {'output channel' if per_channel else 'tensor'}",
+        "weights": weights,
         "file": f"{len(content) / 1e6:.2f} MB (the parameters in float32: {floats / 1e6:.2f} MB)",
         "classes": f"{classes}, {shown}",
         "input": _input(info.transforms),

@@ -24,7 +24,9 @@ from ..transforms import preset_kwargs
 from .layers import Layer, check_tensors
 
 FORMAT = "qzoo-int8"
-VERSION = 1
+#: The newest version that is read. Files are written in the oldest that can hold them: 1, or 2
+#: where a layer is kept in float.
+VERSION = 2
 #: The header of the largest model of the zoo takes 100 kB.
 MAX_HEADER_BYTES = 16 * 2**20
 #: Objects within objects; the format itself needs 4, the rest is for recipes.
@@ -64,7 +66,8 @@ class Artifact:
     Attributes:
         info: What the model is.
         layers: Module name to layer, in the architecture's order.
-        tensors: `<layer>.weight` int8, `<layer>.weight_scale` float, ... (see docs/artifact.md).
+        tensors: `<layer>.weight` int8, `<layer>.weight_scale` float, ... (see docs/artifact.md);
+            of `float_layers`, `<layer>.weight` float32.
         versions: Versions of the packages that made it.
     """
 
@@ -78,11 +81,21 @@ class Artifact:
         check_tensors(self.layers, self.tensors)
         _check_classes(self.info.classes, self.layers, self.tensors)
 
+    @property
+    def float_layers(self) -> list[str]:
+        """Names of the layers that keep float32 weights, in the architecture's order."""
+        return [name for name, layer in self.layers.items() if layer.float]
+
+    @property
+    def version(self) -> int:
+        """The format version that a file of this artifact has."""
+        return 2 if self.float_layers else 1
+
     def header(self) -> dict[str, Any]:
         """Returns the JSON header, without the digest."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self.version,
             **dataclasses.asdict(self.info),
             "layers": {name: layer.to_json() for name, layer in self.layers.items()},
             "versions": self.versions,
@@ -175,7 +188,13 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     info = ModelInfo(**{name: header[name] for name in names})
     if not isinstance(info.backend, str) or info.backend not in BACKENDS:
         raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
-    return Artifact(info, layers, tensors, header["versions"])
+    artifact = Artifact(info, layers, tensors, header["versions"])
+    if version != artifact.version:
+        raise ArtifactError(
+            f"the header says format version {version}, but its layers are those of version "
+            f"{artifact.version}: only version 2 keeps layers in float, and one at least."
+        )
+    return artifact
 
 
 def _check_info(info: ModelInfo) -> None:

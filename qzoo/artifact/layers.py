@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ..errors import ArtifactError
 RANGED_OPS = frozenset({"quantize", "conv2d", "linear", "functional", "hardswish"})
 #: Operations without numbers.
 BARE_OPS = frozenset({"dequantize", "dropout", "identity"})
+#: Operations with weights, which may stay float.
+WEIGHTED_OPS = frozenset({"conv2d", "linear"})
 # Scales are used as float32 too, where anything outside would be 0 or infinite.
 _SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
@@ -34,27 +37,32 @@ class Layer:
         padding: Zeros added on each side (height, width), in pixels.
         dilation: Distance of kernel taps (height, width), in pixels.
         groups: Number of independent channel groups.
+        float: Whether a conv2d or linear keeps float32 weights and computes on the dequantized
+            input. Its output is rounded to uint8 like that of any other layer.
     """
 
     op: str
-    scale: float = 1.0
+    scale: builtins.float = 1.0
     zero_point: int = 0
     relu: bool = False
     stride: tuple[int, ...] = (1, 1)
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
+    float: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Returns the layer as a JSON object, leaving out what does not apply to its op."""
         if self.op in BARE_OPS:
             return {"op": self.op}
         data: dict[str, Any] = {"op": self.op, "scale": self.scale, "zero_point": self.zero_point}
-        if self.op in ("conv2d", "linear"):
+        if self.op in WEIGHTED_OPS:
             data["relu"] = self.relu
         if self.op == "conv2d":
             data |= {k: list(getattr(self, k)) for k in ("stride", "padding", "dilation")}
             data["groups"] = self.groups
+        if self.float:
+            data["float"] = True
         return data
 
     @classmethod
@@ -68,7 +76,8 @@ class Layer:
         if not isinstance(data, dict) or op not in [*RANGED_OPS, *BARE_OPS]:
             raise ArtifactError(f"Layer {name!r} has an unknown operation {str(op)[:40]!r}.")
         fields = {f.name for f in dataclasses.fields(cls)}
-        wanted = cls(data["op"]).to_json().keys()
+        kept = data.get("float") is True and op in WEIGHTED_OPS
+        wanted = cls(data["op"], float=kept).to_json().keys()
         if set(data) != set(wanted) or not set(data) <= fields:
             raise ArtifactError(
                 f"Layer {name!r} should have exactly the fields {', '.join(sorted(wanted))}."
@@ -99,6 +108,10 @@ class Layer:
         )
         if not (good and _is_int(self.groups) and self.groups > 0 and type(self.relu) is bool):
             raise ArtifactError(f"Layer {name!r} has an impossible convolution geometry.")
+        if type(self.float) is not bool or (self.float and self.op not in WEIGHTED_OPS):
+            raise ArtifactError(
+                f"Layer {name!r} is a {self.op} marked as float; only conv2d and linear can be."
+            )
 
 
 def _is_int(value: object) -> bool:
@@ -138,6 +151,25 @@ def weight_tensors(
     return tensors
 
 
+def float_weight_tensors(name: str, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """Returns the artifact's tensors of one layer that is kept in float.
+
+    Args:
+        name: The layer's name.
+        weight: float32 weight, output channels first, batch norm folded in.
+        bias: float32 [C], or None.
+
+    Returns:
+        Copies: `<name>.weight` and, if there is a bias, `<name>.bias`.
+    """
+    tensors = {f"{name}.weight": weight, f"{name}.bias": bias}
+    return {
+        key: value.detach().clone(memory_format=torch.contiguous_format)
+        for key, value in tensors.items()
+        if value is not None
+    }
+
+
 def check_weight_shape(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
     """Checks that a checkpoint's weight of layer `name` is the one that its architecture has.
 
@@ -160,31 +192,58 @@ def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) ->
     """
     known = set()
     for name, layer in layers.items():
-        if layer.op not in ("conv2d", "linear"):
+        if layer.op not in WEIGHTED_OPS:
+            if layer.float:
+                layer.check(name)  # says why not
             continue
         weight = tensors.get(f"{name}.weight")
-        scale = tensors.get(f"{name}.weight_scale")
-        if weight is None or scale is None:
-            raise ArtifactError(f"Layer {name!r} lacks its weight or its weight scales.")
-        if weight.dtype != torch.int8 or weight.dim() != (4 if layer.op == "conv2d" else 2):
+        if weight is None:
+            raise ArtifactError(f"Layer {name!r} lacks its weight.")
+        dtype = torch.float32 if layer.float else torch.int8
+        if weight.dtype != dtype or weight.dim() != (4 if layer.op == "conv2d" else 2):
             raise ArtifactError(f"Layer {name!r} has a weight of the wrong dtype or shape.")
         if layer.op == "conv2d" and weight.shape[0] % layer.groups:
             raise ArtifactError(f"Layer {name!r} has channels that its groups do not divide.")
-        channels = (weight.shape[0],)
-        _check_one(name, "weight scale", scale, (torch.float32, torch.float64), [(), channels])
-        if not bool(((scale >= _SMALLEST) & (scale <= _LARGEST)).all()):
-            raise ArtifactError(f"Layer {name!r} has weight scales that are not above 0.")
-        known |= {f"{name}.weight", f"{name}.weight_scale"}
-        if (zero_point := tensors.get(f"{name}.weight_zero_point")) is not None:
-            _check_one(name, "weight zero point", zero_point, (torch.int8,), [tuple(scale.shape)])
-            known.add(f"{name}.weight_zero_point")
+        known.add(f"{name}.weight")
+        if layer.float:
+            _check_float(name, weight, tensors)
+        else:
+            known |= _check_scales(name, weight, tensors)
         if (bias := tensors.get(f"{name}.bias")) is not None:
-            _check_one(name, "bias", bias, (torch.float32,), [channels])
+            _check_one(name, "bias", bias, (torch.float32,), [(weight.shape[0],)])
             if not bool(torch.isfinite(bias).all()):
                 raise ArtifactError(f"Layer {name!r} has a bias that is not finite.")
             known.add(f"{name}.bias")
     if extra := sorted(set(tensors) - known):
         raise ArtifactError(f"Tensor {extra[0]!r} belongs to no layer of the artifact.")
+
+
+def _check_float(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Checks what a layer that is kept in float has and has not."""
+    for what in ("weight_scale", "weight_zero_point"):
+        if f"{name}.{what}" in tensors:
+            raise ArtifactError(
+                f"Layer {name!r} is kept in float, but has the tensor '{name}.{what}' of an int8 "
+                "one: drop either."
+            )
+    if not bool(torch.isfinite(weight).all()):
+        raise ArtifactError(f"Layer {name!r} has a float weight that is not finite.")
+
+
+def _check_scales(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Checks what turns an int8 weight into real numbers; returns the names of the tensors."""
+    scale = tensors.get(f"{name}.weight_scale")
+    if scale is None:
+        raise ArtifactError(f"Layer {name!r} lacks its weight scales.")
+    shapes = [(), (weight.shape[0],)]
+    _check_one(name, "weight scale", scale, (torch.float32, torch.float64), shapes)
+    if not bool(((scale >= _SMALLEST) & (scale <= _LARGEST)).all()):
+        raise ArtifactError(f"Layer {name!r} has weight scales that are not above 0.")
+    known = {f"{name}.weight_scale"}
+    if (zero_point := tensors.get(f"{name}.weight_zero_point")) is not None:
+        _check_one(name, "weight zero point", zero_point, (torch.int8,), [tuple(scale.shape)])
+        known.add(f"{name}.weight_zero_point")
+    return known
 
 
 def _check_one(

@@ -79,9 +79,9 @@ def test_longer_than_it_says(content: bytes, path: Path) -> None:
 
 def test_of_a_later_version(content: bytes, path: Path) -> None:
     parts = take_apart(content)
-    parts.header["version"] = 2
+    parts.header["version"] = 3
     parts.header["field_of_the_future"] = {}
-    assert_refused(path, put_together(parts), str(path), "version 2 is newer", "upgrade qzoo")
+    assert_refused(path, put_together(parts), str(path), "version 3 is newer", "upgrade qzoo")
 
 
 @pytest.mark.parametrize("version", [0, -1, 1.0, "1", None, True, [1]])
