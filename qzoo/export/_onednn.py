@@ -102,7 +102,8 @@ class _Rewriter:
         source = node.args[0]
         relu = source.target is aten.relu.default and len(source.users) == 1
         product = source.args[0] if relu else source
-        if product.target in (aten.conv2d.default, aten.linear.default):
+        matmul = product.target in (aten.conv2d.default, aten.linear.default)
+        if matmul and _is_weight(product.args[1]):  # else the artifact keeps the layer in float
             integers = self._product(node, product, "relu" if relu else "none")
             if integers is not None:
                 self.integers[node] = integers

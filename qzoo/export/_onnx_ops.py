@@ -113,7 +113,10 @@ def _linear(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> Val
 
 def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> list[str]:
     """Writes down what a layer multiplies and adds: input, weight and, if any, bias."""
-    if x.grid is None or weight.scale is None:
+    if weight.scale is None:  # a layer that the artifact keeps in float
+        real = w.real(x) if w.openvino else w.real_by_channels(x)
+        return [real, *(w.constant(c.name, c.tensor) for c in (weight, bias) if c is not None)]
+    if x.grid is None:
         raise ArgumentError(f"The layer of {weight.name} has no int8 input, so it has no QDQ form.")
     if bias is None:
         return [w.real(x), w.dequantized(weight)]

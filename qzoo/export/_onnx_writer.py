@@ -133,6 +133,23 @@ class Writer:
             value.real = self.op("DequantizeLinear", integers, *self._grid(value.grid), name=name)
         return value.real
 
+    def real_by_channels(self, value: Value) -> str:
+        """Writes a value's float tensor down with the same scale once for each channel.
+
+        It keeps a layer in float: onnxruntime rounds the float weights of a convolution or Gemm
+        between DequantizeLinear and QuantizeLinear to int8, one scale for all of them, but only
+        where the DequantizeLinear has a single scale (its optimizer "WeightBiasQuantization").
+        """
+        if value.grid is None:
+            return self.real(value)
+        integers, channels = self.integers(value), value.shape[0]
+        zero = torch.full((channels,), value.grid.zero_point, dtype=value.grid.dtype)
+        constants = (
+            self.constant(f"{integers}.scales", torch.full((channels,), value.grid.scale)),
+            self.constant(f"{integers}.zero_points", zero),
+        )
+        return self.op("DequantizeLinear", integers, *constants, name=f"{integers}.real", axis=1)
+
     def integers(self, value: Value) -> str:
         """Returns the name of a value's integers, writing them down where they are not yet."""
         if value.integers is None:

@@ -85,6 +85,7 @@ class Plan:
             "transforms": info.transforms,
             "recipe": info.recipe,
             "metrics": info.metrics,
+            "kept_in_float": self.artifact.float_layers,
             "input": {
                 "dtype": "uint8" if self.preprocess else "float32",
                 "layout": "NHWC" if self.preprocess else "NCHW",

@@ -85,8 +85,8 @@ def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tu
         _check_compiler()
         module, float_layers = to_onednn(plan.graph(), plan.images(plan.batch_size or 1))
         settings: dict[str, Any] = {
-            # Weights that stay in float are computed once.
-            "freezing": bool(float_layers),
+            # Float weights are computed and brought into oneDNN's order once.
+            "freezing": bool(float_layers or plan.artifact.float_layers),
             "aot_inductor.metadata": {"qzoo": plan.metadata_json(float_layers=list(float_layers))},
             "cpp.dynamic_threads": threads is None,
         }

@@ -209,6 +209,7 @@ def _metadata(
         "normalization_in_graph": preprocess,
         "recipe": info.recipe,
         "metrics": info.metrics,
+        "kept_in_float": artifact.float_layers,
         "artifact_sha256": artifact.digest(),
     }
     return {

@@ -179,7 +179,7 @@ class Rewriter:
 
     def _weight(self, name: str, module: nn.Module) -> fx.Node:
         tensors = self.artifact.tensors
-        weight, scale = tensors[f"{name}.weight"], tensors[f"{name}.weight_scale"]
+        weight = tensors[f"{name}.weight"]
         expected = getattr(module, "weight", None)
         if expected is None or expected.shape != weight.shape:
             raise ArtifactError(
@@ -187,6 +187,9 @@ class Rewriter:
                 "which does not fit this architecture: it was made for another one."
             )
         values = self._buffer(f"{name}.weight", weight)
+        if self.artifact.layers[name].float:
+            return values
+        scale = tensors[f"{name}.weight_scale"]
         zero_point = tensors.get(f"{name}.weight_zero_point")
         if scale.dim() == 0:
             zero = 0 if zero_point is None else int(zero_point)

@@ -29,11 +29,14 @@ class OnnxSource:
         return serialized
 
     def layers_without(self, integer: Collection[str]) -> tuple[str, ...]:
-        """Returns the layers with int8 weights that run and are not among `integer`."""
+        """Returns the layers with int8 weights that run and are not among `integer`.
+
+        Layers that the artifact itself keeps in float have none.
+        """
         # Auxiliary classifiers have weights too, but no part in the answer.
         used = {node.target for node in self._reference.graph.nodes if node.op == "get_attr"}
         return tuple(
             name
-            for name in self.artifact.layers
-            if f"{name}.weight" in used and name not in integer
+            for name, layer in self.artifact.layers.items()
+            if f"{name}.weight" in used and name not in integer and not layer.float
         )
