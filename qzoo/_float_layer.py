@@ -4,7 +4,7 @@ They take the place of PyTorch's int8 modules where an artifact keeps a layer in
 precision), so that the layers around them notice nothing.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: torch.jit.script reads the annotations as objects.
 
 from typing import Any
 
