@@ -33,9 +33,11 @@ def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()
 
 
-@pytest.mark.parametrize(
-    "code", [c for c in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "# offline" in c]
-)
+PAGES = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
+CODE = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+
+
+@pytest.mark.parametrize("code", [code for code in CODE if "# offline" in code])
 def test_offline_code_runs(code: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
