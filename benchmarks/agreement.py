@@ -1,0 +1,166 @@
+"""How far each runtime is from the reference model, layer by layer, for every builder.
+
+    python benchmarks/agreement.py --runtimes torch,onnxruntime,openvino,inductor,executorch
+
+Each builder's float model (random weights, batch norms that have seen a batch) is quantized once by
+`qzoo.quantize.ptq`; then 64 random and 64 real inputs (handwritten digits of scikit-learn, enlarged)
+go through all realisations of the same artifact. `torch`, `onnxruntime` and `openvino` are compared
+layer by layer, each layer given the reference model's own integers, so that differences do not add
+up; `inductor` and `executorch` cannot be cut open, so their logits are compared. A difference is
+counted in steps of the output's scale. Needs the extra "all".
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import qzoo
+import qzoo.quantize
+from qzoo.artifact.format import Artifact
+from qzoo.artifact.native import from_native
+from qzoo.datasets.digits import Digits, digits_transforms
+from qzoo.export.onnx_compare import compare_onnx_layers
+from qzoo.reference import ReferenceModel, build_reference, differences, reference_outputs
+from qzoo.reference.compare import native_outputs
+from qzoo.runtimes.choice import machine, version
+from qzoo.weights import read_metadata
+
+COUNT = 64
+BATCH = 16
+RUNTIMES = ("torch", "onnxruntime", "openvino", "inductor", "executorch")
+PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
+
+
+def main() -> None:
+    """Measures, and writes the CSV file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", type=lambda t: t.split(","), default=qzoo.list_models())
+    parser.add_argument("--runtimes", type=lambda t: t.split(","), default=list(RUNTIMES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "agreement.csv"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for name in args.models:
+        side = max(64, *read_metadata(name)["min_size"])
+        artifact = from_native(quantized(name, side))
+        reference = build_reference(artifact)
+        for inputs, x in (("random", random_inputs(side)), ("real", real_inputs(side))):
+            expected = [reference_outputs(reference, part) for part in x.split(BATCH)]
+            with torch.no_grad():
+                logits = torch.cat([reference(part) for part in x.split(BATCH)])
+            for runtime in args.runtimes:
+                start = time.perf_counter()
+                row = {"model": name, "runtime": runtime, "inputs": inputs, "size": side}
+                row |= compare(artifact, reference, runtime, x, expected, logits)
+                put(args.out, {**row, **environment()})
+                print(row, f"{time.perf_counter() - start:.1f} s", flush=True)
+                gc.collect()
+
+
+def quantized(name: str, side: int) -> nn.Module:
+    """Returns the builder's native int8 model for ten classes."""
+    torch.manual_seed(0)
+    extra = {"aux_logits": False, "init_weights": False} if name in AUX else {}
+    model = qzoo.get_model(name, num_classes=10, **extra)
+    x = torch.cat([real_inputs(side)[:16], random_inputs(side)[:16]])
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0  # as after training: signals neither fade nor grow
+        model.train()(x)
+    return qzoo.quantize.ptq(model.eval(), x, recipe="fast", progress=False)
+
+
+AUX = ("googlenet", "inception_v3")
+
+
+def random_inputs(side: int) -> Tensor:
+    """Returns normal noise, float32 [64, 3, side, side]."""
+    return torch.randn(COUNT, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def real_inputs(side: int) -> Tensor:
+    """Returns held-out digits, float32 [64, 3, side, side]."""
+    data = Digits("test", digits_transforms(side))
+    return torch.stack([data[i * len(data) // COUNT][0] for i in range(COUNT)])
+
+
+def compare(
+    artifact: Artifact,
+    reference: ReferenceModel,
+    runtime: str,
+    x: Tensor,
+    expected: list[dict[str, Tensor]],
+    logits: Tensor,
+) -> dict[str, Any]:
+    """Returns how far a runtime's layers and answers are from the reference model's."""
+    side = x.shape[-1]
+    fixed = BATCH if runtime in ("inductor", "executorch") else None
+    compiled = qzoo.compile(artifact, runtime, threads=1, batch_size=fixed, input_size=side)
+    with torch.no_grad():
+        own = torch.cat([compiled(part) for part in x.split(BATCH)])
+    head = next(la for la in reversed(artifact.layers.values()) if la.op == "linear")
+    steps = ((own - logits).abs() / head.scale).round()
+    layers: dict[str, tuple[int, float]] = {}
+    if runtime in ("torch", "onnxruntime", "openvino"):
+        for part, integers in zip(x.split(BATCH), expected, strict=True):
+            if runtime == "torch":
+                given = isolated(compiled.model, reference, part, integers)
+            else:
+                given = compare_onnx_layers(reference, part, integers, runtime)
+            for d in given:
+                most, share = layers.get(d.name, (0, 0.0))
+                layers[d.name] = (max(most, d.max_steps), share + d.differing * len(part) / len(x))
+    worst = max(layers, key=lambda n: layers[n], default=None)
+    return {
+        "layers": len(layers) or None,
+        "worst_layer_steps": layers[worst][0] if worst else None,
+        "worst_layer_differing": round(max(s for _, s in layers.values()), 6) if worst else None,
+        "logit_steps": int(steps.max()),
+        "top1_equal": int((own.argmax(1) == logits.argmax(1)).sum()),
+        "images": len(x),
+        "float_layers": len(compiled.float_layers),
+    }
+
+
+def isolated(
+    native: nn.Module, reference: ReferenceModel, x: Tensor, integers: dict[str, Tensor]
+) -> list[Any]:
+    """Compares the reference model's layers with a native model's, given what the native saw."""
+    seen = native_outputs(native, reference, x)
+    return differences(reference, seen, reference_outputs(reference, x, seen))
+
+
+def environment() -> dict[str, Any]:
+    """Returns what the figures may depend on."""
+    return {"cpu": machine(), **{package: version(package) for package in PACKAGES}}
+
+
+def put(path: Path, row: dict[str, Any]) -> None:
+    """Writes a row in place of the one of the same model, runtime and inputs."""
+    rows = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    key = ("model", "runtime", "inputs")
+    rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
+    order = {name: i for i, name in enumerate(RUNTIMES)}
+    rows.sort(key=lambda r: (r["model"], order[r["runtime"]], r["inputs"]))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
