@@ -1,5 +1,6 @@
 """Data sets that need no download."""
 
 from .digits import Digits
+from .fractals import FRACTALS_STANDARD, Fractals
 
-__all__ = ["Digits"]
+__all__ = ["FRACTALS_STANDARD", "Digits", "Fractals"]

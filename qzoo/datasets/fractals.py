@@ -1,0 +1,234 @@
+"""Fractals: a data set of any size and difficulty that needs no download.
+
+The construction is FractalDB's (qzoo/datasets/ifs.py). Every class, split and chunk of images has
+a random stream of its own, so that neither the number of workers nor that of images or classes
+changes an image: a larger data set begins with the smaller one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from ..artifact.format import write_atomically
+from ..errors import ArgumentError, ArtifactError, did_you_mean
+from ..hub.cache import cache_dir
+from ..transforms import ImageClassification
+from .ifs import Bytes, System, Variation, draw, sample_system
+
+SPLITS = ("train", "test")
+#: Part of the cache's file names; raised whenever the same arguments would give other images.
+VERSION = 1
+#: Images of one class that are drawn at a time, from one random stream.
+CHUNK = 50
+_SYSTEM, _TRAIN, _TEST = range(3)
+
+
+@dataclass(frozen=True)
+class FractalsConfig:
+    """What makes one data set of fractals.
+
+    Attributes:
+        classes: How many.
+        train_images: Training images per class.
+        test_images: Test images per class.
+        size: Side of the square pictures in pixels.
+        seed: Seed of everything.
+    """
+
+    classes: int = 50
+    train_images: int = 400
+    test_images: int = 200
+    size: int = 40
+    seed: int = 0
+
+
+#: The yardstick: 20,000 training and 10,000 test images of 50 classes. All figures on "fractals"
+#: are measured on it.
+FRACTALS_STANDARD = FractalsConfig()
+
+
+class Fractals(Dataset[tuple[Any, int]]):
+    """Fractals drawn from iterated function systems, as RGB pictures.
+
+    A class is a random system of affine maps; its images are drawn from slightly changed systems,
+    mirrored, turned, moved, coloured, partly covered and noisy. The train and the test split have
+    the same classes and share no random number, and so no image.
+
+    The images are drawn once and kept in `qzoo.hub.cache_dir()/datasets`.
+
+    Attributes:
+        classes: "000", "001" and so on.
+        images: uint8 [N, size, size, 3], class by class.
+        targets: Label of each item.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        transform: Callable[[Image.Image], Any] | None = None,
+        *,
+        classes: int = FRACTALS_STANDARD.classes,
+        images_per_class: int | None = None,
+        size: int = FRACTALS_STANDARD.size,
+        seed: int = FRACTALS_STANDARD.seed,
+        workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Draws one split, or reads it from the cache.
+
+        Args:
+            split: "train" or "test".
+            transform: Applied to each RGB picture; None gives the PIL pictures themselves.
+            classes: How many classes, 2 to 10,000.
+            images_per_class: Images of each class; None takes the standard number of the split
+                (400 for training, 200 for testing).
+            size: Side of the pictures in pixels, 8 to 512.
+            seed: Seed of systems and images, not negative.
+            workers: Threads that draw; None takes as many as there are processors.
+            progress: Whether to show a progress bar on stderr while drawing.
+
+        Raises:
+            ArgumentError: An unknown split, or a number out of its range.
+        """
+        if split not in SPLITS:
+            raise ArgumentError(
+                f"Unknown split {split!r} of the fractals: choose one of {', '.join(SPLITS)}."
+                + did_you_mean(str(split), SPLITS)
+            )
+        if images_per_class is None:
+            standard = FRACTALS_STANDARD
+            images_per_class = standard.train_images if split == "train" else standard.test_images
+        _check("classes", classes, 2, 10_000)
+        _check("images_per_class", images_per_class, 1, 1_000_000)
+        _check("size", size, 8, 512)
+        _check("seed", seed, 0, 2**63)
+        if workers is None:
+            workers = os.cpu_count() or 1
+        _check("workers", workers, 1, 1024)
+        self.classes = tuple(f"{label:03d}" for label in range(classes))
+        self.split, self.transform = split, transform
+        self.size, self.seed = size, seed
+        self.targets: list[int] = np.repeat(np.arange(classes), images_per_class).tolist()
+        name = f"fractals{VERSION}-{split}-{classes}x{images_per_class}-{size}px-{seed}.npz"
+        path = cache_dir() / "datasets" / name
+        images = _read(path, (classes * images_per_class, size, size, 3))
+        if images is None:
+            images = _draw(split, classes, images_per_class, size, seed, workers, progress)
+            _keep(path, images)
+        self.images = images
+
+    def __len__(self) -> int:
+        """Returns the number of images of the split."""
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Returns the picture at `index`, transformed, and its label."""
+        picture = Image.fromarray(self.images[index])
+        return self.transform(picture) if self.transform else picture, self.targets[index]
+
+    def __repr__(self) -> str:
+        """Names the split, its size and its seed."""
+        return (
+            f"Fractals(split={self.split!r}, {len(self)} images of {len(self.classes)} classes, "
+            f"{self.size} px, seed {self.seed})"
+        )
+
+
+def fractals_transforms(
+    size: int = FRACTALS_STANDARD.size, resize_size: int | None = None
+) -> ImageClassification:
+    """Returns the evaluation preset of models trained on fractals.
+
+    Args:
+        size: Side of the square input in pixels; that of the pictures leaves them as they are.
+        resize_size: Side to which pictures are scaled before the centre is cut out; None takes
+            `size`, so that nothing is cut off.
+
+    Returns:
+        A preset that gives float32 [3, size, size] in [-1, 1].
+    """
+    half = (0.5, 0.5, 0.5)
+    return ImageClassification(crop_size=size, resize_size=resize_size or size, mean=half, std=half)
+
+
+def fractal_system(label: int, seed: int = FRACTALS_STANDARD.seed) -> System:
+    """Returns the system of affine maps behind a class."""
+    return sample_system(_stream(seed, label, _SYSTEM))
+
+
+def _check(name: str, value: Any, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise ArgumentError(
+            f"{name} of the fractals should be an integer from {least} to {most}, not {value!r}."
+        )
+
+
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def _draw(
+    split: str, classes: int, count: int, size: int, seed: int, workers: int, progress: bool
+) -> Bytes:
+    images = np.empty((classes, count, size, size, 3), dtype=np.uint8)
+    purpose = _TRAIN if split == "train" else _TEST
+    how = Variation()
+
+    def fill(label: int) -> None:
+        system = fractal_system(label, seed)
+        for start in range(0, count, CHUNK):
+            rng = _stream(seed, label, purpose, start // CHUNK)
+            # Always a whole chunk, so that fewer images are the first of more.
+            images[label, start : start + CHUNK] = draw(system, CHUNK, size, rng, how)[
+                : count - start
+            ]
+
+    with ThreadPoolExecutor(workers) as pool:
+        done = pool.map(fill, range(classes))
+        for _ in tqdm(
+            done, f"draw fractals ({split})", classes, unit="class", disable=not progress
+        ):
+            pass
+    return images.reshape(-1, size, size, 3)
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> Bytes | None:
+    """Returns the images of a file in the cache; None, with a word, where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images, digest = file["images"], str(file["sha256"])
+        if images.shape == shape and images.dtype == np.uint8 and digest == _sha256(images):
+            return images
+    except FileNotFoundError:
+        return None
+    except Exception:  # damaged zip files fail in many ways, all with one remedy
+        pass
+    print(f"qzoo: {path} is damaged; drawing the fractals anew", file=sys.stderr)
+    return None
+
+
+def _keep(path: Path, images: Bytes) -> None:
+    content = io.BytesIO()
+    np.savez(content, images=images, sha256=np.array(_sha256(images)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.getvalue())
+    except (OSError, ArtifactError) as error:
+        print(f"qzoo: the fractals are not kept in the cache: {error}", file=sys.stderr)
+
+
+def _sha256(images: Bytes) -> str:
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
