@@ -9,27 +9,21 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import safetensors
 import torch
-from PIL import Image
 from safetensors.torch import save as to_safetensors
 from torch import nn
-from torch.utils.data import DataLoader
-from torchvision import transforms as T
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from qzoo.artifact.format import ModelInfo, write_atomically
 from qzoo.artifact.native import attach_info, model_info, package_versions
-from qzoo.datasets.digits import Digits, digits_transforms
-from qzoo.errors import ArgumentError, ArtifactError, ImageError, QzooError
+from qzoo.errors import ArgumentError, ArtifactError, QzooError
 from qzoo.registry import get_entry, get_model
-from qzoo.transforms import ImageClassification
 from qzoo.weights import read_metadata
 
 #: The header key under which a file of float weights says what they are.
@@ -65,113 +59,6 @@ def environment() -> dict[str, str | int]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         **package_versions(),
     }
-
-
-# Data
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """A data set with two splits.
-
-    Attributes:
-        name: "digits", or the folder's name.
-        held_out: What figures of the test split are called in metadata.
-        split: Makes the "train" or "test" split with a transform; an item is a pair of a
-            transformed RGB picture and its label, and `targets` lists the labels.
-        classes: Class names in the order of the labels.
-        size: Side of the model's input in pixels, where the user gave none.
-        resize: Side to which evaluation scales before it crops, where the user gave none.
-        augment: Augmentation, where the user gave none.
-    """
-
-    name: str
-    held_out: str
-    split: Callable[[str, Callable[[Any], Any] | None], Any]
-    classes: list[str]
-    size: int
-    resize: int
-    augment: str
-
-    def preset(self, crop: int | None = None, resize: int | None = None) -> ImageClassification:
-        """Returns the evaluation transforms.
-
-        Raises:
-            ArgumentError: The crop is larger than the picture that it is cut from.
-        """
-        crop = crop or self.size
-        resize = resize or max(crop, round(crop * self.resize / self.size))
-        if crop > resize:
-            raise ArgumentError(
-                f"--val-crop-size {crop} is larger than --val-resize-size {resize}: the rest would "
-                "be black padding."
-            )
-        if self.name == "digits":
-            return digits_transforms(crop, resize)
-        return ImageClassification(crop_size=crop, resize_size=resize)
-
-
-def open_data(name: str | None, path: str | None) -> Data:
-    """Opens a named data set, or a folder with `train/CLASS/*` and `val/CLASS/*`.
-
-    Raises:
-        ArgumentError: Neither or both are given, or the folder does not hold such pictures.
-        MissingDependencyError: The named data set needs a package that is not installed.
-    """
-    if (name is None) == (path is None):
-        raise ArgumentError("Give either --data digits or --data-path FOLDER.")
-    if path is None:
-        classes = list(Digits.classes)
-        return Data("digits", "digits (held-out 25 %)", Digits, classes, 64, 64, "affine")
-    root = Path(path)
-    folders = {"train": root / "train", "test": root / "val"}
-    for folder in folders.values():
-        if not folder.is_dir():
-            raise ArgumentError(
-                f"{root} should have the folders train and val with one folder per class in each, "
-                f"but {folder.name} is missing."
-            )
-    names = {s: sorted(d.name for d in f.iterdir() if d.is_dir()) for s, f in folders.items()}
-    if names["train"] != names["test"]:
-        odd = sorted(set(names["train"]) ^ set(names["test"]))
-        raise ArgumentError(f"{root}: train and val differ in the classes {', '.join(odd)[:200]}.")
-    if len(names["train"]) < 2:
-        raise ArgumentError(f"{root}/train should have folders of at least two classes.")
-
-    def split(which: str, transform: Callable[[Any], Any] | None = None) -> Any:
-        return ImageFolder(str(folders[which]), transform, loader=_picture)
-
-    return Data(root.name, f"{root.name} (val)", split, names["train"], 224, 256, "crop")
-
-
-def _picture(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{path} cannot be read as a picture ({error}); repair or remove it."
-        ) from None
-
-
-def train_transforms(augment: str, size: int, preset: ImageClassification) -> Callable[[Any], Any]:
-    """Returns training transforms that end like the evaluation preset.
-
-    Args:
-        augment: "none", "affine" (small turns, shifts and scalings: for pictures where left and
-            right matter, such as digits) or "crop" (torchvision's random crops and mirroring).
-        size: Side of the model's input in pixels.
-        preset: The evaluation transforms.
-    """
-    bilinear = T.InterpolationMode.BILINEAR
-    resize = round(preset.resize_size[0] * size / preset.crop_size[0])
-    plain = [T.Resize(resize, bilinear), T.CenterCrop(size)]
-    augmentation = {
-        "none": plain,
-        "affine": [*plain, T.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=bilinear)],
-        "crop": [T.RandomResizedCrop(size, interpolation=bilinear), T.RandomHorizontalFlip()],
-    }[augment]
-    return T.Compose([*augmentation, T.ToTensor(), T.Normalize(preset.mean, preset.std)])
 
 
 def check_size(model: str, size: int) -> None:
@@ -211,12 +98,24 @@ def stratified(targets: Sequence[int], count: int, seed: int) -> list[int]:
 
 def train_epoch(
     model: nn.Module,
-    loader: DataLoader[Any],
+    loader: Any,
     criterion: nn.Module,
     optimizer: torch.optim.Optimizer,
     title: str,
+    *,
+    amp: bool = False,
+    channels_last: bool = False,
 ) -> tuple[float, float]:
     """Trains for one pass over the data.
+
+    Args:
+        model: The model, in the memory format that `channels_last` says.
+        loader: Batches of images, float32 [N, 3, H, W], and labels; has a length.
+        criterion: Loss of logits and labels.
+        optimizer: Changes the model's parameters.
+        title: What the progress bar is called.
+        amp: Whether to compute in bfloat16 where `torch.autocast` finds it safe.
+        channels_last: Whether to give images in PyTorch's channels-last memory format.
 
     Returns:
         Mean loss, and top-1 accuracy in percent while training.
@@ -228,8 +127,11 @@ def train_epoch(
     total, right, n = 0.0, 0, 0
     batches = tqdm(loader, desc=title, unit="batch", leave=False)
     for images, labels in batches:
-        logits = model(images)
-        loss = criterion(logits, labels)
+        if channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            logits = model(images)
+        loss = criterion(logits.float(), labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ArgumentError(

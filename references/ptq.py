@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import engine
+import sources
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -34,7 +35,9 @@ LARGE_LOSS = 1.0
 
 
 @click.command(cls=engine.Command, context_settings={"show_default": True})
-@click.option("--data", type=click.Choice(["digits"]), help="A data set that needs no download.")
+@click.option(
+    "--data", type=click.Choice(sources.NAMED_DATA), help="A data set that needs no download."
+)
 @click.option("--data-path", help="A folder with train/CLASS/* and val/CLASS/*.")
 @click.option("--model", help="A model of the zoo; the checkpoint's, where there is one.")
 @click.option("--checkpoint", help="The model.safetensors of references/train.py.")
@@ -55,7 +58,7 @@ def main(**options: Any) -> None:
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     backend = get_backend(options["backend"])
-    data = engine.open_data(options["data"], options["data_path"])
+    data = sources.open_data(options["data"], options["data_path"])
     float_model = _float_model(options)
     info = model_info(float_model)
     if info.transforms is None:
@@ -145,7 +148,7 @@ def quantize(
     return observed
 
 
-def _check_classes(own: list[str] | None, data: engine.Data, from_checkpoint: bool) -> None:
+def _check_classes(own: list[str] | None, data: sources.Data, from_checkpoint: bool) -> None:
     # Folders of ImageNet bear WordNet numbers instead of names, but in the order of the logits.
     same = own == data.classes if from_checkpoint else len(own or ()) == len(data.classes)
     if not same:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from PIL import Image
 
 import qzoo
 from qzoo.artifact.format import Artifact
+from qzoo.datasets.fractals import FractalsConfig
 from qzoo.errors import ArgumentError, ArtifactError
 
 SCRIPTS = Path(__file__).parent.parent.parent / "references"
@@ -44,12 +47,15 @@ def run(script: str, *options: object) -> str:
     return done.stdout
 
 
+_SCRIPTS = ("engine", "sources", "batches", "train", "ptq", "embed_digits")
+
+
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The scripts as modules; what they set for their process is undone afterwards."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    yield {n: importlib.import_module(n) for n in ("engine", "train", "ptq", "embed_digits")}
+    yield {n: importlib.import_module(n) for n in _SCRIPTS}
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
 
@@ -159,6 +165,94 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
+@pytest.fixture
+def few_fractals(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fractals that take a second to draw, instead of the yardstick."""
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "home"))
+    # Down to 2 x 2 pixels inside the models: bfloat16 leaves weights that see only the frame of a
+    # smaller picture with gradients of chance, which is harmless but spoils comparisons.
+    small = FractalsConfig(classes=4, train_images=64, test_images=16, size=40, seed=0)
+    monkeypatch.setattr(scripts["sources"], "FRACTALS", small)
+
+
+FRACTALS = [
+    *("--data", "fractals", "--model", "shufflenet_v2_x0_5", "--batch-size", "32", "--epochs", "3"),
+    *("--lr-scheduler", "cosine", "--lr-warmup-epochs", "1", "--amp", "--channels-last"),
+    *("--eval-every", "2", "--seed", "1", "--threads", "1"),
+]
+
+
+def test_fractals_resume_bit_for_bit_in_bfloat16_too(
+    few_fractals: None,
+    scripts: dict[str, ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    straight, broken, results = tmp_path / "a", tmp_path / "b", tmp_path / "results.csv"
+    printed = call(scripts, "train", *FRACTALS, "--output-dir", straight, "--results", results)
+    with monkeypatch.context() as patch:
+        epochs: list[int] = []
+        whole = scripts["engine"].save_checkpoint
+
+        def pull_the_plug(path: Path, state: dict[str, Any]) -> None:
+            whole(path, state)
+            epochs.append(len(state["log"]))
+            if len(epochs) == 2:
+                raise OSError("the plug was pulled")
+
+        patch.setattr(scripts["engine"], "save_checkpoint", pull_the_plug)
+        options = [*FRACTALS, "--output-dir", str(broken)]
+        assert CliRunner().invoke(scripts["train"].main, options).exit_code == 2
+    call(scripts, "train", *FRACTALS, "--output-dir", broken, "--resume", broken / "checkpoint.pth")
+    weights = [(folder / "model.safetensors") for folder in (straight, broken)]
+    states = [scripts["engine"].load_float(path).state_dict() for path in weights]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+    with (straight / "log.csv").open(newline="") as file:
+        log = list(csv.DictReader(file))
+    assert [bool(line["test_top1"]) for line in log] == [False, True, True]
+    assert [round(float(line["lr"]), 4) for line in log] == [0.05, 0.1, 0.05]
+    with results.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["data"], row["n_test"], row["input_size"], row["epochs"]) == (
+        "fractals", "64", "40", "3",
+    )  # fmt: skip
+    assert row["sha256"] == hashlib.sha256(weights[0].read_bytes()).hexdigest()
+    assert f"top-1 {float(row['float_top1']):.2f} %" in printed
+    assert float(row["float_top1_low"]) < float(row["float_top1"]) < float(row["float_top1_high"])
+
+
+def test_batches_from_memory_are_the_transformed_pictures(
+    few_fractals: None, scripts: dict[str, ModuleType]
+) -> None:
+    data = scripts["sources"].open_data("fractals", None)
+    preset = data.preset()
+    pictures = data.split("train", preset)
+    plain = scripts["batches"].MemoryBatches(pictures, 50, preset, turn=False)
+    assert len(plain) == 5
+    batches = list(plain)
+    assert [tuple(images.shape) for images, _ in batches] == [(50, 3, 40, 40)] * 5
+    got = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches]).tolist()
+    known = torch.stack([pictures[i][0] for i in range(256)])
+    exact = "donot_use_mm_for_euclid_dist"
+    nearest = torch.cdist(got.flatten(1), known.flatten(1), compute_mode=exact).min(dim=1)
+    assert float(nearest.values.max()) < 1e-4
+    assert len(set(nearest.indices.tolist())) == 250
+    assert labels == [pictures.targets[i] for i in nearest.indices.tolist()]
+
+
+def test_turning_gives_each_of_the_eight_ways(scripts: dict[str, ModuleType]) -> None:
+    image = torch.arange(9.0).reshape(1, 1, 3, 3)
+    ways = {tuple(scripts["batches"].turned(image, way).flatten().tolist()) for way in range(8)}
+    rotated = [torch.rot90(image, k, (-2, -1)) for k in range(4)]
+    expected = {tuple(x.flatten().tolist()) for r in rotated for x in (r, r.flip(-1))}
+    assert ways == expected
+    assert len(ways) == 8
+
+
 def test_own_pictures(photos: Path, tmp_path: Path, scripts: dict[str, ModuleType]) -> None:
     output, weights = tmp_path / "int8.safetensors", tmp_path / "model.safetensors"
     data = ("--data-path", photos, "--batch-size", 8)
@@ -180,12 +274,13 @@ PTQ = ["--data", "digits", "--output", "@/i.safetensors"]
     ("script", "options", "message"),
     [
         ("train", [*TRAIN, "--model", "resnet19"], "Did you mean 'resnet18'"),
-        ("train", TRAIN[2:], "--data digits or --data-path"),
+        ("train", TRAIN[2:], "--data digits|fractals or --data-path"),
         ("train", [*TRAIN[2:], "--data-path", "@/none"], "train and val"),
         ("train", [*TRAIN, "--batch-size", "5000"], "1352 images"),
         ("train", [*TRAIN, "--model", "inception_v3"], "at least 75 pixels"),
         ("train", [*TRAIN, "--val-crop-size", "9", "--val-resize-size", "8"], "larger than"),
         ("train", [*TRAIN, "--weights", "NONE"], "no member 'NONE'"),
+        ("train", [*TRAIN, "--epochs", "2", "--lr-warmup-epochs", "2"], "less than --epochs"),
         ("train", [*TRAIN, "--resume", "@/none.pth"], "no checkpoint"),
         ("train", [*TRAIN, "--resume", "@/junk"], "not a checkpoint"),
         ("train", [*TRAIN, "--lr", "1e30", "--train-crop-size", "8"], "Lower --lr"),
@@ -257,4 +352,4 @@ def test_results_rows_are_replaced_by_their_key(
 def test_classes_of_both_splits_must_agree(photos: Path, scripts: dict[str, ModuleType]) -> None:
     (photos / "val" / "grey").mkdir()
     with pytest.raises(ArgumentError, match="differ in the classes grey"):
-        scripts["engine"].open_data(None, str(photos))
+        scripts["sources"].open_data(None, str(photos))
