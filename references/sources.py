@@ -149,14 +149,25 @@ def _transposed(picture: Image.Image) -> Image.Image:
 _TRANSPOSE = T.RandomApply([T.Lambda(_transposed)])
 
 
-def train_transforms(augment: str, size: int, preset: ImageClassification) -> Callable[[Any], Any]:
+def train_transforms(
+    augment: str,
+    size: int,
+    preset: ImageClassification,
+    *,
+    auto_augment: str | None = None,
+    random_erase: float = 0.0,
+) -> Callable[[Any], Any]:
     """Returns training transforms that end like the evaluation preset.
 
     Args:
         augment: "none", "affine" (small turns, shifts and scalings: for pictures where left and
-            right matter, such as digits) or "crop" (torchvision's random crops and mirroring).
+            right matter, such as digits), "turn" (mirrored and turned by right angles) or "crop"
+            (torchvision's random crops and mirroring).
         size: Side of the model's input in pixels.
         preset: The evaluation transforms.
+        auto_augment: What else to do to pictures: "imagenet" (AutoAugment), "ra" (RandAugment),
+            "ta_wide" (TrivialAugment) or "augmix"; None for nothing.
+        random_erase: Probability to blank a rectangle.
     """
     bilinear = T.InterpolationMode.BILINEAR
     resize = round(preset.resize_size[0] * size / preset.crop_size[0])
@@ -167,4 +178,16 @@ def train_transforms(augment: str, size: int, preset: ImageClassification) -> Ca
         "turn": [*plain, T.RandomHorizontalFlip(), T.RandomVerticalFlip(), _TRANSPOSE],
         "crop": [T.RandomResizedCrop(size, interpolation=bilinear), T.RandomHorizontalFlip()],
     }[augment]
-    return T.Compose([*augmentation, T.ToTensor(), T.Normalize(preset.mean, preset.std)])
+    more = []
+    if auto_augment is not None:
+        more = [
+            {
+                "imagenet": lambda: T.AutoAugment(interpolation=bilinear),
+                "ra": lambda: T.RandAugment(interpolation=bilinear),
+                "ta_wide": lambda: T.TrivialAugmentWide(interpolation=bilinear),
+                "augmix": lambda: T.AugMix(interpolation=bilinear),
+            }[auto_augment]()
+        ]
+    erase = [T.RandomErasing(random_erase)] if random_erase else []
+    normalize = T.Normalize(preset.mean, preset.std)
+    return T.Compose([*augmentation, *more, T.ToTensor(), normalize, *erase])

@@ -1,0 +1,39 @@
+"""What the reference scripts share: options, data, the training loop, checkpoints, logs.
+
+A script is little more than
+
+    @click.command(cls=engine.Command, context_settings={"show_default": True})
+    @engine.training_options()
+    def main(**options):
+        with engine.joined(options["device"]) as ranks:
+            engine.set_up(options, ranks)
+            data = engine.prepare_data(options, ranks, options["model"])
+            model = engine.float_model(options["model"], None, len(data.classes))
+            trainer = engine.Trainer(model, data, options, ranks, script="train.py")
+            metrics = trainer.fit()
+"""
+
+from qzoo.quantize.data import stratified
+
+from .batches import Batches, LoadedBatches, MemoryBatches
+from .checkpoint import load_checkpoint, save_checkpoint
+from .distributed import Ranks, evaluate_all, joined
+from .files import check_size, float_model, load_float, put_row, save_float, write_csv
+from .learner import Learner
+from .loop import Trainer
+from .loss import Loss, make_loss
+from .optim import make_optimizer, make_schedule, parameter_groups
+from .options import POSITIVE, training_options
+from .order import Order, stream
+from .position import Hooks, Position
+from .prepare import Prepared, prepare_data, set_up
+from .script import Command, Failure, command_line, environment, mib, say, tell
+
+__all__ = [
+    "POSITIVE", "Batches", "Command", "Failure", "Hooks", "Learner", "LoadedBatches", "Loss",
+    "MemoryBatches", "Order", "Position", "Prepared", "Ranks", "Trainer", "check_size",
+    "command_line", "environment", "evaluate_all", "float_model", "joined", "load_checkpoint",
+    "load_float", "make_loss", "make_optimizer", "make_schedule", "mib", "parameter_groups",
+    "prepare_data", "put_row", "save_checkpoint", "save_float", "say", "set_up", "stratified",
+    "stream", "tell", "training_options", "write_csv",
+]  # fmt: skip

@@ -1,0 +1,164 @@
+"""A model with all that changes it: one training step, and the state that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from qzoo.errors import ArtifactError
+
+from . import optim
+from .distributed import Ranks, data_parallel, synchronize_batch_norm
+from .mixing import Mixing
+from .position import Position
+
+
+class Learner:
+    """Takes training steps.
+
+    Attributes:
+        model: The model itself; compilation and other processes aside.
+        optimizer: Makes the steps.
+        ema: The averaged weights, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizer: Optimizer | None,
+        options: Mapping[str, Any],
+        ranks: Ranks,
+        classes: int,
+    ) -> None:
+        """Moves the model to its device.
+
+        Args:
+            model: The model, changed in place.
+            loss: Gives the mean loss of logits, targets and images.
+            optimizer: Made of the model's parameters; None for that of the options.
+            options: Those of `training_options`.
+            ranks: The processes.
+            classes: Number of classes.
+
+        Raises:
+            ArgumentError: Options that do not fit together.
+        """
+        self.options, self.ranks = options, ranks
+        self.model = model.to(ranks.device)
+        if options["channels_last"]:
+            self.model.to(memory_format=torch.channels_last)
+        if options["sync_bn"]:
+            self.model = synchronize_batch_norm(self.model, ranks)
+        self.loss = loss.to(ranks.device)
+        groups = optim.parameter_groups(self.model, options)
+        self.optimizer = optimizer or optim.make_optimizer(groups, options)
+        self.schedule = optim.make_schedule(self.optimizer, options)
+        half = options["amp"] and options["amp_dtype"] == "float16"
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
+        self.ema: optim.Ema | None = None
+        if options["model_ema"]:
+            self.ema = optim.Ema(self.model, optim.ema_decay(options, ranks.world))
+        self._mixing: Mixing | None = None
+        if options["mixup_alpha"] or options["cutmix_alpha"]:
+            alphas = options["mixup_alpha"], options["cutmix_alpha"]
+            self._mixing = Mixing(*alphas, classes, options["seed"])
+        self._network: nn.Module = self.model
+        self._wrapped: list[bool] | None = None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last group of parameters."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
+    def wrap(self) -> None:
+        """Makes the model ready for steps; to be called when other parameters are trained."""
+        trained = [p.requires_grad for p in self.model.parameters()]
+        if trained == self._wrapped:
+            return
+        self._wrapped = trained
+        self._network = data_parallel(self.model, self.ranks)
+        if self.options["compile"]:
+            self._network = torch.compile(self._network)  # type: ignore[assignment]
+
+    def step(self, images: Tensor, labels: Tensor, at: Position) -> Tensor:
+        """Takes a step.
+
+        Args:
+            images: Float32 [N, 3, H, W] of this process.
+            labels: Int64 [N].
+            at: Where training is.
+
+        Returns:
+            Float64 [3], on the device: the sum of the losses, the number of right answers, N.
+        """
+        options, device = self.options, self.ranks.device
+        images = images.to(device, non_blocking=True)
+        targets = labels = labels.to(device, non_blocking=True)
+        if self._mixing:
+            images, targets = self._mixing(images, labels, at.epoch, at.step, self.ranks.rank)
+        if options["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        dtype = getattr(torch, options["amp_dtype"])
+        with torch.autocast(device.type, dtype, enabled=options["amp"]):
+            logits = self._network(images).float()
+            loss = self.loss(logits, targets, images)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if options["clip_grad_norm"]:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), options["clip_grad_norm"])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema and at.step % options["model_ema_steps"] == 0:
+            # As long as the learning rate rises, the average follows the weights.
+            self.ema.update(self.model, at.epoch < options["lr_warmup_epochs"])
+        right = (logits.detach().argmax(1) == labels).sum().double()
+        total = loss.detach().double() * len(labels)
+        return torch.stack([total, right, torch.full_like(total, len(labels))])
+
+    def finite(self) -> bool:
+        """Returns whether all weights are finite numbers."""
+        return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
+
+    def kept_weights(self) -> AbstractContextManager[None]:
+        """Gives the model, for a while, the weights to keep: averaged ones if there are any."""
+        return self.ema.applied(self.model) if self.ema else nullcontext()
+
+    def finish(self) -> None:
+        """Gives the model the weights to keep for good, and puts it into eval mode."""
+        if self.ema:
+            self.model.load_state_dict(self.ema.state)
+        self.model.eval()
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that steps change: tensors and plain values."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.state if self.ema else None,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state` returned.
+
+        Raises:
+            ArtifactError: It is of another model or optimizer.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ArtifactError(f"The checkpoint does not fit this model ({reason}).") from None
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load(state["ema"])

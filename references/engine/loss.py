@@ -1,0 +1,95 @@
+"""What training minimizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+
+from qzoo.artifact.native import model_info
+from qzoo.errors import ArgumentError
+
+from .files import load_float
+from .prepare import Prepared
+
+
+class Loss(nn.Module):
+    """Cross-entropy, towards labels and, where there is a teacher, towards its answers.
+
+    With a share a, a temperature T, the model's logits z and the teacher's t, the loss is
+    (1 - a) CE(z, label) + a T^2 KL(softmax(t / T) || softmax(z / T)).
+    Source: G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015,
+    https://arxiv.org/abs/1503.02531.
+
+    Args:
+        label_smoothing: Probability that is spread evenly over the classes.
+        teacher: A model with the same classes, or None.
+        share: How much the teacher counts, from 0 to 1.
+        temperature: How much the teacher's answers are softened, above 0.
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        teacher: nn.Module | None = None,
+        share: float = 0.5,
+        temperature: float = 2.0,
+    ) -> None:
+        super().__init__()
+        self.cross_entropy = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.share, self.temperature = share, temperature
+        self.teacher = teacher.eval().requires_grad_(False) if teacher is not None else None
+
+    def forward(self, logits: Tensor, labels: Tensor, images: Tensor) -> Tensor:
+        """Returns the mean loss of a batch.
+
+        Args:
+            logits: Float32 [N, classes].
+            labels: Int64 [N], or the probability of every class, float32 [N, classes].
+            images: Float32 [N, 3, H, W], which the teacher gets.
+
+        Raises:
+            ArgumentError: The teacher has other classes.
+        """
+        loss = self.cross_entropy(logits, labels)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            answers = self.teacher(images).float()
+        if answers.shape != logits.shape:
+            raise ArgumentError(
+                f"The teacher tells {answers.shape[1]} classes apart, the model {logits.shape[1]}."
+            )
+        t = self.temperature
+        distance = kl_div(
+            log_softmax(logits / t, 1), log_softmax(answers / t, 1),
+            reduction="batchmean", log_target=True,
+        )  # fmt: skip
+        return (1 - self.share) * loss + self.share * t * t * distance
+
+
+def make_loss(options: Mapping[str, Any], data: Prepared) -> Loss:
+    """Makes the loss that the options say.
+
+    Args:
+        options: `label_smoothing`, `teacher`, `teacher_share` and `teacher_temperature`.
+        data: The data, whose classes the teacher must have.
+
+    Raises:
+        ArgumentError: The teacher tells other classes apart.
+        ArtifactError: The teacher's file is missing or damaged.
+    """
+    if options["teacher"] is None:
+        return Loss(options["label_smoothing"])
+    teacher = load_float(Path(options["teacher"]))
+    known = model_info(teacher).classes
+    if known != data.classes:
+        raise ArgumentError(
+            f"--teacher {options['teacher']} tells other classes apart than {data.data.name} has."
+        )
+    share, temperature = options["teacher_share"], options["teacher_temperature"]
+    return Loss(options["label_smoothing"], teacher, share, temperature)

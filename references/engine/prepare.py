@@ -1,0 +1,135 @@
+"""From options to data: the splits with their transforms, and training batches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sources
+import torch
+
+from qzoo.errors import ArgumentError
+from qzoo.transforms import ImageClassification
+
+from .batches import Batches, LoadedBatches, MemoryBatches
+from .distributed import Ranks
+from .files import check_size
+from .order import Order
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that training and measuring needs to know of the data.
+
+    Attributes:
+        data: The data set.
+        preset: The evaluation transforms.
+        size: Side of training images in pixels.
+        train_set: The training split with training transforms.
+        test_set: The held-out split with evaluation transforms.
+        batches: Training batches of this process.
+        workers: Processes that read pictures.
+        sha256: Digest of the labels in their order, which tells whether the data changed.
+    """
+
+    data: sources.Data
+    preset: ImageClassification
+    size: int
+    train_set: Any
+    test_set: Any
+    batches: Batches
+    workers: int
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the labels."""
+        return self.data.classes
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the labels in their order, which tells whether the data changed."""
+        return hashlib.sha256(",".join(map(str, self.train_set.targets)).encode()).hexdigest()
+
+
+def set_up(options: Mapping[str, Any], ranks: Ranks) -> None:
+    """Sets this process's threads and random seeds as the options `threads`, `seed` and so on say.
+
+    The random numbers of dropout differ between processes, as their images do.
+    """
+    if options["threads"]:
+        torch.set_num_threads(options["threads"])
+    seed = options["seed"] + ranks.rank
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if options["use_deterministic_algorithms"]:
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+
+
+def prepare_data(
+    options: Mapping[str, Any],
+    ranks: Ranks,
+    model: str,
+    *,
+    data: sources.Data | None = None,
+    transforms: Callable[[str, int, ImageClassification], Any] | None = None,
+) -> Prepared:
+    """Opens the data that the options name.
+
+    Args:
+        options: Those of `training_options`.
+        ranks: The processes.
+        model: Name of the model, whose smallest input is checked.
+        data: The data set, where it is not what `data` and `data_path` say.
+        transforms: Makes the training transforms of the augmentation's name, the side of the images
+            and the evaluation transforms; None for `sources.train_transforms`.
+
+    Raises:
+        ArgumentError: Data or sizes that do not fit together.
+    """
+    with ranks.first_alone():
+        data = data or sources.open_data(options["data"], options["data_path"])
+        size = options["train_crop_size"] or data.size
+        preset = data.preset(options["val_crop_size"] or size, options["val_resize_size"])
+        check_size(model, min(size, preset.crop_size[0]))
+        augment = options["augment"] or data.augment
+        extra = {k: options[k] for k in ("auto_augment", "random_erase")}
+        make = transforms or sources.train_transforms
+        train_set = data.split("train", make(augment, size, preset, **extra))
+        test_set = data.split("test", preset)
+    whole = options["batch_size"] * ranks.world
+    if whole > len(train_set):
+        each = "" if ranks.world == 1 else f" in each of {ranks.world} processes"
+        raise ArgumentError(
+            f"--batch-size {options['batch_size']}{each} is larger than the training split, which "
+            f"has {len(train_set)} images."
+        )
+    order = Order(
+        len(train_set),
+        options["batch_size"],
+        options["seed"],
+        rank=ranks.rank,
+        world=ranks.world,
+        copies=options["ra_reps"],
+    )
+    workers = options["workers"]
+    if workers is None:
+        workers = 0 if data.name in sources.NAMED_DATA else min(4, os.cpu_count() or 1)
+    batches: Batches
+    if _in_memory(data, preset, augment) and not any(extra.values()):
+        batches = MemoryBatches(train_set, order, preset, augment == "turn")
+    else:
+        batches = LoadedBatches(train_set, order, workers, pin=ranks.device.type == "cuda")
+    return Prepared(data, preset, size, train_set, test_set, batches, workers)
+
+
+def _in_memory(data: sources.Data, preset: ImageClassification, augment: str) -> bool:
+    """Returns whether training can take batches of pictures in memory as they are."""
+    as_it_is = preset.crop_size[0] == preset.resize_size[0] == data.size
+    return data.name == "fractals" and as_it_is and augment in ("none", "turn")

@@ -1,0 +1,83 @@
+"""What every reference script does around its work: error reports, its own command, its setting."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from qzoo.artifact.native import package_versions
+from qzoo.errors import QzooError
+
+
+class Failure(click.ClickException):
+    """What ends a script on purpose: one sentence on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Prints the sentence; in a run of several processes, with the process that says it."""
+        tell(f"Error: {self.format_message()}")
+
+
+class Command(click.Command):
+    """A command whose expected errors are one sentence on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except (QzooError, OSError) as error:
+            raise Failure(one_sentence(error)) from None
+
+
+def one_sentence(error: BaseException) -> str:
+    """Returns an error's message in one line."""
+    text = str(error)
+    # What fails in a worker of a DataLoader comes with the worker's traceback before the message.
+    if text.startswith("Caught ") and "Traceback (most recent call last)" in text:
+        _, _, text = text.rpartition(f"{type(error).__name__}: ")
+    return " ".join(text.split())
+
+
+def say(line: str) -> None:
+    """Prints a line of results on stdout; of several processes, only the first one does."""
+    if rank() == 0:
+        tqdm.write(line)
+
+
+def tell(line: str) -> None:
+    """Prints a line about the run on stderr; processes other than the first one give their rank."""
+    click.echo(line if rank() == 0 else f"[rank {rank()}] {line}", err=True)
+
+
+def rank() -> int:
+    """Returns this process's number among those that `torchrun` started; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def command_line(script: str) -> str:
+    """Returns the command that is running, as one would type it at the repository's root."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    start = f"torchrun --nproc_per_node {processes}" if processes > 1 else "python"
+    return f"{start} references/{script} {shlex.join(sys.argv[1:])}"
+
+
+def environment() -> dict[str, str | int]:
+    """Returns what a figure may depend on besides its command; the columns of results files."""
+    return {
+        "threads": torch.get_num_threads(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        **package_versions(),
+    }
+
+
+def mib(path: Path) -> float:
+    """Returns a file's size in MiB, rounded to three digits as metadata holds it."""
+    return round(path.stat().st_size / 2**20, 3)
