@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from ..artifact.format import Artifact
 from ..artifact.native import from_native, package_versions
 from ..errors import ArgumentError
+from ..picture_size import picture_size
 from ..reference import ReferenceModel, build_reference
-from ..runtimes.base import picture_size
 from ..weights import class_names, read_metadata
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..artifact.format import Artifact, write_atomically
 from ..errors import ArgumentError
-from ..runtimes.base import require
+from ..optional import require
 from ._plan import Plan, make_plan, output_path
 from ._xnnpack import to_xnnpack
 

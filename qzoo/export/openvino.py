@@ -11,7 +11,7 @@ from torch import nn
 
 from ..artifact.format import Artifact
 from ..errors import ArtifactError
-from ..runtimes.base import require
+from ..optional import require
 from ._plan import make_plan, output_path
 from .onnx import to_onnx
 

@@ -17,7 +17,8 @@ from torch import nn
 from ..artifact.format import Artifact
 from ..artifact.native import from_native
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
-from .base import CompiledModel, picture_size
+from ..picture_size import picture_size
+from .base import CompiledModel
 from .measure import choose
 
 

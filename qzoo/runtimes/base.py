@@ -5,16 +5,15 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import importlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
-from ..errors import ArgumentError, MissingDependencyError, QzooError
-from ..registry import get_entry
+from ..errors import ArgumentError, QzooError
+from ..picture_size import picture_size
 
 if TYPE_CHECKING:
     from .choice import Choice
@@ -71,6 +70,7 @@ class CompiledModel(abc.ABC):
     def float_layers(self) -> tuple[str, ...]:
         """Layers with int8 weights that the runtime multiplies in float; empty when there are none.
 
+        Those that the artifact itself keeps in float (`artifact.float_layers`) are not among them.
         Found out at the first access, because asking a runtime what it made of a model can take as
         long as compiling it.
         """
@@ -126,54 +126,3 @@ class CompiledModel(abc.ABC):
                 f"batch_size={self.batch_size}: pass that many, or compile with batch_size=None."
             )
         return x.detach().contiguous()
-
-
-def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -> tuple[int, int]:
-    """Returns height and width, in pixels, of the pictures that a model is to be ready for.
-
-    Args:
-        artifact: The model.
-        given: What the user wants, height and width or one number for both. None takes what the
-            model's transforms give or, where it carries none, those of torchvision's weights.
-
-    Raises:
-        ArgumentError: Sizes that are none.
-    """
-    if given is not None:
-        pair = [given, given] if isinstance(given, int) else list(given)
-        if len(pair) != 2 or not all(type(v) is int and v > 0 for v in pair):
-            raise ArgumentError(
-                f"input_size must be a height and width in pixels or one number, not {given!r}."
-            )
-        return (pair[0], pair[1])
-    transforms = artifact.info.transforms
-    if transforms is None:
-        published = get_entry(artifact.info.architecture).float_weights["DEFAULT"]
-        side = published.transforms.keywords["crop_size"]
-    else:
-        side = transforms["crop_size"]
-    return (side, side)
-
-
-# The name under which the exports know it.
-input_size = picture_size
-
-
-def require(module: str, extra: str, purpose: str) -> Any:
-    """Imports an optional package.
-
-    Args:
-        module: What to import.
-        extra: The extra of qzoo that installs it.
-        purpose: What it is needed for, to finish "... needs it for".
-
-    Raises:
-        MissingDependencyError: It is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{purpose} needs the package {module.partition('.')[0]!r} ({error}): install it with "
-            f'pip install "qzoo[{extra}]".'
-        ) from None

@@ -13,7 +13,8 @@ from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..export._plan import make_plan
 from ..export.executorch import lower
-from .base import CompiledModel, require
+from ..optional import require
+from .base import CompiledModel
 
 
 class _Pool:

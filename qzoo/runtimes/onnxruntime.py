@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
-from .base import CompiledModel, require
+from ..optional import require
+from .base import CompiledModel
 from .source import OnnxSource
 
 #: Sizes of pictures that are kept ready; another takes the place of the one made last.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
-from .base import CompiledModel, require
+from ..optional import require
+from .base import CompiledModel
 from .source import OnnxSource
 
 #: Input shapes that get a form of their own when the batch is free; more run on one that takes any
