@@ -1,0 +1,160 @@
+"""The model in quantization-aware training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ArgumentError
+from .qat_graph import compile_graph
+from .qat_ranges import Ranges
+from .state import Quantization
+
+
+@dataclass
+class Plan:
+    """How a model in training becomes int8; copies of the model share it.
+
+    Attributes:
+        state: The model on its way to int8, without numbers: its `fused` is on the meta device.
+        index: Layer name to its range in `Ranges`.
+        notes: What the artifact's recipe says of the training.
+        folds: Layer name to the name of the batch norm behind it, where batch norm was kept.
+    """
+
+    state: Quantization
+    index: dict[str, int]
+    notes: dict[str, Any]
+    folds: dict[str, str] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: Any) -> Plan:
+        return self
+
+    def fresh_state(self) -> Quantization:
+        """Returns a state of its own, whose weights and biases are yet to be written."""
+        state = copy.copy(self.state)
+        state.fused = copy.deepcopy(state.fused).to_empty(device="cpu")
+        state.ranges, state.weight_scales, state.rounded = {}, {}, {}
+        return state
+
+
+class QatModel(nn.Module):
+    """A model that trains as usual and computes as its int8 model will.
+
+    Parameters and batch norms have the user's names ("layer1.0.conv1.weight"). In train mode,
+    batches move the ranges until observers are frozen; in eval mode nothing moves, and the answers
+    are those of the model that `convert` gives. The state dict holds all there is, the ranges and
+    what is frozen included.
+
+    Attributes:
+        ranges: The ranges of all activations.
+        plan: How it becomes int8.
+    """
+
+    def __init__(self, plan: Plan, ranges: Ranges) -> None:
+        super().__init__()
+        self.plan, self.ranges = plan, ranges
+        self._run: Callable[[nn.Module, Tensor], Tensor]
+        self._norms_frozen = False
+
+    def set_graph(self, graph: fx.Graph) -> None:
+        """Takes a forward pass over this module's own modules."""
+        self._run = compile_graph(graph)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits, float32 [N, classes], of images, float32 [N, 3, H, W].
+
+        Raises:
+            ArgumentError: There are no ranges yet, and this is no training batch to observe.
+        """
+        ready = self.ranges.begin()
+        if not ready:
+            self._observe_first(x)
+        logits = self._run(self, x)
+        if ready and self.training:
+            self.ranges.commit()
+        return logits
+
+    def train(self, mode: bool = True) -> QatModel:
+        """Switches between training and evaluation; frozen batch norms stay as they are."""
+        super().train(mode)
+        if self._norms_frozen:
+            for norm in self._norms():
+                norm.eval()
+        return self
+
+    def freeze_observers(self, frozen: bool = True) -> None:
+        """Stops batches from moving the ranges, or lets them move on."""
+        self.ranges.observing = not frozen
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Has batch norms use their running statistics, and keep them, in train mode too.
+
+        Their weights and biases train on. Without effect where batch norm was folded.
+        """
+        self._norms_frozen = frozen
+        self.train(self.training)
+
+    def get_extra_state(self) -> Tensor:
+        """Returns what is frozen, bool [2], for the state dict."""
+        return torch.tensor([not self.ranges.observing, self._norms_frozen])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Freezes what a state dict says."""
+        observers, norms = state.tolist()
+        self.freeze_observers(observers)
+        self.freeze_batch_norm(norms)
+
+    def _norms(self) -> list[nn.Module]:
+        return [self.get_submodule(name) for name in self.plan.folds.values()]
+
+    def _observe_first(self, x: Tensor) -> None:
+        """Takes the first ranges from a batch that runs through the model without rounding."""
+        if not self.training:
+            raise ArgumentError(
+                "This model has no ranges yet: run a training batch through it first, or give "
+                "prepare calibration images (data=) or a PTQ result (from_ptq=)."
+            )
+        ranges, observing = self.ranges, self.ranges.observing
+        dropouts = [m for m in self.modules() if isinstance(m, nn.Dropout)]
+        norms: list[Any] = self._norms()
+        ranges.bypass, ranges.observing = True, True
+        try:
+            for dropout in dropouts:
+                dropout.eval()
+            # Batch statistics, as in training, but the running ones are not to count it twice.
+            for norm in norms:
+                norm.track_running_stats = False
+            with torch.no_grad():
+                self._run(self, x)
+        finally:
+            ranges.bypass, ranges.observing = False, observing and not ranges.learned
+            for norm in norms:
+                norm.track_running_stats = True
+            for dropout in dropouts:
+                dropout.train()
+        ranges.commit()
+        ranges.begin()
+
+
+def unwrap(model: nn.Module) -> QatModel:
+    """Returns the model in training inside of what may be wrapped around it.
+
+    Raises:
+        ArgumentError: There is none.
+    """
+    inner: Any = model
+    while not isinstance(inner, QatModel):
+        # DistributedDataParallel and torch.compile each keep it under a name of their own.
+        inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
+        if inner is None:
+            raise ArgumentError(
+                f"This {type(model).__name__} is not in quantization-aware training: give what "
+                "qat.prepare returned."
+            )
+    return inner
