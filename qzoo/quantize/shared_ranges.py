@@ -7,9 +7,13 @@ their channels on untouched, so that all blocks of a stage come to share one ran
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import torch
 from torch import fx
 
+from ..artifact.layers import Layer
+from ..reference.trace import Recording
 from .state import Quantization
 
 
@@ -22,6 +26,30 @@ def share_ranges(state: Quantization) -> int:
     Returns:
         How many layers share a range with another one.
     """
+    groups = joined_layers(state.recording, state.layers, state.ranges)
+    for members, concatenations in groups:
+        # What a branch would clip less of, the concatenation clips all the same.
+        ends = [_ends(state, name) for name in concatenations]
+        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+        common = _qparams(state, low, high)
+        for name in members:
+            state.ranges[name] = common
+    return sum(len(members) for members, _ in groups)
+
+
+def joined_layers(
+    recording: Recording, layers: Mapping[str, Layer], ranged: Collection[str]
+) -> list[tuple[list[str], list[str]]]:
+    """Finds the layers that concatenations join, directly or through each other.
+
+    Args:
+        recording: Which layer feeds which.
+        layers: Module name to layer.
+        ranged: Names of the layers with an output range.
+
+    Returns:
+        For each group all members' names, and the names of the concatenations among them.
+    """
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -29,35 +57,28 @@ def share_ranges(state: Quantization) -> int:
             name = leader[name]
         return name
 
-    joined = [n for n in state.recording.graph.nodes if _is_cat(state, n)]
+    joined = [n for n in recording.graph.nodes if _is_cat(n, layers)]
     for node in joined:
         for part in node.args[1]:
-            leader[find(grid_source(state, part))] = find(str(node.target))
+            leader[find(grid_source(part, ranged))] = find(str(node.target))
     groups: dict[str, list[str]] = {}
     for name in list(leader):
         groups.setdefault(find(name), []).append(name)
     concatenations = {str(node.target) for node in joined}
-    for members in groups.values():
-        # What a branch would clip less of, the concatenation clips all the same.
-        ends = [_ends(state, name) for name in members if name in concatenations]
-        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
-        common = _qparams(state, low, high)
-        for name in members:
-            state.ranges[name] = common
-    return sum(len(members) for members in groups.values())
+    return [(members, [n for n in members if n in concatenations]) for members in groups.values()]
 
 
-def grid_source(state: Quantization, node: fx.Node) -> str:
+def grid_source(node: fx.Node, ranged: Collection[str]) -> str:
     """Returns the layer whose output range a recorded value lies in."""
-    while not (node.op == "call_module" and str(node.target) in state.ranges):
+    while not (node.op == "call_module" and str(node.target) in ranged):
         source = node.args[0]
         assert isinstance(source, fx.Node), node
         node = source
     return str(node.target)
 
 
-def _is_cat(state: Quantization, node: fx.Node) -> bool:
-    functional = state.layers.get(str(node.target))
+def _is_cat(node: fx.Node, layers: Mapping[str, Layer]) -> bool:
+    functional = layers.get(str(node.target))
     return functional is not None and functional.op == "functional" and "cat" in node.args[:1]
 
 

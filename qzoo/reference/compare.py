@@ -7,6 +7,7 @@ grow and mix.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,13 +41,20 @@ class LayerDifference:
     outputs: int
 
 
-def native_outputs(native: nn.Module, reference: ReferenceModel, x: Tensor) -> dict[str, Tensor]:
+def native_outputs(
+    native: nn.Module,
+    reference: ReferenceModel,
+    x: Tensor,
+    inputs: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Runs a native model and returns the integers after every recorded call.
 
     Args:
         native: The native int8 model that `reference` stands for.
         reference: A reference model of the same architecture.
         x: Images, float32 [N, 3, H, W] on the CPU.
+        inputs: Step name to the integers, uint8, to continue with after it instead of its own;
+            None lets every layer see what the ones before it gave.
 
     Returns:
         The step's name to its output's integers, uint8; calls that give no quantized tensor are
@@ -54,7 +62,7 @@ def native_outputs(native: nn.Module, reference: ReferenceModel, x: Tensor) -> d
     """
     steps: dict[str, Tensor] = {}
     with torch.no_grad():
-        _NativeInterpreter(native, reference, steps).run(x)
+        _NativeInterpreter(native, reference, steps, inputs or {}).run(x)
     return steps
 
 
@@ -130,14 +138,25 @@ def differences(
 class _NativeInterpreter(fx.Interpreter):
     """Runs the recorded calls on the native model's modules."""
 
-    def __init__(self, native: nn.Module, reference: ReferenceModel, steps: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        native: nn.Module,
+        reference: ReferenceModel,
+        steps: dict[str, Any],
+        inputs: Mapping[str, Tensor],
+    ) -> None:
         super().__init__(native, graph=reference.recording.graph)
-        self.steps, self.affine = steps, reference.recording.affine
+        self.steps, self.inputs = steps, inputs
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor) and result.is_quantized:
-            self.steps[n.meta["step"]] = result.int_repr()
+            step = n.meta["step"]
+            self.steps[step] = result.int_repr()
+            if step in self.inputs:
+                return torch._make_per_tensor_quantized_tensor(
+                    self.inputs[step], result.q_scale(), result.q_zero_point()
+                )
         return result
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -1,0 +1,225 @@
+"""Images to measure on, with labels where there are some, read anew for every pass."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from ..errors import ArgumentError
+from ..images import load_image
+from .data import SUFFIXES, check_images, stratified
+
+Batch = tuple[Tensor, Tensor | None]
+#: Images that take less than this are read once and kept, in bytes.
+KEPT_MEMORY = 1 << 30
+
+
+class LabelledImages:
+    """Images and, where they are known, their labels.
+
+    Attributes:
+        labelled: Whether there are labels.
+    """
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]], labelled: bool) -> None:
+        self._batches, self.labelled = batches, labelled
+        self._kept: list[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields images, float32 [n, 3, H, W], checked, and labels, int64 [n] or None.
+
+        Raises:
+            ArgumentError: The images are not what an image classifier takes.
+        """
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Batch] | None = []
+        size = 0
+        for images, labels in self._batches():
+            batch = (check_images(images), labels)
+            size += images.numel() * images.element_size()
+            if kept is not None:
+                kept.append(batch)
+                kept = kept if size <= KEPT_MEMORY else None
+            yield batch
+        if not size:
+            raise ArgumentError("There are no images to measure on: the data set is empty.")
+        self._kept = kept
+
+
+def open_labelled(
+    data: Any,
+    *,
+    images: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    transform: Callable[[Any], Tensor] | None = None,
+) -> LabelledImages:
+    """Opens images to measure on.
+
+    Args:
+        data: A data set of (image, label) pairs or of images; a loader of batches of either; a
+            tensor [N, 3, H, W], a list of such batches, or a pair of a tensor and its labels
+            [N]; or a folder with a folder of pictures per class, whose labels are the places of
+            the classes in alphabetical order.
+        images: How many to take at most; None takes all. Of a data set or folder, every class has
+            its share; of a loader or tensor, the first ones are taken.
+        batch_size: Images per batch, where `data` does not come in batches.
+        seed: Seed of the choice.
+        transform: Makes a tensor of a picture; needed for folders, and for data sets that give
+            pictures.
+
+    Raises:
+        ArgumentError: There are no images, or `data` is none of these.
+    """
+    if isinstance(data, LabelledImages):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        data = _Folder(Path(data), transform)
+    if isinstance(data, Tensor):
+        return _of_tensors([data], None, images, batch_size)
+    if isinstance(data, (tuple, list)) and data and all(isinstance(x, Tensor) for x in data):
+        if len(data) == 2 and data[0].dim() == 4 and data[1].dim() == 1:
+            return _of_tensors([data[0]], data[1], images, batch_size)
+        return _of_tensors(list(data), None, images, batch_size)
+    if isinstance(data, DataLoader):
+        return _of_loader(data, images)
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return _of_dataset(data, images, batch_size, seed, transform)
+    raise ArgumentError(
+        "Images to measure on should be a data set, a DataLoader, a tensor [N, 3, H, W], a pair "
+        f"(images, labels) or a folder of pictures, not {type(data).__name__}."
+    )
+
+
+class _Folder(Dataset[tuple[Tensor, int]]):
+    """Pictures in a folder per class."""
+
+    def __init__(self, root: Path, transform: Callable[[Any], Tensor] | None) -> None:
+        if not root.is_dir():
+            raise ArgumentError(f"There is no folder {root} to take images from.")
+        if transform is None:
+            raise ArgumentError(
+                "This model carries no transforms, so pictures of a folder cannot be prepared for "
+                "it: pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
+            )
+        self.transform = transform
+        files = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+        self.files = sorted(p for p in files if p.parent != root)
+        if not self.files:
+            raise ArgumentError(f"{root} holds no folders of pictures, one per class.")
+        names = [p.relative_to(root).parts[0] for p in self.files]
+        labels = {name: label for label, name in enumerate(sorted(set(names)))}
+        self.targets = [labels[name] for name in names]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(load_image(self.files[index])), self.targets[index]
+
+
+class _Transformed(Dataset[Any]):
+    """A data set whose pictures become tensors."""
+
+    def __init__(self, data: Any, transform: Callable[[Any], Tensor] | None) -> None:
+        self.data, self.transform = data, transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self.data[index]
+        image, *label = item if isinstance(item, (tuple, list)) else (item,)
+        if not isinstance(image, Tensor) and self.transform is not None:
+            image = self.transform(image)
+        if not isinstance(image, Tensor):
+            check_images(image)  # says what is wrong
+        return (image, *label)
+
+
+def _of_dataset(
+    data: Any,
+    images: int | None,
+    batch_size: int,
+    seed: int,
+    transform: Callable[[Any], Tensor] | None,
+) -> LabelledImages:
+    total = len(data)
+    if not total:
+        raise ArgumentError("There are no images to measure on: the data set is empty.")
+    plain = _Transformed(data, transform)
+    labelled = len(plain[0]) > 1
+    chosen = list(range(total))
+    if images is not None and images < total:
+        targets = getattr(data, "targets", None)
+        chosen = stratified([0] * total if targets is None else targets, images, seed)
+    loader = DataLoader(Subset(plain, chosen), batch_size)
+
+    def batches() -> Iterator[Batch]:
+        for item in _quietly(loader):
+            yield item[0], item[1].long() if labelled else None
+
+    return LabelledImages(batches, labelled)
+
+
+def _of_tensors(
+    data: list[Tensor], labels: Tensor | None, images: int | None, batch_size: int
+) -> LabelledImages:
+    if labels is not None and len(labels) != len(data[0]):
+        raise ArgumentError(f"There are {len(data[0])} images, but {len(labels)} labels.")
+
+    def batches() -> Iterator[Batch]:
+        left = sum(len(x) for x in data) if images is None else images
+        for batch in data:
+            for start in range(0, min(len(batch), left), batch_size):
+                part = slice(start, min(start + batch_size, left))
+                yield batch[part], None if labels is None else labels[part].long()
+            left = max(0, left - len(batch))
+
+    return LabelledImages(batches, labels is not None)
+
+
+def _of_loader(loader: DataLoader[Any], images: int | None) -> LabelledImages:
+    def split(item: Any) -> Batch:
+        pair = isinstance(item, (tuple, list))
+        return (item[0], item[1].long() if len(item) > 1 else None) if pair else (item, None)
+
+    def batches() -> Iterator[Batch]:
+        left = images
+        for item in _quietly(loader):
+            x, labels = split(item)
+            yield x[:left], None if labels is None else labels[:left]
+            if left is not None:
+                left -= min(left, len(x))
+                if not left:
+                    return
+
+    first = next(_quietly(loader), None)
+    return LabelledImages(batches, first is not None and split(first)[1] is not None)
+
+
+def _quietly(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Reads a loader, which draws a seed from the global random state, and puts that back."""
+    before = torch.get_rng_state()
+    iterator = iter(loader)
+    torch.set_rng_state(before)
+    while True:
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "stack expects each tensor" not in str(error):
+                raise
+            raise ArgumentError(
+                "The images differ in shape: pass them through the evaluation transforms, which "
+                "crop them to one size."
+            ) from None
