@@ -2,38 +2,163 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _torch_ao
-from ..artifact.format import Artifact
-from ..artifact.native import attach_info, from_native, model_info
+from ..artifact.format import Artifact, ModelInfo
+from ..artifact.layers import WEIGHTED_OPS
+from ..artifact.native import attach_info, from_native
 from ..backends import Backend, quantized_engine, run_engine
+from ..errors import ArgumentError
+from ..reference.pt2e import from_pt2e
 from .data import Calibration
-from .state import fused_copy
+from .observers import Grid
+from .state import float_copy, fuse, fused_copy, int8_info, match_layers
+
+FLOWS = ("eager", "fx", "pt2e")
 
 
 def torch_artifact(
-    model: nn.Module, calibration: Calibration, backend: Backend, flow: str, progress: bool
+    model: nn.Module,
+    calibration: Calibration,
+    backend: Backend,
+    flow: str,
+    progress: bool,
+    *,
+    keep_float: Collection[str] = (),
+    settings: Any = None,
 ) -> Artifact:
-    """Quantizes with PyTorch's default observers of a backend.
+    """Quantizes by one of PyTorch's flows, with the default observers of a backend.
 
     Args:
         model: A float model of the zoo; left as it was.
         calibration: The images.
         backend: The numeric configuration.
-        flow: "eager".
+        flow: "eager", "fx" or "pt2e".
         progress: Whether to show a progress bar.
+        keep_float: Names or patterns of layers whose weights stay float; not with "eager".
+        settings: A QConfigMapping for "fx", a quantizer of torchao for "pt2e"; None takes
+            PyTorch's default of the backend.
+
+    Raises:
+        ArgumentError: A pattern that matches nothing, or a model that the flow does not take.
+        ArtifactError: Settings whose result an int8 artifact cannot hold.
+        MissingDependencyError: torchao, or ExecuTorch's quantizer, is not installed.
     """
+    # Converting makes modules whose random weights are then replaced.
+    with torch.random.fork_rng(devices=[]):
+        return _FLOWS[flow](model, calibration, backend, progress, keep_float, settings)
+
+
+def _eager(
+    model: nn.Module,
+    calibration: Calibration,
+    backend: Backend,
+    progress: bool,
+    keep_float: Collection[str],
+    settings: Any,
+) -> Artifact:
+    if keep_float:
+        raise ArgumentError(
+            'keep_float goes with qzoo\'s own steps or with flow="fx" and "pt2e", not with '
+            "PyTorch's eager observers: leave one of them out."
+        )
     observed: Any = fused_copy(model)
+    info = int8_info(model, _torch_ao.plan_layers(observed), observed, backend)
     _torch_ao.insert_observers(observed, backend.qconfig())
-    bar = tqdm(calibration, desc="calibrate", unit="batch", leave=False, disable=not progress)
-    with torch.inference_mode():
-        for images in bar:
-            observed(images)
+    _calibrate(observed, _Images(calibration, "calibrate", progress))
     with quantized_engine(run_engine(backend.name)):
         _torch_ao.convert_observed(observed)
-        return from_native(attach_info(observed, model_info(model)), backend=backend.name)
+        return from_native(attach_info(observed, info))
+
+
+def _fx(
+    model: Any,
+    calibration: Calibration,
+    backend: Backend,
+    progress: bool,
+    keep_float: Collection[str],
+    settings: Any,
+) -> Artifact:
+    from .. import _torch_ao_fx
+    from .fx import from_fx
+
+    if settings is not None:
+        _torch_ao_fx.check_mapping(settings)
+    plain, info, kept = _plan(model, backend, keep_float)
+    before = None
+    if getattr(plain, "transform_input", False):
+        # FX would quantize this float arithmetic in front of the model, which artifacts do not.
+        before, plain.transform_input = model._transform_input, False
+    example = next(iter(_Images(calibration, "", False, before)))
+    mapping = _torch_ao_fx.mapping_for(backend.name, settings, kept)
+    prepared = _torch_ao_fx.prepare_graph(plain, mapping, example)
+    _calibrate(prepared, _Images(calibration, "calibrate", progress, before))
+    with quantized_engine(run_engine(backend.name)):
+        converted = _torch_ao_fx.convert_graph(prepared)
+        images = _Images(calibration, "measure ranges", progress, before)
+        return from_fx(converted, info, example, images, Grid(0, backend.activation_max))
+
+
+def _pt2e(
+    model: nn.Module,
+    calibration: Calibration,
+    backend: Backend,
+    progress: bool,
+    keep_float: Collection[str],
+    settings: Any,
+) -> Artifact:
+    from .pt2e import convert, prepare
+
+    plain, info, kept = _plan(model, backend, keep_float)
+    prepared = prepare(plain, next(iter(calibration)), backend, settings, kept)
+    _calibrate(prepared, _Images(calibration, "calibrate", progress))
+    images = _Images(calibration, "measure ranges", progress)
+    return from_pt2e(convert(prepared), info, images, keep_float=kept)
+
+
+_FLOWS = {"eager": _eager, "fx": _fx, "pt2e": _pt2e}
+
+
+def _plan(
+    model: nn.Module, backend: Backend, keep_float: Collection[str]
+) -> tuple[Any, ModelInfo, set[str]]:
+    """Returns a copy to quantize, what the int8 model will be, and the layers to keep in float."""
+    plain = float_copy(model, stacklevel=6)
+    fused = fuse(copy.deepcopy(plain))
+    layers = _torch_ao.plan_layers(fused)
+    weighted = [name for name, layer in layers.items() if layer.op in WEIGHTED_OPS]
+    kept = match_layers(list(keep_float), weighted)
+    return plain, int8_info(model, layers, fused, backend), kept
+
+
+class _Images:
+    """Calibration images, read anew for every pass, with a progress bar."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        title: str,
+        progress: bool,
+        before: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.calibration, self.title, self.progress = calibration, title, progress
+        self.before = before
+
+    def __iter__(self) -> Iterator[Tensor]:
+        hidden = not self.progress
+        bar = tqdm(self.calibration, self.title, unit="batch", leave=False, disable=hidden)
+        for images in bar:
+            yield images if self.before is None else self.before(images)
+
+
+def _calibrate(observed: nn.Module, images: _Images) -> None:
+    with torch.no_grad():
+        for batch in images:
+            observed(batch)

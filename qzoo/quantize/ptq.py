@@ -15,11 +15,9 @@ from ..backends import available_engines, default_backend, get_backend, has_vnni
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
 from .data import Calibration, open_calibration
-from .flows import torch_artifact
+from .flows import FLOWS, torch_artifact
 from .recipes import STEPS, Recipe, get_recipe
 from .state import Quantization
-
-FLOWS = ("eager", "fx", "pt2e")
 
 
 def ptq(
@@ -34,6 +32,8 @@ def ptq(
     keep_float: Sequence[str] = (),
     transforms: ImageClassification | Callable[[Any], Tensor] | None = None,
     flow: str = "eager",
+    qconfig_mapping: Any = None,
+    quantizer: Any = None,
     progress: bool = True,
 ) -> nn.Module:
     """Quantizes a float model of the zoo to int8.
@@ -56,15 +56,22 @@ def ptq(
         transforms: Evaluation transforms, for folders and data sets of pictures; None takes the
             model's own.
         flow: "eager"; "fx" or "pt2e" go through PyTorch's FX quantization or torchao's PT2E,
-            whose own observers then choose the ranges.
+            whose own observers then choose the ranges, so that there is no recipe to choose.
+        qconfig_mapping: A QConfigMapping for `flow="fx"`; None takes PyTorch's own of the backend.
+        quantizer: One of torchao's quantizers for `flow="pt2e"`; None takes X86InductorQuantizer
+            or, for `qnnpack`, ExecuTorch's XNNPACKQuantizer.
         progress: Whether to show progress bars on stderr.
 
     Returns:
-        The native int8 model in eval mode, which `qzoo.save` stores.
+        The native int8 model in eval mode, which `qzoo.save` stores. What a flow's graph rounds
+        differently from PyTorch's int8 modules stands in its recipe under "changed".
 
     Raises:
         ArgumentError: No images, images of a wrong shape or range, a pattern that matches nothing,
-            an already quantized model, one that cannot be fused.
+            an already quantized model, one that cannot be fused, arguments of another flow.
+        ArtifactError: A model not from one of qzoo's builders; a mapping or quantizer whose result
+            an artifact cannot hold.
+        MissingDependencyError: The flow needs a package that is not installed.
         UnknownNameError: An unknown backend, recipe, step, observer or flow.
     """
     row = get_backend(backend or default_ptq_backend())
@@ -72,10 +79,7 @@ def ptq(
     for name, value in (("images", images), ("batch_size", batch_size)):
         if value is not None and (type(value) is not int or value < 1):
             raise ArgumentError(f"{name} should be a whole number above 0, not {value!r}.")
-    if flow not in FLOWS:
-        raise UnknownNameError(
-            f"Unknown flow {flow!r}: choose one of {', '.join(FLOWS)}." + did_you_mean(flow, FLOWS)
-        )
+    _check_flow(flow, plan, qconfig_mapping, quantizer)
     calibration = open_calibration(
         data,
         images=images or plan.images,
@@ -85,18 +89,35 @@ def ptq(
         stratify=plan.stratify,
     )
     if flow != "eager" or plan.name == "torchvision":
-        if keep_float:
-            raise ArgumentError(
-                f"keep_float goes with qzoo's own steps, not with flow={flow!r} and the recipe "
-                f"{plan.name!r}: leave one of them out."
-            )
-        artifact = torch_artifact(model, calibration, row, flow, progress)
+        settings = quantizer if qconfig_mapping is None else qconfig_mapping
+        artifact = torch_artifact(
+            model, calibration, row, flow, progress, keep_float=keep_float, settings=settings
+        )
     else:
         state = Quantization(
             model, row, calibration, keep_float, row.reduce_range, progress=progress
         )
         artifact = run_recipe(state, plan)
     return to_native(with_recipe(artifact, plan, calibration, flow))
+
+
+def _check_flow(flow: str, recipe: Recipe, qconfig_mapping: Any, quantizer: Any) -> None:
+    if flow not in FLOWS:
+        raise UnknownNameError(
+            f"Unknown flow {flow!r}: choose one of {', '.join(FLOWS)}."
+            + did_you_mean(str(flow), FLOWS)
+        )
+    for name, value, owner in (
+        ("qconfig_mapping", qconfig_mapping, "fx"),
+        ("quantizer", quantizer, "pt2e"),
+    ):
+        if value is not None and flow != owner:
+            raise ArgumentError(f'{name} goes with flow="{owner}", not with flow="{flow}".')
+    if flow != "eager" and recipe.steps and recipe.name != "default":
+        raise ArgumentError(
+            f"The recipe {recipe.name!r} consists of qzoo's own steps, which flow={flow!r} has no "
+            "use for: PyTorch's observers choose its ranges. Leave one of them out."
+        )
 
 
 def run_recipe(state: Quantization, recipe: Recipe) -> Artifact:
@@ -115,8 +136,8 @@ def with_recipe(
     """Returns an artifact that says how it was calibrated."""
     note = {
         "method": f"PTQ ({flow})",
-        "ptq_recipe": recipe.name,
-        "ptq_steps": list(recipe.steps),
+        # PyTorch's graph flows know no recipes.
+        **({"ptq_recipe": recipe.name, "ptq_steps": list(recipe.steps)} if flow == "eager" else {}),
         "calibration_images": calibration.count,
         "calibration_seed": calibration.seed,
         "calibration_sha256": calibration.sha256,

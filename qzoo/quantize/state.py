@@ -63,7 +63,7 @@ class Quantization:
             self.layers = _torch_ao.plan_layers(self.fused)
         except ArtifactError as error:
             raise ArgumentError(f"This model cannot be quantized: {error}") from None
-        self.info = _info(model, self.layers, self.fused, backend)
+        self.info = int8_info(model, self.layers, self.fused, backend)
         skeleton = get_entry(self.info.architecture).skeleton(self.info.builder_kwargs)
         try:
             self.recording: Recording = record(skeleton, self.layers)
@@ -166,6 +166,22 @@ def fused_copy(model: nn.Module) -> nn.Module:
         ArgumentError: The model is already int8, or is not one that can be fused.
         ArtifactError: The model does not come from one of qzoo's builders.
     """
+    return fuse(float_copy(model, stacklevel=5))
+
+
+def float_copy(model: nn.Module, stacklevel: int = 4) -> nn.Module:
+    """Returns a copy of a float model of the zoo in eval mode, without gradients, on the CPU.
+
+    Hooks and auxiliary classifiers are left out.
+
+    Args:
+        model: The model.
+        stacklevel: How far up the caller is whom warnings are meant for.
+
+    Raises:
+        ArgumentError: The model is already int8.
+        ArtifactError: The model does not come from one of qzoo's builders.
+    """
     model_info(model)
     if _torch_ao.is_quantized(model):
         raise ArgumentError(
@@ -176,21 +192,31 @@ def fused_copy(model: nn.Module) -> nn.Module:
             "The model is in train mode; a copy in eval mode is quantized, without dropout and "
             "with the batch norms' running statistics.",
             QuantizationWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
-    fused: Any = copy.deepcopy(model).cpu().float().eval()
+    plain: Any = copy.deepcopy(model).cpu().float().eval()
     # The auxiliary classifiers of 2015 only help training.
     for attribute in get_entry(model_info(model).architecture).aux:
-        setattr(fused, attribute, None)
-        fused.aux_logits = False
-    for module in fused.modules():
+        setattr(plain, attribute, None)
+        plain.aux_logits = False
+    for module in plain.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
+    return plain.requires_grad_(False)
+
+
+def fuse(plain: nn.Module) -> nn.Module:
+    """Folds batch norm into convolutions, in place, and returns the model.
+
+    Raises:
+        ArgumentError: The model is not one that can be fused.
+    """
+    fused: Any = plain
     try:
         fused.fuse_model(is_qat=False)
     except (AttributeError, NotImplementedError, TypeError, AssertionError) as error:
         raise ArgumentError(
-            f"This {type(model).__name__} cannot be fused ({error}): a subclass that changes "
+            f"This {type(plain).__name__} cannot be fused ({error}): a subclass that changes "
             "blocks needs a fuse_model(is_qat=None) that fits them."
         ) from None
     return fused.requires_grad_(False)
@@ -221,9 +247,17 @@ def spread(scale: Tensor, weight: Tensor) -> Tensor:
     return scale.reshape(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale
 
 
-def _info(
+def int8_info(
     model: nn.Module, layers: dict[str, Layer], fused: nn.Module, backend: Backend
 ) -> ModelInfo:
+    """Returns what the int8 model of a float one will be, which may have a head of its own.
+
+    Args:
+        model: The float model.
+        layers: What `plan_layers` says of its fused copy.
+        fused: That copy.
+        backend: The numeric configuration.
+    """
     info = model_info(model)
     kwargs = dict(info.builder_kwargs)
     if get_entry(info.architecture).aux:

@@ -9,6 +9,7 @@ and the rest only where it is told to, by images to measure ranges with.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from .. import _torch_ao
 from ..artifact.format import Artifact, ModelInfo
-from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
+from ..artifact.layers import RANGED_OPS, Layer, float_weight_tensors, weight_tensors
 from ..artifact.native import model_info, package_versions
 from ..artifact.plan import plan
 from ..backends import default_backend
@@ -24,10 +25,12 @@ from ..errors import ArtifactError
 from ..registry import get_entry
 from .ops import QUANTIZE, Grid
 from .pt2e_graph import (
+    REDUCED,
     constant,
     dotted_names,
     grid_of,
     grids_after,
+    is_reduced,
     kind,
     match_calls,
     own_grid,
@@ -44,7 +47,8 @@ _AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean"})
 def from_pt2e(
     converted: fx.GraphModule,
     model: nn.Module | ModelInfo,
-    images: Tensor | None = None,
+    images: Tensor | Iterable[Tensor] | None = None,
+    keep_float: Collection[str] = (),
     **info: Any,
 ) -> Artifact:
     """Reads a model that torchao's PT2E flow quantized into an artifact.
@@ -53,9 +57,11 @@ def from_pt2e(
         converted: What `convert_pt2e` returned for an exported float model of the zoo, quantized
             by `XNNPACKQuantizer` or `X86InductorQuantizer` (8 bits, static).
         model: The float model that was exported, or what it is.
-        images: Calibration images, float32 [N, 3, H, W], of the size that was exported. With them,
-            layers whose output the graph leaves in float get the range that these images give, and
-            what rounds differently in an artifact is accepted. None takes over exact models only.
+        images: Calibration images, float32 [N, 3, H, W], of the size that was exported, or batches
+            of them. With them, layers whose output the graph leaves in float get the range that
+            these images give, and what rounds differently in an artifact is accepted. None takes
+            over exact models only.
+        keep_float: Layers that may have float weights.
         **info: Fields of `ModelInfo` to record, such as `backend="onednn"`, `classes=[...]`.
 
     Returns:
@@ -75,7 +81,7 @@ def from_pt2e(
     _, layers = plan(entry, known.builder_kwargs)
     skeleton = entry.skeleton(known.builder_kwargs)
     recording = record(skeleton, layers)
-    reader = _Reader(converted, recording, layers)
+    reader = _Reader(converted, recording, layers, keep_float)
     reader.read()
     if reader.changed and images is None:
         shown = "; ".join(f"{k}: {v}" for k, v in list(reader.changed.items())[:3])
@@ -84,9 +90,12 @@ def from_pt2e(
             "images=... (calibration images) to have ranges measured and take the nearest form."
         )
     if images is not None:
-        reader.measure(images)
-    recipe = {"method": "PT2E", **({"changed": reader.changed} if reader.changed else {})}
-    known = dataclasses.replace(known, backend=default_backend(), recipe=recipe)
+        reader.measure([images] if isinstance(images, Tensor) else images)
+    recipe = {**known.recipe, "method": "PT2E"}
+    if reader.changed:
+        recipe["changed"] = reader.changed
+    backend = known.backend or default_backend()
+    known = dataclasses.replace(known, backend=backend, recipe=recipe)
     known = dataclasses.replace(known, **info)
     skeleton = entry.skeleton(known.builder_kwargs)  # recording replaced the other one's parts
     _torch_ao.check_fit(skeleton, reader.layers, reader.tensors)
@@ -104,9 +113,13 @@ class _Reader:
     """
 
     def __init__(
-        self, module: fx.GraphModule, recording: Recording, layers: dict[str, Layer]
+        self,
+        module: fx.GraphModule,
+        recording: Recording,
+        layers: dict[str, Layer],
+        keep_float: Collection[str],
     ) -> None:
-        self.module, self.recording = module, recording
+        self.module, self.recording, self.keep_float = module, recording, keep_float
         self.layers, self.tensors = dict(layers), dict[str, Tensor]()
         self.changed: dict[str, str] = {}
         self.unknown: dict[str, fx.Node] = {}
@@ -123,10 +136,12 @@ class _Reader:
             if layer is not None and layer.op in ("conv2d", "linear"):
                 self._product(name, node)
             if layer is not None and layer.op in RANGED_OPS:
-                self._range(name, layer, results[call])
+                self._range(name, results[call])
             elif kind(node) in (*_AVERAGES, "hardsigmoid"):
                 self._fixed(call.name, node)
         self._extra_roundings(set(results.values()))
+        if is_reduced(self.module.graph):
+            self.changed["activations"] = "they are clipped at 127 in the graph, here at 255"
 
     def _results(self, found: dict[Any, Any]) -> dict[Any, Any]:
         """Returns where each call's value is complete: behind the ReLU that was folded into it."""
@@ -148,12 +163,17 @@ class _Reader:
                 f"The graph computes {stack[-1]!r} where the architecture computes {name!r}: it "
                 "was exported from another model."
             )
-        values, scale, zero_point = weight_of(self.module, node, name)
         bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
         real = None if bias is None else constant(self.module, bias)
+        if name in self.keep_float and node.args[1].op == "get_attr":
+            weight = constant(self.module, node.args[1])
+            self.tensors |= float_weight_tensors(name, weight, real)
+            self.layers[name] = dataclasses.replace(self.layers[name], float=True)
+            return
+        values, scale, zero_point = weight_of(self.module, node, name)
         self.tensors |= weight_tensors(name, values, scale, zero_point, real)
 
-    def _range(self, name: str, layer: Layer, node: Any) -> None:
+    def _range(self, name: str, node: Any) -> None:
         direct = {grid_of(user) for user in node.users if user.target is QUANTIZE}
         grids, everywhere = grids_after(node)
         grids = direct or grids
@@ -162,7 +182,7 @@ class _Reader:
             self.changed[name] = "its output is float in the graph; the range is measured"
             return
         (grid,) = grids
-        self.layers[name] = dataclasses.replace(layer, scale=grid.scale, zero_point=grid.zero_point)
+        self._set(name, grid)
         if not everywhere:
             self.changed[name] = "its output is read in float somewhere in the graph"
 
@@ -188,12 +208,19 @@ class _Reader:
                 continue  # it changes nothing, is a layer's own, or happens in the concatenation
             self.changed[source.name] = "it is rounded twice in the graph"
 
-    def measure(self, images: Tensor) -> None:
+    def _set(self, name: str, grid: Grid) -> None:
+        self.layers[name] = dataclasses.replace(
+            self.layers[name], scale=grid.scale, zero_point=grid.zero_point
+        )
+
+    def measure(self, batches: Iterable[Tensor]) -> None:
         """Gives the layers in `unknown` the ranges that images give.
 
         Raises:
             ArtifactError: The graph does not take these images.
         """
+        if not self.unknown:
+            return
         wanted = {node: name for name, node in self.unknown.items()}
         ranges: dict[str, tuple[float, float]] = {}
 
@@ -201,26 +228,26 @@ class _Reader:
             def run_node(self, n: fx.Node) -> Any:
                 result = super().run_node(n)
                 if n in wanted:
-                    ranges[wanted[n]] = (float(result.min()), float(result.max()))
+                    low, high = ranges.get(wanted[n], (0.0, 0.0))
+                    found = float(result.min()), float(result.max())
+                    ranges[wanted[n]] = (min(low, found[0]), max(high, found[1]))
                 return result
 
-        try:
-            with torch.no_grad():
-                Ranges(self.module).run(images)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            raise ArtifactError(
-                f"The quantized graph does not take images of the shape {tuple(images.shape)}: "
-                f"{str(error).strip()[:300]}"
-            ) from None
-        for name, (low, high) in ranges.items():
-            grid = _grid(low, high)
-            self.layers[name] = dataclasses.replace(
-                self.layers[name], scale=grid.scale, zero_point=grid.zero_point
-            )
+        for images in batches:
+            try:
+                with torch.no_grad():
+                    Ranges(self.module).run(images)
+            except (RuntimeError, ValueError, AssertionError) as error:
+                raise ArtifactError(
+                    f"The quantized graph does not take images of the shape {tuple(images.shape)}: "
+                    f"{str(error).strip()[:300]}"
+                ) from None
+        high = REDUCED[1] if is_reduced(self.module.graph) else 255
+        for name, ends in ranges.items():
+            self._set(name, _grid(*ends, high))
 
 
-def _grid(low: float, high: float) -> Grid:
-    """Returns the uint8 grid of a range, which is widened to hold 0."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = torch.tensor(max((high - low) / 255, _SMALLEST_SCALE), dtype=torch.float32).item()
-    return Grid(scale, min(255, max(0, round(-low / scale))))
+def _grid(low: float, high: float, steps: int) -> Grid:
+    """Returns the grid of so many steps of a range that holds 0."""
+    scale = torch.tensor(max((high - low) / steps, _SMALLEST_SCALE), dtype=torch.float32).item()
+    return Grid(scale, min(steps, max(0, round(-low / scale))))

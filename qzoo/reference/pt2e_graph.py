@@ -57,8 +57,10 @@ MOVES = frozenset(
     {"max_pool2d", "flatten", "view", "transpose", "contiguous", "chunk", "getitem", "dropout",
      "relu"}
 )  # fmt: skip
+#: The integers of a reduced range, 7 bits of 8.
+REDUCED = (0, 127)
 # Float arithmetic in front of the first quantization.
-_AFFINE_OPS = frozenset({"select", "unsqueeze", "mul", "add", "cat"})
+_AFFINE_OPS = frozenset({"slice", "select", "unsqueeze", "mul", "add", "cat"})
 
 
 def kind(node: Node) -> str:
@@ -138,13 +140,12 @@ def grid_of(rounding: Node) -> Grid:
     """Returns the uint8 grid of a per-tensor quantize or dequantize node.
 
     Raises:
-        ArtifactError: Integers of another width, or only a part of their range.
+        ArtifactError: Integers of another width.
     """
     scale, zero_point, low, high, _ = rounding.args[1:6]
-    if (low, high) not in ((0, 255), (-128, 127)):
+    if (low, high) not in ((0, 255), (-128, 127), REDUCED):
         raise ArtifactError(
-            f"{rounding.name} uses the integers {low} to {high}; an int8 artifact clips to all 256 "
-            "only, so quantize without reduce_range."
+            f"{rounding.name} uses the integers {low} to {high}; an int8 artifact has 0 to 255."
         )
     # As the artifact's single-precision tensors hold it.
     scale = torch.tensor(scale, dtype=torch.float32).item()
@@ -179,6 +180,11 @@ def own_grid(node: Node) -> Grid | None:
     if kind(node) in MOVES:
         return own_grid(node.args[0])
     return None
+
+
+def is_reduced(graph: Any) -> bool:
+    """Whether a graph rounds to 7 bits instead of 8 somewhere."""
+    return any(n.target is QUANTIZE and n.args[3:5] == REDUCED for n in graph.nodes)
 
 
 def weight_of(module: nn.Module, node: Node, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -92,10 +92,36 @@ def test_what_is_not_int8_is_refused_by_name():
         from_pt2e(converted, model, images=images)
 
 
-def test_reduced_ranges_are_refused():
+def test_reduced_ranges_are_taken_over_and_told():
     model, converted, images = pt2e("resnet18", quantizer("x86", reduce_range=True))
-    with pytest.raises(qzoo.ArtifactError, match="0 to 127"):
-        from_pt2e(converted, model, images=images)
+    with pytest.raises(qzoo.ArtifactError, match="no exact int8 form"):
+        from_pt2e(converted, model)
+    artifact = from_pt2e(converted, model, images=images)
+    assert "clipped at 127" in artifact.info.recipe["changed"]["activations"]
+    check(model, converted, artifact, images)
+    with torch.no_grad():
+        logits = converted(images)
+    span = float(logits.max() - logits.min())
+    assert artifact.layers["fc"].scale == pytest.approx(span / 127, rel=1e-6)
+
+
+def test_layers_may_stay_float_where_that_is_wanted():
+    chosen = quantizer("x86")
+    chosen.set_module_name_qconfig("layer1.0.conv1", None)
+    model, converted, images = pt2e("resnet18", chosen)
+    artifact = from_pt2e(converted, model, images=images, keep_float=["layer1.0.conv1", "fc"])
+    assert [n for n, layer in artifact.layers.items() if layer.float] == ["layer1.0.conv1"]
+    assert artifact.tensors["layer1.0.conv1.weight"].dtype == torch.float32
+    check(model, converted, artifact, images)
+
+
+def test_ranges_are_measured_over_all_batches():
+    model, converted, images = pt2e("resnet18", quantizer("x86"))
+    at_once = from_pt2e(converted, model, images=images)
+    twice = from_pt2e(converted, model, images=[images, images.flip(0)])
+    assert twice.layers == at_once.layers
+    wider = from_pt2e(converted, model, images=[images, 3 * images])
+    assert wider.layers["fc"].scale > at_once.layers["fc"].scale
 
 
 def test_other_models_are_refused():
