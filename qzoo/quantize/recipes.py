@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import UnknownNameError, did_you_mean
+from .adaround import round_adaptively
+from .bias_correction import correct_biases
 from .calibrate import calibrate, choose_weight_scales
 from .observers import OBSERVERS
 from .shared_ranges import share_ranges
@@ -58,6 +60,8 @@ STEPS: MappingProxyType[str, Callable[[Quantization, Recipe], None]] = MappingPr
         "weights": lambda state, recipe: choose_weight_scales(state, recipe.weight_observer),
         "calibrate": lambda state, recipe: _calibrate(state, recipe),
         "share_ranges": lambda state, recipe: _share_ranges(state),
+        "adaround": lambda state, recipe: round_adaptively(state),
+        "bias_correction": lambda state, recipe: correct_biases(state),
     }
 )
 
@@ -66,8 +70,12 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         r.name: r
         for r in (
             Recipe("fast", ("weights", "calibrate", "share_ranges")),
-            Recipe("default", ("weights", "calibrate", "share_ranges")),
-            Recipe("best", ("weights", "calibrate", "share_ranges"), images=1024),
+            Recipe("default", ("weights", "calibrate", "share_ranges", "bias_correction")),
+            Recipe(
+                "best",
+                ("weights", "calibrate", "share_ranges", "adaround", "bias_correction"),
+                images=1024,
+            ),
             # torchvision's script: PyTorch's own observers on the first files of a sorted folder.
             Recipe("torchvision", (), "histogram", images=1024, stratify=False),
         )

@@ -43,6 +43,7 @@ class Quantization:
         ranges: Module name to scale and zero point of the layer's uint8 output.
         weight_scales: Module name to weight scale, float32 [C] or 0-d.
         rounded: Module name to int8 weight, where it is not just rounded to nearest.
+        biases: Module name to the int8 layer's bias, float32 [C], where it is not the float one's.
         keep_float: Names of the layers whose weights stay float.
         notes: What steps did, for the artifact's recipe; JSON values.
     """
@@ -73,6 +74,7 @@ class Quantization:
         self.ranges: dict[str, tuple[float, int]] = {}
         self.weight_scales: dict[str, Tensor] = {}
         self.rounded: dict[str, Tensor] = {}
+        self.biases: dict[str, Tensor] = {}
         self.notes: dict[str, Any] = {}
 
     # The layers.
@@ -100,6 +102,13 @@ class Quantization:
             zeros = torch.zeros(len(self.weight(name)))
             bias = _torch_ao.set_float_bias(self.fused, name, zeros)
         return bias.data
+
+    def int8_bias(self, name: str) -> Tensor | None:
+        """Returns the bias that the int8 layer adds, float32 [C], or None."""
+        if name in self.biases:
+            return self.biases[name]
+        bias = _torch_ao.float_weights(self.fused, name)[1]
+        return None if bias is None else bias.data
 
     def integers(self, name: str) -> Tensor:
         """Returns the int8 weight of a layer."""
@@ -143,17 +152,17 @@ class Quantization:
                 scale, zero_point = self.ranges[name]
                 layer = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
             if layer.op in ("conv2d", "linear"):
-                _, bias = _torch_ao.float_weights(self.fused, name)
+                bias = self.int8_bias(name)
                 if name in self.keep_float:
                     layer = dataclasses.replace(layer, float=True)
                     tensors[f"{name}.weight"] = self.weight(name).clone()
                     if bias is not None:
-                        tensors[f"{name}.bias"] = bias.detach().clone()
+                        tensors[f"{name}.bias"] = bias.clone()
                 else:
                     scales = self.weight_scales[name]
                     zeros = torch.zeros_like(scales, dtype=torch.int64)
                     values = self.integers(name)
-                    own = None if bias is None else bias.detach().clone()
+                    own = None if bias is None else bias.clone()
                     tensors |= weight_tensors(name, values, scales, zeros, own)
             layers[name] = layer
         return Artifact(self.info, layers, tensors, package_versions())
