@@ -6,6 +6,7 @@ python references/readme_tables.py --check  # exit code 1 if it is out of date
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,27 @@ import qzoo
 from qzoo.weights import read_metadata
 
 README = Path(__file__).parent.parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
+#: What references/compare_ptq.py measures on the fractals.
+PTQ_RESULTS = RESULTS.resolve() / "ptq_fractals.csv"
+#: Its methods and what they are called, in the order of the table.
+PTQ_METHODS = {
+    "float": "float",
+    "torchvision": "torchvision",
+    "torchvision-fbgemm": "torchvision, always fbgemm",
+    "onnxruntime-minmax": "onnxruntime, MinMax",
+    "onnxruntime-entropy": "onnxruntime, Entropy",
+    "onnxruntime-percentile": "onnxruntime, Percentile",
+    "nncf-fast": "NNCF, fast bias correction",
+    "nncf-accurate": "NNCF, accurate bias correction",
+    "nncf-mixed-fast": "NNCF, mixed preset, fast",
+    "nncf-mixed-accurate": "NNCF, mixed preset, accurate",
+    "nncf-minmax-fast": "NNCF, mixed preset, min-max ranges, fast",
+    "nncf-minmax-accurate": "NNCF, mixed preset, min-max ranges, accurate",
+    "qzoo-fast": "**qzoo**, `fast`",
+    "qzoo-default": "**qzoo**, `default`",
+    "qzoo-best": "**qzoo**, `best`",
+}
 
 
 def models_table() -> str:
@@ -49,6 +71,54 @@ def _row(name: str, weights: str | None, meta: dict[str, Any]) -> str:
     )
 
 
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of a results file; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def ptq_table() -> str:
+    """Returns top-1 of each method of post-training quantization on each model."""
+    return ptq_table_of(read_rows(PTQ_RESULTS))
+
+
+def ptq_table_of(rows: list[dict[str, str]]) -> str:
+    """Returns a line per method and a column per model; the best int8 figures are bold.
+
+    Args:
+        rows: Those of references/compare_ptq.py.
+    """
+    models = sorted({row["model"] for row in rows})
+    found = {(row["method"], row["model"]): row for row in rows}
+    best = {
+        model: max(
+            (float(r["top1"]) for (m, n), r in found.items() if n == model and m != "float"),
+            default=0.0,
+        )
+        for model in models
+    }
+    lines = [
+        f"| top-1, % | {' | '.join(f'`{m}`' for m in models)} |",
+        "|---|" + "---:|" * len(models),
+    ]
+    for method, title in PTQ_METHODS.items():
+        cells = [_top1(found.get((method, m)), method != "float", best[m]) for m in models]
+        if any(cells):
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _top1(row: dict[str, str] | None, int8: bool, best: float) -> str:
+    if row is None:
+        return ""
+    top1, low, high = (float(row[k]) for k in ("top1", "top1_low", "top1_high"))
+    text = f"{top1:.2f}"
+    # Wilson's interval is nearly symmetric at thousands of images; the file has both its ends.
+    return f"{f'**{text}**' if int8 and top1 == best else text} ±{(high - low) / 2:.2f}"
+
+
 TABLES: dict[str, Callable[[], str]] = {"models": models_table}
 
 
@@ -64,13 +134,17 @@ def render(text: str) -> str:
     return text
 
 
+def write() -> None:
+    """Rewrites README.md."""
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
 def main() -> None:
     """Rewrites README.md, or with --check only says whether it would change."""
-    before = README.read_text(encoding="utf-8")
-    after = render(before)
     if "--check" in sys.argv[1:]:
-        sys.exit("README.md is out of date." if before != after else 0)
-    README.write_text(after, encoding="utf-8")
+        before = README.read_text(encoding="utf-8")
+        sys.exit("README.md is out of date." if before != render(before) else 0)
+    write()
 
 
 if __name__ == "__main__":
