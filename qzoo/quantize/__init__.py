@@ -1,8 +1,29 @@
 """Quantization: from a float model of the zoo to an int8 one."""
 
 from . import qat
+from .dynamic import DynamicReport, quantize_dynamic
 from .observers import OBSERVERS, Grid, make_observer
 from .ptq import ptq
 from .recipes import RECIPES, STEPS, Recipe
+from .sensitivity import Sensitivity, measure_sensitivity
+from .tune import Tuned, tune
+from .weight_only import WeightOnlyReport, quantize_weight_only
 
-__all__ = ["OBSERVERS", "RECIPES", "STEPS", "Grid", "Recipe", "make_observer", "ptq", "qat"]
+__all__ = [
+    "OBSERVERS",
+    "RECIPES",
+    "STEPS",
+    "DynamicReport",
+    "Grid",
+    "Recipe",
+    "Sensitivity",
+    "Tuned",
+    "WeightOnlyReport",
+    "make_observer",
+    "measure_sensitivity",
+    "ptq",
+    "qat",
+    "quantize_dynamic",
+    "quantize_weight_only",
+    "tune",
+]

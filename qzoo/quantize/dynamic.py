@@ -1,0 +1,155 @@
+"""Dynamic quantization: int8 weights, and activations whose range each call finds for itself."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._torch_ao_dynamic import DYNAMIC_TYPES, make_dynamic
+from ..backends import default_backend, quantized_engine, run_engine
+from ..errors import ArgumentError, QuantizationWarning
+from .state import match_layers
+
+
+@dataclass(frozen=True)
+class DynamicLayer:
+    """A layer that was quantized dynamically.
+
+    Attributes:
+        name: Its place in the model; "" is the model itself.
+        kind: "Linear", "LSTM", "GRU", "LSTMCell", "GRUCell" or "RNNCell".
+        bytes_before: Size of its weight matrices in float.
+        bytes_after: The same as int8; scales are one per matrix.
+    """
+
+    name: str
+    kind: str
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class DynamicReport:
+    """What `quantize_dynamic` did.
+
+    Attributes:
+        layers: The quantized layers, in the model's order.
+        skipped: Layers of these kinds that stay float, and why.
+    """
+
+    layers: tuple[DynamicLayer, ...]
+    skipped: MappingProxyType[str, str]
+
+    @property
+    def bytes_before(self) -> int:
+        """Size of the quantized weight matrices in float."""
+        return sum(layer.bytes_before for layer in self.layers)
+
+    @property
+    def bytes_after(self) -> int:
+        """Size of the quantized weight matrices as int8."""
+        return sum(layer.bytes_after for layer in self.layers)
+
+    def __str__(self) -> str:
+        """Lists the layers, one a line."""
+        lines = [f"{layer.name or '(the model)'}: {layer.kind}" for layer in self.layers]
+        lines += [f"{name}: float, {why}" for name, why in self.skipped.items()]
+        sizes = f"{self.bytes_before / 2**20:.2f} to {self.bytes_after / 2**20:.2f} MiB"
+        return "\n".join([*lines, f"{len(self.layers)} layers, weights from {sizes}"])
+
+
+def quantize_dynamic(
+    model: nn.Module, layers: str | Sequence[str] | None = None, *, backend: str | None = None
+) -> tuple[nn.Module, DynamicReport]:
+    """Quantizes the linear and recurrent layers of any model, without calibration.
+
+    Weights become int8 with one scale per matrix; inputs are rounded to 7 bits on the fly, by the
+    range that each call finds. Everything else stays as it is, so that this suits models whose time
+    goes into large matrices: recurrent networks, transformers, heads. Convolutions are for `ptq`.
+
+    Args:
+        model: Any float32 model on the CPU; left as it was.
+        layers: Names or shell patterns ("encoder.*") of the layers to quantize; None takes every
+            `nn.Linear`, `LSTM`, `GRU`, `LSTMCell`, `GRUCell` and `RNNCell`.
+        backend: Whose engine runs it; None takes the default of this machine.
+
+    Returns:
+        A copy of the model in eval mode with int8 layers, and what became of which layer.
+
+    Raises:
+        ArgumentError: Nothing to quantize, a pattern that matches nothing, or a layer that was
+            asked for and has no int8 form.
+        UnknownNameError: An unknown backend.
+    """
+    engine = run_engine(backend or default_backend())
+    found = {name: m for name, m in model.named_modules() if type(m) in DYNAMIC_TYPES}
+    if not found:
+        raise ArgumentError(
+            f"This {type(model).__name__} has no float linear, LSTM or GRU layers, so there is "
+            "nothing to quantize dynamically."
+        )
+    chosen = match_layers(layers, list(found)) if layers is not None else set(found)
+    if not chosen:
+        raise ArgumentError("There are no layers to quantize: `layers` is empty.")
+    skipped = {name: why for name in found if name in chosen and (why := _obstacle(found[name]))}
+    if layers is not None and skipped:
+        name, why = next(iter(skipped.items()))
+        raise ArgumentError(f"Layer {name!r} has no dynamic int8 form, because {why}.")
+    names = [name for name in found if name in chosen and name not in skipped]
+    if not names:
+        shown = "; ".join(f"{name!r}: {why}" for name, why in list(skipped.items())[:3])
+        raise ArgumentError(f"None of the layers has a dynamic int8 form ({shown}).")
+    if skipped:
+        warnings.warn(
+            f"{len(skipped)} layers stay float: "
+            f"{'; '.join(f'{name!r}, because {why}' for name, why in list(skipped.items())[:3])}.",
+            QuantizationWarning,
+            stacklevel=2,
+        )
+    report = DynamicReport(
+        tuple(_describe(name, found[name]) for name in names), MappingProxyType(skipped)
+    )
+    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    # Recurrent int8 layers draw random weights before they get their own.
+    with quantized_engine(engine), torch.random.fork_rng(devices=[]):
+        swapped = make_dynamic(twin, names)
+    _leave_fast_path(swapped)
+    return swapped, report
+
+
+def _leave_fast_path(model: nn.Module) -> None:
+    """Keeps PyTorch's encoders from the fused kernel, which reads the float weights of layers."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
+def _obstacle(layer: Any) -> str | None:
+    """Returns why a layer has no int8 form, or None."""
+    parameters = list(layer.parameters())
+    if any(p.device.type != "cpu" for p in parameters):
+        return f"it is on {parameters[0].device}, and PyTorch's int8 layers run on the CPU"
+    if any(p.dtype != torch.float32 for p in parameters):
+        return f"its weights are {parameters[0].dtype}, not float32"
+    if not all(bool(torch.isfinite(p).all()) for p in parameters):
+        return "its weights are not finite"
+    if isinstance(layer, nn.RNNBase) and layer.proj_size:
+        return "PyTorch has no int8 LSTM with projections"
+    if not isinstance(layer, nn.Linear) and not layer.bias:
+        return "PyTorch's int8 recurrent layers need biases"
+    return None
+
+
+def _describe(name: str, layer: nn.Module) -> DynamicLayer:
+    matrices = [p for p in layer.parameters() if p.dim() == 2]
+    elements = sum(p.numel() for p in matrices)
+    return DynamicLayer(name, type(layer).__name__, 4 * elements, elements)
