@@ -127,6 +127,10 @@ class Simulation:
         """Returns the float weight of a layer, batch norm folded in."""
         return self._float[name][0]
 
+    def float_bias(self, name: str) -> Tensor | None:
+        """Returns the float bias of a layer, float32 [C], or None."""
+        return self._float[name][1]
+
     def int8_weight(self, name: str) -> Tensor:
         """Returns the weight that the int8 layer computes with, float32."""
         return self._int8[name][0]

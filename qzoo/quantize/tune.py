@@ -1,0 +1,347 @@
+"""Mixed precision: as few layers in float as bring the accuracy back.
+
+A model is quantized and measured. Where it loses more than it may, the layers whose int8 weights do
+most harm to the logits are put back into float: 1, 2, 4, 8 of them and so on until the target is
+met, then as few as bisection finds; at last each of them is tried in int8 again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..artifact.format import Artifact
+from ..artifact.layers import float_weight_tensors
+from ..artifact.native import from_native, to_native
+from ..errors import ArgumentError
+from .labelled import LabelledImages, open_labelled
+from .ptq import own_transforms, ptq
+from .recipes import Recipe, get_recipe
+from .replay import simulate
+from .sensitivity import measure_sensitivity
+from .simulate import Simulation
+
+#: Steps that treat every layer by itself or none in particular: what they do to one layer does not
+#: depend on which others are kept in float.
+INDEPENDENT_STEPS = frozenset({"weights", "calibrate", "share_ranges", "equalize"})
+#: Share of the time left that ranking the layers may take.
+RANKING_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class TuneStep:
+    """One set of layers in float that was tried.
+
+    Attributes:
+        action: "quantize", "keep" (more layers in float), "give back" (one layer less), or
+            "requantize" (all steps of the recipe again with the layers found).
+        float_layers: The layers in float.
+        top1: Top-1 accuracy in percent; None without labels.
+        drop: Points of top-1 lost against the float model; without labels, the share of images
+            whose first answer changed, in percent, which is the most that can have been lost.
+        met: Whether that is at most what was allowed.
+        seconds: Time since the start when the step ended.
+    """
+
+    action: str
+    float_layers: tuple[str, ...]
+    top1: float | None
+    drop: float
+    met: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` found.
+
+    Attributes:
+        model: The native int8 model.
+        artifact: The same as plain numbers.
+        met: Whether its drop is at most `max_drop`.
+        drop: As in `TuneStep`.
+        max_drop: What was allowed.
+        top1: Top-1 accuracy in percent; None without labels.
+        float_top1: That of the float model.
+        images: Number of images that accuracy was measured on.
+        float_layers: The layers in float.
+        trace: All that was tried, in order.
+        stopped: Why the search ended, in words.
+    """
+
+    model: nn.Module
+    artifact: Artifact
+    met: bool
+    drop: float
+    max_drop: float
+    top1: float | None
+    float_top1: float | None
+    images: int
+    float_layers: tuple[str, ...]
+    trace: tuple[TuneStep, ...]
+    stopped: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns all but the model as JSON values."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("model", "artifact", "trace")
+        }
+        plain["float_layers"] = list(self.float_layers)
+        plain["layers_with_weights"] = len(_weighted(self.artifact))
+        plain["trace"] = [
+            {**dataclasses.asdict(step), "float_layers": list(step.float_layers)}
+            for step in self.trace
+        ]
+        return plain
+
+
+def tune(
+    model: nn.Module,
+    data: Any,
+    max_drop: float = 0.3,
+    *,
+    test_data: Any = None,
+    backend: str | None = None,
+    recipe: str | Recipe = "default",
+    images: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    keep_float: Sequence[str] = (),
+    transforms: Any = None,
+    sensitivity_images: int = 64,
+    time_budget: float | None = None,
+    progress: bool = True,
+) -> Tuned:
+    """Quantizes a model and keeps as few layers in float as meet a target.
+
+    What is kept in float is a convolution's or linear layer's arithmetic; outputs are rounded to
+    8 bits everywhere, so that what the ranges of the outputs cost cannot be tuned away.
+
+    Args:
+        model: A float model from one of the zoo's builders; left as it was.
+        data: Calibration images, as `ptq` takes them.
+        max_drop: Points of top-1 that int8 may lose, in percent of the images.
+        test_data: What to measure top-1 on, as `open_labelled` takes it; None measures on `data`.
+            Without labels, the share of changed first answers counts, which is the most that
+            top-1 can have lost.
+        backend: Numeric configuration, as in `ptq`.
+        recipe: The steps that quantize, as in `ptq`.
+        images: Number of calibration images, as in `ptq`.
+        batch_size: Images per forward pass.
+        seed: Seed of the choice of images.
+        keep_float: Layers to keep in float in any case, as names or shell patterns.
+        transforms: Evaluation transforms; None takes the model's own.
+        sensitivity_images: Images that the layers' harm is measured on.
+        time_budget: Seconds after which the best so far is returned; quantizing and measuring once
+            is not cut short. None takes the time that it takes.
+        progress: Whether to show progress bars on stderr.
+
+    Raises:
+        ArgumentError: As `ptq`; or an impossible target, budget or number of images.
+    """
+    start = time.monotonic()
+    _check(max_drop, time_budget, sensitivity_images)
+    deadline = math.inf if time_budget is None else start + time_budget
+    transform = transforms or own_transforms(model)
+    options: dict[str, Any] = {
+        "backend": backend, "recipe": recipe, "images": images, "batch_size": batch_size,
+        "seed": seed, "transforms": transforms, "progress": progress,
+    }  # fmt: skip
+    base = from_native(ptq(model, data, keep_float=keep_float, **options))
+    simulation = simulate(model, base)
+    test = open_labelled(
+        data if test_data is None else test_data, batch_size=batch_size, transform=transform
+    )
+    search = _Search(simulation, test, max_drop, start, deadline, progress)
+    search.measure("quantize", base)
+    if not search.best.met and search.time_left():
+        batches = open_labelled(
+            data, images=sensitivity_images, batch_size=batch_size, seed=seed, transform=transform
+        )
+        limit = time.monotonic() + RANKING_SHARE * (deadline - time.monotonic())
+        sensitivity = measure_sensitivity(
+            simulation, batches, modes=("int8",), parts=("weights",),
+            layers=[n for n in simulation.weighted if n in simulation.int8.weights],
+            deadline=None if math.isinf(limit) else limit, progress=progress,
+        )  # fmt: skip
+        search.run([layer.name for layer in sensitivity.ranking("weights")])
+        plan = get_recipe(recipe)
+        again = set(plan.steps) - INDEPENDENT_STEPS
+        if again and search.best.float_layers and search.time_left():
+            kept = search.best.float_layers
+            search.measure("requantize", from_native(ptq(model, data, keep_float=kept, **options)))
+    return search.result()
+
+
+class _Search:
+    """Tries sets of layers in float and remembers the best."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        test: LabelledImages,
+        max_drop: float,
+        start: float,
+        deadline: float,
+        progress: bool,
+    ) -> None:
+        self.simulation, self.test, self.max_drop = simulation, test, max_drop
+        self.start, self.deadline, self.progress = start, deadline, progress
+        with torch.inference_mode():
+            self.expected = self._answers(simulation.run, "float")
+        self.labels = torch.cat([y for _, y in test if y is not None]) if test.labelled else None
+        self.trace: list[TuneStep] = []
+        self.base = simulation.artifact
+        self.best: TuneStep
+        self.best_artifact: Artifact
+        self.last_trial = 0.0
+        self.stopped = "the target is met"
+
+    def time_left(self) -> bool:
+        """Whether another trial, as long as the last one, ends in time."""
+        if time.monotonic() + self.last_trial <= self.deadline:
+            return True
+        self.stopped = "the time budget is spent"
+        return False
+
+    def measure(self, action: str, artifact: Artifact) -> bool:
+        """Measures a model; returns whether it meets the target."""
+        begun = time.monotonic()
+        native = to_native(artifact)
+        with torch.inference_mode():
+            given = self._answers(native, action)
+        drop = 100 * float((given != self.expected).double().mean())
+        top1 = None
+        if self.labels is not None:
+            top1 = _percent(given == self.labels)
+            drop = _percent(self.expected == self.labels) - top1
+        met = drop <= self.max_drop + 1e-9
+        now = time.monotonic()
+        self.last_trial = now - begun
+        step = TuneStep(
+            action, tuple(artifact.float_layers), top1, drop, met, round(now - self.start, 3)
+        )
+        self.trace.append(step)
+        if len(self.trace) == 1 or _order(step) < _order(self.best):
+            self.best, self.best_artifact = step, artifact
+        return met
+
+    def run(self, ranking: list[str]) -> None:
+        """Searches along a ranking of layers, the most harmful first."""
+        found = self._least_prefix(ranking)
+        if found is None:
+            return
+        kept = found
+        # Without the last one of all these the target was missed, but perhaps not without others.
+        for name in [*reversed(found[:-1]), found[-1]]:
+            if name == found[-1] and kept == found:
+                return
+            if not self.time_left():
+                return
+            fewer = [n for n in kept if n != name]
+            if self.measure("give back", with_float(self.simulation, fewer)):
+                kept = fewer
+
+    def _least_prefix(self, ranking: list[str]) -> list[str] | None:
+        """Returns the shortest beginning of the ranking that meets the target, if any does."""
+        failed, count = 0, 1
+        while True:
+            count = min(count, len(ranking))
+            if not self.time_left():
+                return None
+            if self.measure("keep", with_float(self.simulation, ranking[:count])):
+                break
+            if count == len(ranking):
+                self.stopped = (
+                    "the target is missed even with all weights in float: what is left comes from "
+                    "rounding the layers' outputs"
+                )
+                return None
+            failed, count = count, 2 * count
+        while count - failed > 1:
+            if not self.time_left():
+                return None
+            middle = (failed + count) // 2
+            if self.measure("keep", with_float(self.simulation, ranking[:middle])):
+                count = middle
+            else:
+                failed = middle
+        return ranking[:count]
+
+    def result(self) -> Tuned:
+        """Returns the best that was found."""
+        best = self.best
+        note = {
+            "max_drop": self.max_drop,
+            "drop": round(best.drop, 3),
+            "met": best.met,
+            "images": len(self.expected),
+            "labelled": self.labels is not None,
+            "float_layers": len(best.float_layers),
+        }
+        info = self.best_artifact.info
+        info = dataclasses.replace(info, recipe={**info.recipe, "tuned": note})
+        artifact = dataclasses.replace(self.best_artifact, info=info)
+        float_top1 = None if self.labels is None else _percent(self.expected == self.labels)
+        return Tuned(
+            to_native(artifact), artifact, best.met, best.drop, self.max_drop, best.top1,
+            float_top1, len(self.expected), best.float_layers, tuple(self.trace), self.stopped,
+        )  # fmt: skip
+
+    def _answers(self, model: Any, title: str) -> Tensor:
+        """Returns the first answer to every image, int64 [N]."""
+        bar = tqdm(self.test, desc=f"measure ({title})", leave=False, disable=not self.progress)
+        return torch.cat([model(images).argmax(dim=1) for images, _ in bar])
+
+
+def with_float(simulation: Simulation, names: Sequence[str]) -> Artifact:
+    """Returns the int8 model with the weights of more layers in float.
+
+    Args:
+        simulation: The float model and its int8 model.
+        names: Layers with weights.
+    """
+    base = simulation.artifact
+    layers, tensors = dict(base.layers), dict(base.tensors)
+    for name in names:
+        layers[name] = dataclasses.replace(layers[name], float=True)
+        for what in ("weight", "weight_scale", "weight_zero_point", "bias"):
+            tensors.pop(f"{name}.{what}", None)
+        tensors |= float_weight_tensors(
+            name, simulation.float_weight(name), simulation.float_bias(name)
+        )
+    return dataclasses.replace(base, layers=layers, tensors=tensors)
+
+
+def _order(step: TuneStep) -> tuple[bool, float, float]:
+    """Returns what sorts the best step first."""
+    count = len(step.float_layers)
+    return (not step.met, count if step.met else step.drop, step.drop if step.met else count)
+
+
+def _percent(right: Tensor) -> float:
+    return 100 * float(right.double().mean())
+
+
+def _weighted(artifact: Artifact) -> list[str]:
+    return [name for name, layer in artifact.layers.items() if layer.op in ("conv2d", "linear")]
+
+
+def _check(max_drop: float, time_budget: float | None, images: int) -> None:
+    numbers = (int, float)
+    if type(max_drop) not in numbers or not 0 <= max_drop <= 100:
+        raise ArgumentError(f"max_drop should be points of top-1 from 0 to 100, not {max_drop!r}.")
+    if time_budget is not None and (type(time_budget) not in numbers or not time_budget >= 0):
+        raise ArgumentError(f"time_budget should be seconds, 0 or more, not {time_budget!r}.")
+    if type(images) is not int or images < 1:
+        raise ArgumentError(f"sensitivity_images should be a whole number above 0, not {images!r}.")

@@ -1,0 +1,127 @@
+"""Mixed precision: the target is met with few layers in float, or the best found comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from trained_cases import PAIRS, digits, digits_model, imbalance
+from zoo_cases import float_model, small_images
+
+import qzoo
+from qzoo.artifact.native import from_native
+from qzoo.errors import ArgumentError
+from qzoo.evaluate import evaluate
+from qzoo.quantize import ptq, tune
+from qzoo.quantize.replay import simulate
+from qzoo.quantize.tune import with_float
+
+PLANTED = {name for pair in PAIRS for name in pair}
+
+
+@pytest.fixture(scope="module")
+def broken() -> nn.Module:
+    """A trained model whose channels differ more than one scale per weight can hold."""
+    model = digits_model()
+    images = torch.stack([image for image, _ in digits("test", model, 16)])
+    with torch.inference_mode():
+        before = model(images)
+        assert torch.equal(imbalance(model)(images), before), "no float output may change"
+    return model
+
+
+@pytest.fixture(scope="module")
+def options(broken: nn.Module) -> dict:
+    return {
+        "data": digits("train", broken, 128),
+        "test_data": digits("test", broken, 222),
+        "backend": "qnnpack",
+        "recipe": "fast",
+        "progress": False,
+    }
+
+
+def test_the_target_is_met_with_few_layers_in_float(broken, options, tmp_path):
+    before = {k: v.clone() for k, v in broken.state_dict().items()}
+    tuned = tune(broken, max_drop=0.5, sensitivity_images=16, **options)
+    first = tuned.trace[0]
+    assert first.action == "quantize" and first.drop > 5, "plain PTQ should break this model"
+    assert tuned.met and tuned.drop <= 0.5
+    assert 0 < len(tuned.float_layers) <= 8
+    assert len(PLANTED & set(tuned.float_layers)) >= len(tuned.float_layers) - 1
+    # The figures are those of the model that comes back, measured by other code.
+    test = options["test_data"]
+    assert evaluate(tuned.model, test, progress=False).top1 == pytest.approx(tuned.top1)
+    assert evaluate(broken, test, progress=False).top1 == pytest.approx(tuned.float_top1)
+    assert tuned.artifact.float_layers == list(tuned.float_layers)
+    tuned.artifact.write(tmp_path / "tuned.safetensors")
+    again = qzoo.load(tmp_path / "tuned.safetensors")
+    assert evaluate(again, test, progress=False).top1 == pytest.approx(tuned.top1)
+    # No layer of it was spared lightly: without it, the same and perhaps more were not enough.
+    for name in tuned.float_layers:
+        fewer = set(tuned.float_layers) - {name}
+        missed = [set(s.float_layers) for s in tuned.trace if not s.met]
+        assert any(name not in tried and tried >= fewer for tried in missed), name
+    assert all(torch.equal(v, before[k]) for k, v in broken.state_dict().items())
+    json.dumps(tuned.to_dict(), allow_nan=False)
+
+
+def test_an_exhausted_budget_returns_the_best_and_its_trace(broken, options):
+    tuned = tune(broken, max_drop=0.0, time_budget=0, **options)
+    assert [step.action for step in tuned.trace] == ["quantize"]
+    assert not tuned.met and tuned.float_layers == () and "time budget" in tuned.stopped
+    assert tuned.drop == tuned.trace[0].drop > 5
+    plain = ptq(broken, options["data"], backend="qnnpack", recipe="fast", progress=False)
+    expected = from_native(plain)
+    assert tuned.artifact.layers == expected.layers
+    assert all(torch.equal(v, expected.tensors[k]) for k, v in tuned.artifact.tensors.items())
+
+
+def test_a_budget_in_between_stops_early_with_the_best_of_its_trace(broken, options, monkeypatch):
+    """The clock runs ten seconds per look, so that the search ends in the middle."""
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("qzoo.quantize.tune.time.monotonic", lambda: next(clock))
+    few = {**options, "test_data": digits("test", broken, 64)}
+    tuned = tune(broken, max_drop=0.0, time_budget=150, sensitivity_images=4, **few)
+    assert 1 < len(tuned.trace) < 8 and "time budget" in tuned.stopped
+    assert tuned.drop == min(step.drop for step in tuned.trace)
+
+
+def test_keeping_layers_afterwards_is_the_same_as_keeping_them_from_the_start(broken, options):
+    names = ["features.2.block.0.0", "classifier.3"]
+    images = options["data"]
+    same = {"backend": "qnnpack", "recipe": "fast", "progress": False}
+    base = from_native(ptq(broken, images, **same))
+    swapped = with_float(simulate(broken, base), names)
+    direct = from_native(ptq(broken, images, keep_float=names, **same))
+    assert swapped.layers == direct.layers
+    assert swapped.tensors.keys() == direct.tensors.keys()
+    assert all(torch.equal(v, direct.tensors[k]) for k, v in swapped.tensors.items())
+
+
+def test_without_labels_changed_answers_count():
+    model = float_model("resnet18", num_classes=10)
+    images = small_images("resnet18", 16)
+    tuned = tune(model, images, 100, recipe="fast", progress=False)
+    assert tuned.met and tuned.top1 is None and tuned.float_top1 is None
+    with torch.inference_mode():
+        changed = (tuned.model(images).argmax(1) != model(images).argmax(1)).double().mean()
+    assert tuned.drop == pytest.approx(100 * float(changed))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"max_drop": -1}, "max_drop"),
+        ({"max_drop": float("nan")}, "max_drop"),
+        ({"time_budget": -2}, "time_budget"),
+        ({"sensitivity_images": 0}, "sensitivity_images"),
+        ({"keep_float": ["nothing*"]}, "matches no layer"),
+    ],
+)
+def test_impossible_arguments_are_one_sentence(bad, said):
+    model = float_model("resnet18", num_classes=10)
+    with pytest.raises(ArgumentError, match=said):
+        tune(model, small_images("resnet18", 4), recipe="fast", progress=False, **bad)
