@@ -1,4 +1,8 @@
-"""Calibration: one forward pass over the images, watched by an observer per layer."""
+"""Calibration: one forward pass over the images, watched by an observer per layer.
+
+Inside `spread_calibration`, every process of a process group takes its share of the batches, and
+all get the ranges that a single process would have chosen.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import ArgumentError, QuantizationWarning
 from .observers import Observer, make_observer
+from .ranks import all_reduce_ranges, turns
 from .state import WEIGHT_GRID, Quantization
 
 
@@ -35,7 +40,9 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
             raise ArgumentError(f"Layer {name!r} cannot be calibrated: {error}") from None
 
     with state.watching(watch):
-        forward_all(state, "calibrate")
+        forward_all(state, "calibrate", spread=True)
+    if turns()[1] > 1:
+        observers = all_reduce_ranges(observers)
     silent = [name for name, seen in observers.items() if not seen.batches]
     if silent:
         warnings.warn(
@@ -51,11 +58,20 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
     return observers
 
 
-def forward_all(state: Quantization, title: str) -> None:
-    """Runs the fused float model over all calibration images, with a progress bar."""
-    bar = tqdm(state.calibration, desc=title, unit="batch", leave=False, disable=not state.progress)
+def forward_all(state: Quantization, title: str, spread: bool = False) -> None:
+    """Runs the fused float model over all calibration images, with a progress bar.
+
+    Args:
+        state: The model and the images.
+        title: What the bar is called.
+        spread: Whether each process of a process group runs its share of the batches only.
+    """
+    rank, world = turns() if spread else (0, 1)
+    batches = state.calibration.share(rank, world) if spread else iter(state.calibration)
+    total = len(range(rank, len(state.calibration), world))
+    hidden = not state.progress or rank > 0
     with torch.inference_mode():
-        for images in bar:
+        for images in tqdm(batches, title, total, unit="batch", leave=False, disable=hidden):
             state.fused(images)
 
 

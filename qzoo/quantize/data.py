@@ -34,7 +34,7 @@ class Calibration:
 
     def __init__(
         self,
-        batches: Callable[[], Iterator[Tensor]],
+        batches: Callable[..., Iterator[Tensor]],
         count: int,
         batch_size: int,
         sha256: str,
@@ -50,6 +50,15 @@ class Calibration:
             ArgumentError: The images are not what an image classifier takes.
         """
         for batch in self._batches():
+            yield check_images(batch)
+
+    def share(self, first: int, step: int) -> Iterator[Tensor]:
+        """Yields every `step`-th batch from batch number `first` on, without reading the others.
+
+        Raises:
+            ArgumentError: The images are not what an image classifier takes.
+        """
+        for batch in self._batches(first, step):
             yield check_images(batch)
 
     def __len__(self) -> int:
@@ -167,8 +176,8 @@ def _of_dataset(
     else:
         chosen = stratified(targets if targets is not None else [0] * total, images, seed)
 
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(chosen), batch_size):
+    def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        for start in range(first * batch_size, len(chosen), step * batch_size):
             items = [_image(data[i], transform) for i in chosen[start : start + batch_size]]
             yield _stack(items)
 
@@ -215,7 +224,11 @@ def _of_tensors(data: list[Tensor], images: int, batch_size: int) -> Calibration
     digest = hashlib.sha256()
     for batch in data:
         digest.update(batch.float().contiguous().numpy().tobytes())
-    return Calibration(lambda: iter(data), count, batch_size, digest.hexdigest(), None)
+
+    def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        return iter(data[first::step])
+
+    return Calibration(batches, count, batch_size, digest.hexdigest(), None)
 
 
 def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
@@ -260,8 +273,8 @@ def _of_folder(
     else:
         chosen = list(range(min(images, len(files))))
 
-    def batches() -> Iterator[Tensor]:
-        for start in range(0, len(chosen), batch_size):
+    def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
+        for start in range(first * batch_size, len(chosen), step * batch_size):
             paths = [files[i] for i in chosen[start : start + batch_size]]
             yield _stack([transform(load_image(path)) for path in paths])
 

@@ -1,14 +1,18 @@
 """Observers: what a tensor's values are like, and the range that an integer grid should cover.
 
 Every observer gathers its statistics in one pass and costs little beside the layer that it watches:
-minimum and maximum are exact, histograms count an evenly spaced sample of each tensor. A
-histogram's range grows by doubling, so that no value seen is ever thrown away or counted twice.
+minimum and maximum are exact, histograms count an evenly spaced sample of each tensor. What they
+know of all batches together is the same in whichever order, and in however many processes, those
+were seen (but for the moving average, which needs an order).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,6 +80,8 @@ class Observer:
         self.axis = axis
         self.batches = 0
         self.minimum = self.maximum = torch.empty(0)
+        #: The minima and maxima of each batch, in their order.
+        self.ends: list[tuple[Tensor, Tensor]] = []
 
     def update(self, x: Tensor) -> None:
         """Takes note of a tensor.
@@ -98,8 +104,27 @@ class Observer:
                 f"The observed tensor has {len(minimum)} channels; earlier ones had "
                 f"{len(self.minimum)}."
             )
-        self._gather(rows, minimum, maximum)
-        self.batches += 1
+        self._note(minimum, maximum)
+        self._count(rows)
+
+    @classmethod
+    def in_turn(cls, parts: Sequence[Observer]) -> Observer:
+        """Returns what one observer would have seen of batches that several took turns at.
+
+        Args:
+            parts: Observers of this kind. With P of them, number k saw the batches k, k + P and so
+                on.
+
+        Returns:
+            An observer of exactly the same statistics.
+        """
+        whole = cls(parts[0].grid, parts[0].axis)
+        for turn in zip_longest(*(part.ends for part in parts)):
+            for ends in turn:
+                if ends is not None:
+                    whole._note(*ends)
+        whole._add([part for part in parts if part.batches])
+        return whole
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Returns the ends of the chosen range, float32 [C]; C is 1 without an axis.
@@ -127,11 +152,23 @@ class Observer:
             return x.reshape(1, -1)
         return x.movedim(self.axis, 0).flatten(1) if x.dim() > 1 else x[:, None]
 
-    def _gather(self, rows: Tensor, minimum: Tensor, maximum: Tensor) -> None:
+    def _note(self, minimum: Tensor, maximum: Tensor) -> None:
+        """Takes note of the ends of a batch."""
+        self.ends.append((minimum, maximum))
+        self._move(minimum, maximum)
+        self.batches += 1
+
+    def _move(self, minimum: Tensor, maximum: Tensor) -> None:
         if self.batches:
             minimum = torch.minimum(minimum, self.minimum)
             maximum = torch.maximum(maximum, self.maximum)
         self.minimum, self.maximum = minimum.clone(), maximum.clone()
+
+    def _count(self, rows: Tensor) -> None:
+        """Takes note of a batch's values, float [C, n]; its ends are noted already."""
+
+    def _add(self, parts: Sequence[Observer]) -> None:
+        """Adds what other observers counted, within the ends of whose batches this one is."""
 
     def _choose(self) -> tuple[Tensor, Tensor]:
         return self.minimum, self.maximum
@@ -147,7 +184,7 @@ class MovingAverage(Observer):
     #: How much of a new batch enters.
     momentum = 0.01
 
-    def _gather(self, rows: Tensor, minimum: Tensor, maximum: Tensor) -> None:
+    def _move(self, minimum: Tensor, maximum: Tensor) -> None:
         if self.batches:
             minimum = torch.lerp(self.minimum, minimum, self.momentum)
             maximum = torch.lerp(self.maximum, maximum, self.momentum)
@@ -157,50 +194,61 @@ class MovingAverage(Observer):
 class HistogramObserver(Observer):
     """Counts values in bins; its subclasses choose the range by them.
 
+    The bins are as wide as a power of two and begin at multiples of it, the narrowest that hold all
+    values seen. So which bin a value falls in depends neither on the order of the batches nor on
+    rounding, and wider bins consist of whole narrower ones.
+
     Attributes:
         counts: Float64 [C, BINS].
-        low: Float64 [C], the lower end of the first bin.
-        width: Float64 [C], width of a bin.
+        level: Int64 [C], the exponent of the bins' width.
+        first: Int64 [C], the lower end of the first bin, in widths of a bin.
     """
 
-    counts: Tensor
-    low: Tensor
-    width: Tensor
+    counts = torch.empty(0)
+    level: Tensor
+    first: Tensor
 
-    def _gather(self, rows: Tensor, minimum: Tensor, maximum: Tensor) -> None:
+    @property
+    def width(self) -> Tensor:
+        """Width of a bin, float64 [C]."""
+        return _times_power(torch.ones(len(self.level)), self.level)
+
+    @property
+    def low(self) -> Tensor:
+        """The lower end of the first bin, float64 [C]."""
+        return _times_power(self.first, self.level)
+
+    def _move(self, minimum: Tensor, maximum: Tensor) -> None:
+        super()._move(minimum, maximum)
+        level, first = _bins(self.minimum, self.maximum)
         if self.batches:
-            self._grow(minimum.double(), maximum.double())
+            counts = self._in_bins(level, first)
         else:
-            self.low = minimum.double()
-            span = (maximum.double() - self.low).clamp(min=torch.finfo(torch.float32).tiny)
-            self.width = span / BINS
-            self.counts = torch.zeros(len(rows), BINS, dtype=torch.float64)
-        super()._gather(rows, minimum, maximum)
+            counts = torch.zeros(len(level), BINS, dtype=torch.float64)
+        self.counts, self.level, self.first = counts, level, first
+
+    def _count(self, rows: Tensor) -> None:
         rows = _sample(rows, SAMPLE)
-        # In the values' own precision, which is what makes this cheap.
+        # In the values' own precision, which is what makes this cheap, and exact all the same:
+        # powers of two change the exponent only.
         gain = (1 / self.width).to(rows.dtype)[:, None]
-        index = ((rows - self.low.to(rows.dtype)[:, None]) * gain).long().clamp_(0, BINS - 1)
+        index = (rows * gain).floor_().long().sub_(self.first[:, None])
         if len(rows) > 1:
             index += BINS * torch.arange(len(rows))[:, None]
         found = torch.bincount(index.flatten(), minlength=BINS * len(rows))
         self.counts += found.reshape(len(rows), BINS)
 
-    def _grow(self, minimum: Tensor, maximum: Tensor) -> None:
-        """Doubles the bins of the rows whose range a batch leaves, until it holds all values."""
-        for row in range(len(self.counts)):
-            while True:
-                low, width = float(self.low[row]), float(self.width[row])
-                above = float(maximum[row]) > low + BINS * width
-                if not above and float(minimum[row]) >= low:
-                    break
-                merged = self.counts[row].reshape(-1, 2).sum(dim=1)
-                empty = torch.zeros_like(merged)
-                if above:
-                    self.counts[row] = torch.cat([merged, empty])
-                else:
-                    self.counts[row] = torch.cat([empty, merged])
-                    self.low[row] = low - BINS * width
-                self.width[row] = width * 2
+    def _add(self, parts: Sequence[Observer]) -> None:
+        for part in parts:
+            assert isinstance(part, HistogramObserver)
+            self.counts += part._in_bins(self.level, self.first)
+
+    def _in_bins(self, level: Tensor, first: Tensor) -> Tensor:
+        """Returns the counts of other bins, as wide or wider, that hold all values too."""
+        numbers = self.first[:, None] + torch.arange(BINS)
+        # Bins beyond the others' ends are empty.
+        index = (numbers >> (level - self.level)[:, None]).sub_(first[:, None]).clamp_(0, BINS - 1)
+        return torch.zeros_like(self.counts).scatter_add_(1, index, self.counts)
 
     def centers(self) -> Tensor:
         """Returns the middle of every bin, float64 [C, BINS]."""
@@ -272,6 +320,29 @@ def make_observer(name: str, grid: Grid | None = None, axis: int | None = None) 
             + did_you_mean(str(name), OBSERVERS)
         )
     return OBSERVERS[name](grid, axis)
+
+
+def _bins(minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the narrowest bins that hold values from a minimum to a maximum, all [C].
+
+    Returns:
+        The exponents of their widths and the numbers of the first ones, int64 [C].
+    """
+    low, high = minimum.double().numpy(), maximum.double().numpy()
+    _, reach = np.frexp(np.maximum(np.abs(low), np.abs(high)))
+    # Of values that are all equal, too, the middle of the bin should be near them.
+    span = np.where(high > low, np.frexp(high - low)[1], reach)
+    # Not so narrow that float32 could not tell bins apart, or hold the inverse of their width.
+    level = np.maximum(np.maximum(span - BINS.bit_length() + 1, reach - 24), -100).astype(np.int64)
+    # Values from the middle of a bin on may need one more.
+    level += np.floor(np.ldexp(high, -level)) - np.floor(np.ldexp(low, -level)) >= BINS
+    first = np.floor(np.ldexp(low, -level)).astype(np.int64)
+    return torch.from_numpy(level), torch.from_numpy(first)
+
+
+def _times_power(values: Tensor, exponent: Tensor) -> Tensor:
+    """Returns values times powers of two, float64, without rounding."""
+    return torch.from_numpy(np.ldexp(values.double().numpy(), exponent.numpy()))
 
 
 def _sample(rows: Tensor, most: int) -> Tensor:
