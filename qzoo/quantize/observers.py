@@ -331,7 +331,8 @@ def _bins(minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
     low, high = minimum.double().numpy(), maximum.double().numpy()
     _, reach = np.frexp(np.maximum(np.abs(low), np.abs(high)))
     # Of values that are all equal, too, the middle of the bin should be near them.
-    span = np.where(high > low, np.frexp(high - low)[1], reach)
+    _, span = np.frexp(high - low)
+    span = np.asarray(np.where(high > low, span, reach))
     # Not so narrow that float32 could not tell bins apart, or hold the inverse of their width.
     level = np.maximum(np.maximum(span - BINS.bit_length() + 1, reach - 24), -100).astype(np.int64)
     # Values from the middle of a bin on may need one more.
