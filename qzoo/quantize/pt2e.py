@@ -25,15 +25,17 @@ def prepare(
     backend: Backend,
     quantizer: Any = None,
     keep_float: Collection[str] = (),
+    is_qat: bool = False,
 ) -> fx.GraphModule:
     """Exports a float model, for batches of any size, and puts observers into it.
 
     Args:
-        model: In eval mode; left as it was.
+        model: In eval mode, or in train mode for training; left as it was.
         images: An example of its input, float32 [N, 3, H, W].
         backend: The numeric configuration, which chooses the quantizer.
         quantizer: One of torchao's quantizers to use instead, set up.
         keep_float: Modules to leave in float.
+        is_qat: Whether to put in fake quantization for training.
 
     Raises:
         ArgumentError: The model cannot be exported, or the quantizer is none or refuses it.
@@ -41,7 +43,7 @@ def prepare(
     """
     flow, base = _torchao()
     if quantizer is None:
-        quantizer = default_quantizer(backend, keep_float)
+        quantizer = default_quantizer(backend, keep_float, is_qat)
     elif not isinstance(quantizer, base):
         raise ArgumentError(
             f"quantizer should be one of torchao's PT2E quantizers, not {type(quantizer).__name__}."
@@ -54,9 +56,8 @@ def prepare(
     try:
         with _quiet(), torch.no_grad():
             exported = torch.export.export(model, (example,), dynamic_shapes=dynamic)
-            prepared: fx.GraphModule = flow.prepare_pt2e(
-                exported.module(check_guards=False), quantizer
-            )
+            put_in = flow.prepare_qat_pt2e if is_qat else flow.prepare_pt2e
+            prepared: fx.GraphModule = put_in(exported.module(check_guards=False), quantizer)
     except Exception as error:  # exporting and annotating fail in many ways
         raise ArgumentError(
             f"PT2E cannot prepare this {type(model).__name__} "
@@ -72,8 +73,15 @@ def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     return converted
 
 
-def default_quantizer(backend: Backend, keep_float: Collection[str] = ()) -> Any:
+def default_quantizer(
+    backend: Backend, keep_float: Collection[str] = (), is_qat: bool = False
+) -> Any:
     """Returns the quantizer of a backend: X86Inductor's or, for qnnpack, XNNPACK's.
+
+    Args:
+        backend: The numeric configuration.
+        keep_float: Modules to leave in float.
+        is_qat: Whether it is for quantization-aware training.
 
     Raises:
         MissingDependencyError: torchao or ExecuTorch is not installed.
@@ -81,7 +89,9 @@ def default_quantizer(backend: Backend, keep_float: Collection[str] = ()) -> Any
     if backend.per_channel:
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
-        config = x86.get_default_x86_inductor_quantization_config(reduce_range=backend.reduce_range)
+        config = x86.get_default_x86_inductor_quantization_config(
+            is_qat=is_qat, reduce_range=backend.reduce_range
+        )
         chosen = x86.X86InductorQuantizer().set_global(config)
         for name in keep_float:
             chosen.set_module_name_qconfig(name, None)
@@ -92,7 +102,9 @@ def default_quantizer(backend: Backend, keep_float: Collection[str] = ()) -> Any
             'pip install "qzoo[executorch]", or choose another backend.'
         )
     xnnpack = importlib.import_module(_XNNPACK)
-    config = xnnpack.get_symmetric_quantization_config(is_per_channel=backend.per_channel)
+    config = xnnpack.get_symmetric_quantization_config(
+        is_per_channel=backend.per_channel, is_qat=is_qat
+    )
     chosen = xnnpack.XNNPACKQuantizer().set_global(config)
     if keep_float:
         kept = frozenset(keep_float)

@@ -25,17 +25,19 @@ from ..artifact.native import attach_info, to_native
 from ..backends import get_backend
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
-from .ptq import default_ptq_backend
-from .qat_convert import build_artifact
+from .data import open_calibration
+from .ptq import default_ptq_backend, own_transforms
 from .qat_graph import GraphBuilder
-from .qat_model import Plan, QatModel, unwrap
+from .qat_model import InTraining, Plan, QatModel, unwrap
+from .qat_pt2e import prepare_pt2e
 from .qat_ranges import Ranges, range_index
-from .qat_start import Folded, Unfolded, calibrate, carry_over, nothing, read_ptq
+from .qat_start import Folded, Unfolded, carry_over, nothing, read_ptq
+from .recipes import STEPS, get_recipe
 from .state import Quantization, float_copy
 
 #: What `prepare` can do with batch norm.
 BATCH_NORM = ("fold", "keep")
-FLOWS = ("eager",)
+FLOWS = ("eager", "pt2e")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def prepare(
     transforms: ImageClassification | Callable[[Any], Tensor] | None = None,
     flow: str = "eager",
     progress: bool = True,
-) -> QatModel:
+) -> InTraining:
     """Returns a model to train, which computes as the int8 model of `model` will.
 
     The model itself is left as it was. Auxiliary classifiers are left out.
@@ -126,7 +128,8 @@ def prepare(
         seed: Seed of the choice of calibration images.
         transforms: Evaluation transforms, for folders and data sets of pictures; None takes the
             model's own.
-        flow: "eager".
+        flow: "eager"; "pt2e" trains by torchao's PT2E, whose own observers choose the ranges. It
+            takes `data`, of which the first batch is exported.
         progress: Whether to show progress bars on stderr.
 
     Returns:
@@ -148,6 +151,11 @@ def prepare(
             )
     if from_ptq is not None and data is not None:
         raise ArgumentError("Give from_ptq= or data=, not both: either chooses the first ranges.")
+    if flow == "pt2e" and (from_ptq is not None or learn_ranges or data is None):
+        raise ArgumentError(
+            'flow="pt2e" needs calibration images (data=), because it exports the model for them, '
+            'and takes neither from_ptq= nor learn_ranges=: use flow="eager" for those.'
+        )
     artifact = None if from_ptq is None else read_ptq(from_ptq)
     row = get_backend(
         backend or (artifact.info.backend if artifact else None) or default_ptq_backend()
@@ -155,14 +163,38 @@ def prepare(
     source = copy.copy(model)
     source.training = False  # train mode is as it should be here, and needs no warning
     state = Quantization(source, row, nothing(), keep_float, row.reduce_range, progress)
-    clips: dict[str, Tensor] = {}
-    if artifact is not None:
-        clips = carry_over(state, artifact)
-    elif data is not None:
-        options = {
-            "images": images, "batch_size": batch_size, "seed": seed, "transforms": transforms,
-        }  # fmt: skip
-        calibrate(state, model, data, recipe, options)
+    if data is not None:
+        plan = get_recipe(recipe)
+        state.calibration = open_calibration(
+            data,
+            images=images or plan.images,
+            batch_size=batch_size,
+            seed=seed,
+            transform=transforms or own_transforms(model),
+            stratify=plan.stratify,
+        )
+    prepared: InTraining
+    if flow == "pt2e":
+        prepared = prepare_pt2e(state, source, batch_norm == "keep")
+    else:
+        if data is not None:
+            for step in ("calibrate", "share_ranges"):
+                STEPS[step](state, plan)
+        prepared = _prepare(state, source, artifact, batch_norm, learn_ranges)
+    state.fused.to("meta")  # the weights are in training now; only their shapes are needed again
+    prepared.to(next(model.parameters()).device)
+    return attach_info(prepared, state.info).train()  # type: ignore[return-value]
+
+
+def _prepare(
+    state: Quantization,
+    source: nn.Module,
+    artifact: Artifact | None,
+    batch_norm: str,
+    learn_ranges: bool,
+) -> QatModel:
+    """Builds the model in training of qzoo's own flow; `state` has the first ranges, if any."""
+    clips = {} if artifact is None else carry_over(state, artifact)
     norms: dict[str, nn.BatchNorm2d] = {}
     weights: Folded | Unfolded = Folded(state)
     if batch_norm == "keep":
@@ -172,7 +204,7 @@ def prepare(
     ranges = Ranges(len(set(index.values())), state.grid, learn_ranges)
     for name, (scale, zero_point) in state.ranges.items():
         ranges.set(index[name], scale, zero_point)
-    notes = {"method": f"QAT ({flow})", "batch_norm": batch_norm, "learned_ranges": learn_ranges}
+    notes = {"method": "QAT", "batch_norm": batch_norm, "learned_ranges": learn_ranges}
     plan = Plan(state, index, notes)
     qat = QatModel(plan, ranges)
     builder = GraphBuilder(state, ranges, index, norms, weights, qat)
@@ -184,11 +216,9 @@ def prepare(
         layer.clip = clips.get(name)
         if learn_ranges and layer.rounded:
             layer.learn_step()
-    ranges.observing = not (learn_ranges and state.ranges)
-    state.fused.to("meta")  # the weights are in training now; only their shapes are needed again
     state.calibration = nothing()
-    qat.requires_grad_().to(next(model.parameters()).device)
-    return attach_info(qat, state.info).train()  # type: ignore[return-value]
+    qat.requires_grad_()
+    return qat
 
 
 def to_artifact(model: nn.Module) -> Artifact:
@@ -200,7 +230,7 @@ def to_artifact(model: nn.Module) -> Artifact:
     Raises:
         ArgumentError: It is no such model, or has no ranges yet, or its training diverged.
     """
-    return build_artifact(unwrap(model))
+    return unwrap(model).to_artifact()
 
 
 def convert(model: nn.Module) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from .fake_quantize import WEIGHT_MAX
 from .qat_layers import Weighted, gain_of
-from .qat_model import QatModel
 from .state import Quantization, spread
+
+if TYPE_CHECKING:
+    from .qat_model import QatModel
 
 _TINY = torch.finfo(torch.float32).tiny
 

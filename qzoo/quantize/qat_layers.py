@@ -39,7 +39,7 @@ class Output(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the rounded output; may overwrite `x` where no gradient is asked for."""
         ranges: Ranges = self.ranges  # type: ignore[assignment]
-        if self.training and ranges.observing:
+        if self.training and ranges.moving:
             ranges.note(self.index, x, self.relu)
         if ranges.bypass:
             return F.relu(x) if self.relu else x

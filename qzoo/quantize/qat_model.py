@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..artifact.format import Artifact
 from ..errors import ArgumentError
+from .qat_convert import build_artifact
 from .qat_graph import compile_graph
 from .qat_ranges import Ranges
 from .state import Quantization
@@ -43,7 +45,26 @@ class Plan:
         return state
 
 
-class QatModel(nn.Module):
+class InTraining(nn.Module):
+    """What models in quantization-aware training have in common, whatever the flow."""
+
+    def freeze_observers(self, frozen: bool = True) -> None:
+        """Stops batches from moving the ranges, or lets them move on."""
+        raise NotImplementedError
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Has batch norms use their running statistics, and keep them, in train mode too.
+
+        Their weights and biases train on. Without effect where batch norm was folded.
+        """
+        raise NotImplementedError
+
+    def to_artifact(self) -> Artifact:
+        """Returns the int8 artifact; see `qat.to_artifact`."""
+        raise NotImplementedError
+
+
+class QatModel(InTraining):
     """A model that trains as usual and computes as its int8 model will.
 
     Parameters and batch norms have the user's names ("layer1.0.conv1.weight"). In train mode,
@@ -89,16 +110,18 @@ class QatModel(nn.Module):
         return self
 
     def freeze_observers(self, frozen: bool = True) -> None:
-        """Stops batches from moving the ranges, or lets them move on."""
+        """Stops batches from moving the ranges, or lets them move on; learned ones learn on."""
         self.ranges.observing = not frozen
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
-        """Has batch norms use their running statistics, and keep them, in train mode too.
-
-        Their weights and biases train on. Without effect where batch norm was folded.
-        """
+        """Has batch norms use their running statistics, and keep them, in train mode too."""
         self._norms_frozen = frozen
-        self.train(self.training)
+        for norm in self._norms():
+            norm.train(self.training and not frozen)
+
+    def to_artifact(self) -> Artifact:
+        """Returns the int8 artifact; see `qat.to_artifact`."""
+        return build_artifact(self)
 
     def get_extra_state(self) -> Tensor:
         """Returns what is frozen, bool [2], for the state dict."""
@@ -120,10 +143,10 @@ class QatModel(nn.Module):
                 "This model has no ranges yet: run a training batch through it first, or give "
                 "prepare calibration images (data=) or a PTQ result (from_ptq=)."
             )
-        ranges, observing = self.ranges, self.ranges.observing
+        ranges = self.ranges
         dropouts = [m for m in self.modules() if isinstance(m, nn.Dropout)]
         norms: list[Any] = self._norms()
-        ranges.bypass, ranges.observing = True, True
+        ranges.bypass = True
         try:
             for dropout in dropouts:
                 dropout.eval()
@@ -133,7 +156,7 @@ class QatModel(nn.Module):
             with torch.no_grad():
                 self._run(self, x)
         finally:
-            ranges.bypass, ranges.observing = False, observing and not ranges.learned
+            ranges.bypass = False
             for norm in norms:
                 norm.track_running_stats = True
             for dropout in dropouts:
@@ -142,14 +165,14 @@ class QatModel(nn.Module):
         ranges.begin()
 
 
-def unwrap(model: nn.Module) -> QatModel:
+def unwrap(model: nn.Module) -> InTraining:
     """Returns the model in training inside of what may be wrapped around it.
 
     Raises:
         ArgumentError: There is none.
     """
     inner: Any = model
-    while not isinstance(inner, QatModel):
+    while not isinstance(inner, InTraining):
         # DistributedDataParallel and torch.compile each keep it under a name of their own.
         inner = getattr(inner, "_orig_mod", getattr(inner, "module", None))
         if inner is None:

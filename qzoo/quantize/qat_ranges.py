@@ -46,7 +46,7 @@ class Ranges(nn.Module):
             parameter where ranges are learned.
         zero_point: Int64 [L], the integers that stand for 0.0.
         batches: Int64, 0-d: how many batches were averaged.
-        observing: Whether training batches move the ranges.
+        observing: Whether training batches move the ranges, unless those are learned.
         synchronize: Whether processes of a process group observe one common batch.
     """
 
@@ -88,6 +88,11 @@ class Ranges(nn.Module):
             self.batches.fill_(round(1 / self.momentum))
 
     # What happens in a forward pass.
+
+    @property
+    def moving(self) -> bool:
+        """Whether a training batch is to be observed."""
+        return self.bypass or (self.observing and not self.learned)
 
     def begin(self) -> bool:
         """Gets ready for a batch; returns whether all layers have a range."""

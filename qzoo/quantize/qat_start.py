@@ -13,10 +13,8 @@ from ..artifact.layers import WEIGHTED_OPS
 from ..artifact.native import from_native
 from ..errors import ArgumentError
 from ..reference.build import ReferenceModel
-from .data import Calibration, open_calibration
-from .ptq import own_transforms
+from .data import Calibration
 from .qat_layers import gain_of
-from .recipes import STEPS, get_recipe
 from .state import Quantization, spread
 
 #: A float weight this near to the integer that PTQ rounded to, in steps, is where it came from.
@@ -28,31 +26,6 @@ _MARGIN = 0.01
 def nothing() -> Calibration:
     """Returns calibration images that there are none of."""
     return Calibration(lambda: iter(()), 0, 1, "", None)
-
-
-def calibrate(
-    state: Quantization, model: nn.Module, data: Any, recipe: str, options: dict[str, Any]
-) -> None:
-    """Chooses ranges as `ptq` does, by one of its recipes.
-
-    Args:
-        state: The model; its `ranges` are set.
-        model: The float model, whose transforms prepare pictures.
-        data: Calibration images, see `ptq`.
-        recipe: The recipe's name; only its observers count here.
-        options: The options `images`, `batch_size`, `seed`, `transforms` of `ptq`.
-    """
-    plan = get_recipe(recipe)
-    state.calibration = open_calibration(
-        data,
-        images=options["images"] or plan.images,
-        batch_size=options["batch_size"],
-        seed=options["seed"],
-        transform=options["transforms"] or own_transforms(model),
-        stratify=plan.stratify,
-    )
-    for step in ("calibrate", "share_ranges"):
-        STEPS[step](state, plan)
 
 
 def read_ptq(result: nn.Module | Artifact) -> Artifact:

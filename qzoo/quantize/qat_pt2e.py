@@ -1,0 +1,179 @@
+"""Quantization-aware training by torchao's PT2E flow, the second way.
+
+torchao's patterns for batch norm in training have an epsilon of 1e-5 and a momentum of 0.1,
+whatever the model has ("TODO: allow setting eps" in torchao 0.18's `pt2e/qat_utils.py`).
+MobileNetV3, GoogLeNet and Inception have an epsilon of 0.001, so that they would train as other
+models than they are; pytorch/pytorch#114859 lost 12 points on MobileNetV3. Batch norm is therefore
+folded before the export, unless it is to be kept and torchao leaves it as it is.
+
+Modes are switched here, because torchao's own switch sets every dropout to 0.5 on the way.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..artifact.format import Artifact
+from ..errors import ArgumentError, QuantizationWarning
+from ..reference.pt2e import from_pt2e
+from . import pt2e
+from .qat_model import InTraining
+from .state import Quantization, float_copy
+
+
+@dataclasses.dataclass
+class Pt2ePlan:
+    """How a model in training becomes int8; copies of the model share it.
+
+    Attributes:
+        state: The model on its way to int8, without numbers; its calibration images measure what
+            torchao leaves in float.
+    """
+
+    state: Quantization
+
+    def __deepcopy__(self, memo: Any) -> Pt2ePlan:
+        return self
+
+
+class Pt2eModel(InTraining):
+    """A model that torchao prepared for training, with the usual modes.
+
+    In train mode its observers watch and batch norm uses batch statistics, unless they are frozen;
+    in eval mode nothing moves. Its graph holds parameters under the user's names, after
+    "prepared.".
+    """
+
+    def __init__(self, prepared: fx.GraphModule, plan: Pt2ePlan) -> None:
+        super().__init__()
+        self.prepared, self.plan = prepared, plan
+        self._observers_frozen = self._norms_frozen = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns logits, float32 [N, classes], of images, float32 [N, 3, H, W]."""
+        y = self.prepared(x)
+        return y if isinstance(y, Tensor) else y[0]
+
+    def train(self, mode: bool = True) -> Pt2eModel:
+        """Switches between training and evaluation."""
+        self.training = mode
+        _set_modes(self.prepared, mode, mode and not self._norms_frozen)
+        for module in _fake_quantizers(self.prepared):
+            module.enable_observer(mode and not self._observers_frozen)
+        return self
+
+    def freeze_observers(self, frozen: bool = True) -> None:
+        """Stops batches from moving the ranges, or lets them move on."""
+        self._observers_frozen = frozen
+        self.train(self.training)
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Has batch norms use their running statistics, and keep them, in train mode too."""
+        self._norms_frozen = frozen
+        self.train(self.training)
+
+    def get_extra_state(self) -> Tensor:
+        """Returns what is frozen, bool [2], for the state dict."""
+        return torch.tensor([self._observers_frozen, self._norms_frozen])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Freezes what a state dict says."""
+        self._observers_frozen, self._norms_frozen = state.tolist()
+        self.train(self.training)
+
+    def to_artifact(self) -> Artifact:
+        """Returns the int8 artifact; see `qat.to_artifact`."""
+        state = self.plan.state
+        prepared = copy.deepcopy(self.prepared).cpu()
+        if any(bool(m.scale.eq(1).all()) for m in _fake_quantizers(prepared)):
+            raise ArgumentError(
+                "This model has no ranges yet, so there is nothing to convert: train it for a step."
+            )
+        _set_modes(prepared, False, False)
+        artifact = from_pt2e(
+            pt2e.convert(prepared),
+            state.info,
+            state.calibration,
+            keep_float=state.keep_float,
+            backend=state.backend.name,
+        )
+        changed = artifact.info.recipe.get("changed", {})
+        if changed:
+            warnings.warn(
+                f"{len(changed)} layers round in int8 where PT2E's training did not, or otherwise "
+                f"({', '.join(list(changed)[:3])}, ...), so evaluate the int8 model itself.",
+                QuantizationWarning,
+                stacklevel=4,
+            )
+        recipe = {**state.info.recipe, **artifact.info.recipe, "method": "QAT (pt2e)"}
+        return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, recipe=recipe))
+
+
+def prepare_pt2e(state: Quantization, source: nn.Module, keep_norms: bool) -> Pt2eModel:
+    """Exports a float model in train mode and puts torchao's fake quantization into it.
+
+    Args:
+        state: The model on its way to int8, with its folded weights and calibration images, the
+            first of which are the example of the export.
+        source: The float model.
+        keep_norms: Whether batch norm trains on, instead of being folded.
+
+    Raises:
+        ArgumentError: The model cannot be exported, or torchao would change its batch norms.
+        MissingDependencyError: torchao, or the backend's quantizer, is not installed.
+    """
+    plain = float_copy(source)
+    if not keep_norms:
+        _fold(plain, state)
+    eps = {m.eps for m in plain.modules() if isinstance(m, nn.BatchNorm2d)}
+    plain.requires_grad_().train()
+    example = next(iter(state.calibration))
+    prepared = pt2e.prepare(plain, example, state.backend, keep_float=state.keep_float, is_qat=True)
+    found = {float(node.args[7]) for node in _calls(prepared, "batch_norm")}
+    if found - eps:
+        raise ArgumentError(
+            f"torchao's PT2E flow trains batch norm with an epsilon of {min(found):g}, but this "
+            f"{state.info.architecture} has {min(eps):g}, so that it would learn to be another "
+            'model (pytorch/pytorch#114859): use batch_norm="fold", or flow="eager".'
+        )
+    return Pt2eModel(prepared, Pt2ePlan(state))
+
+
+def _fold(plain: nn.Module, state: Quantization) -> None:
+    """Gives a float model the folded weights, and identities for batch norms."""
+    for name in state.weighted():
+        layer: Any = plain.get_submodule(name)
+        layer.weight = nn.Parameter(state.weight(name).clone())
+        layer.bias = nn.Parameter(state.bias(name).clone())
+    for name, module in list(plain.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            plain.get_submodule(parent)._modules[child] = nn.Identity()
+
+
+def _calls(graph: fx.GraphModule, name: str) -> list[Any]:
+    """Returns the nodes that call an operator of PyTorch, whether in place or not."""
+    known = (f"aten.{name}.default", f"aten.{name}_.default")
+    return [n for n in graph.graph.nodes if str(n.target) in known]
+
+
+def _set_modes(graph: fx.GraphModule, dropout: bool, batch_norm: bool) -> None:
+    """Tells the exported dropouts and batch norms whether they are in training."""
+    changed = False
+    for name, position, mode in (("dropout", 2, dropout), ("batch_norm", 5, batch_norm)):
+        for node in _calls(graph, name):
+            if node.args[position] is not mode:
+                node.update_arg(position, mode)
+                changed = True
+    if changed:
+        graph.recompile()
+
+
+def _fake_quantizers(graph: nn.Module) -> list[Any]:
+    return [module for module in graph.modules() if hasattr(module, "observer_enabled")]
