@@ -107,6 +107,10 @@ class Simulation:
         self.ranged = list(dict.fromkeys(self.owners[step] for step in self.steps))
         self.weighted = [name for name in self.ranged if name in self._float]
 
+    def with_artifact(self, artifact: Artifact) -> Simulation:
+        """Returns the simulation of the same float model with other numbers of the int8 one."""
+        return Simulation(self._fused, artifact)
+
     @property
     def int8(self) -> Parts:
         """All that the artifact computes in int8."""
