@@ -38,8 +38,8 @@ def test_all_in_float_is_the_float_model(case):
 def test_all_in_int8_is_the_native_model_but_for_single_steps(case):
     _, int8, images, simulation = case
     with torch.inference_mode():
-        steps = (simulation.run(images, simulation.int8) - int8(images)).abs()
-    steps /= simulation.artifact.layers[simulation.ranged[-1]].scale
+        gap = (simulation.run(images, simulation.int8) - int8(images)).abs()
+    steps = gap / simulation.artifact.layers[simulation.ranged[-1]].scale
     assert float(steps.max()) < 3 and float(steps.mean()) < 0.2
 
 
@@ -88,7 +88,8 @@ def test_one_layer_at_a_time(case):
 
 def test_splitting_into_batches_changes_nothing(case):
     _, _, images, simulation = case
-    layers = simulation.weighted[:1]
+    # The last layer: what an untrained model's first ones add may be lost in float32's own noise.
+    layers = simulation.weighted[-1:]
     whole = measure_sensitivity(simulation, [(images, None)], layers=layers, progress=False)
     parts = [(images[:1], None), (images[1:], None)]
     split = measure_sensitivity(simulation, parts, layers=layers, progress=False)
