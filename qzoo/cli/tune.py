@@ -1,0 +1,123 @@
+"""`qzoo tune`: as few layers in float as meet a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..analysis import analyze
+from ..artifact.format import write_atomically
+from ..backends import BACKENDS
+from ..benchmark import torch_threads
+from ..datasets.sources import open_data
+from ..quantize import RECIPES, Tuned, tune
+from ._models import load_float_model, preset_of
+from ._output import print_json, print_table
+from .analyze import check_folder, pictures_to_measure
+from .evaluate import DATA_HELP
+
+
+@click.command("tune")
+@click.argument("model")
+@click.option("--data", required=True, help=f"Pictures to calibrate and measure on: {DATA_HELP}")
+@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Artifact.")
+@click.option(
+    "--max-drop",
+    default=0.3,
+    show_default=True,
+    type=click.FloatRange(0, 100),
+    help="Points of top-1 that int8 may lose.",
+)
+@click.option(
+    "--time-budget", type=click.FloatRange(0), help="Seconds; then the best so far is written."
+)
+@click.option("--weights", "-w", help="torchvision's float weights.  [default: DEFAULT]")
+@click.option(
+    "--backend",
+    type=click.Choice(list(BACKENDS)),
+    help="Numeric configuration.  [default: onednn or, without VNNI, x86]",
+)
+@click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", show_default=True)
+@click.option("--images", type=click.IntRange(1), help="To calibrate on.  [default: the recipe's]")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Picks images.", show_default=True)
+@click.option(
+    "--keep-float",
+    multiple=True,
+    metavar="PATTERN",
+    help="Layers whose weights stay float in any case; may be repeated.",
+)
+@click.option("--batch-size", "-b", default=32, show_default=True, type=click.IntRange(1))
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a report on the result.")
+def tune_command(
+    model: str,
+    data: str,
+    out: Path,
+    weights: str | None,
+    threads: int | None,
+    as_json: bool,
+    html: Path | None,
+    **options: Any,
+) -> None:
+    """Quantize, and keep as few layers in float as lose no more than --max-drop.
+
+    MODEL is a checkpoint of float weights or the name of a model. Of data with a train and a val
+    split, the first calibrates and the second measures. Ends with exit code 1, the best found
+    written, where the target is missed.
+
+    \b
+    Examples:
+      qzoo tune my_model.safetensors --data photos --max-drop 0.3 -o tuned.safetensors
+      qzoo tune mobilenet_v3_large --data imagenet --backend qnnpack --time-budget 3600 -o m.st
+    """
+    for path in (out, html):
+        check_folder(path)
+    opened = open_data(data)
+    loaded = load_float_model(model, weights)
+    preset = preset_of(loaded)
+    calibration = opened.split("train" if "test" in opened.splits else "all", preset)
+    pictures = pictures_to_measure(opened, loaded)
+    options["keep_float"] = list(options["keep_float"])
+    with torch_threads(threads):
+        tuned = tune(loaded, calibration, test_data=pictures, **options)
+        tuned.artifact.write(out)
+        if html is not None:
+            page = analyze(loaded, tuned.artifact, pictures, seed=options["seed"]).to_html()
+            write_atomically(html, page.encode())
+    if as_json:
+        print_json({"file": str(out), **tuned.to_dict()})
+    else:
+        _report(tuned, out)
+    if not tuned.met:
+        click.echo(
+            f"Warning: the target was missed by {tuned.drop - tuned.max_drop:.2f} points "
+            f"({tuned.stopped}); the best found was written.",
+            err=True,
+        )
+        raise click.exceptions.Exit(1)
+
+
+def _report(tuned: Tuned, out: Path) -> None:
+    rows = [
+        (
+            step.action,
+            len(step.float_layers),
+            "" if step.top1 is None else f"{step.top1:.2f} %",
+            f"{step.drop:.2f}",
+            "yes" if step.met else "no",
+            f"{step.seconds:.0f} s",
+        )
+        for step in tuned.trace
+    ]
+    lost = "changed" if tuned.top1 is None else "lost"
+    print_table(None, ("tried", "in float", "top-1", lost, "met", "after"), rows, "lrrrlr")
+    click.echo(f"\n{tuned.stopped}")
+    if tuned.float_top1 is not None:
+        click.echo(f"float: top-1 {tuned.float_top1:.2f} %")
+        click.echo(f"int8:  top-1 {tuned.top1:.2f} %")
+    click.echo(f"{out}: {len(tuned.float_layers)} layers in float")
+    for name in tuned.float_layers:
+        click.echo(f"  {name}")
