@@ -13,12 +13,13 @@ A script is little more than
             metrics = trainer.fit()
 """
 
+from qzoo.checkpoint import load_float, save_float
 from qzoo.quantize.data import stratified
 
 from .batches import Batches, LoadedBatches, MemoryBatches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined
-from .files import check_size, float_model, load_float, put_row, save_float, write_csv
+from .files import check_size, float_model, put_row, write_csv
 from .learner import Learner
 from .loop import Trainer
 from .loss import Loss, make_loss

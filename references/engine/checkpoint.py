@@ -80,9 +80,10 @@ def resume_path(resume: str | None, output: Path) -> Path | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the unfinished files of a run that was killed while it wrote a checkpoint."""
-    for path in folder.glob(f".{CHECKPOINT}.*"):
-        path.unlink(missing_ok=True)
+    """Removes the unfinished files of a run that was killed while it wrote."""
+    for name in (CHECKPOINT, "log.csv", "*.safetensors"):
+        for path in folder.glob(f".{name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from qzoo.artifact.native import model_info
+from qzoo.checkpoint import load_float
 from qzoo.errors import ArgumentError
 
-from .files import load_float
 from .prepare import Prepared
 
 

@@ -1,0 +1,128 @@
+"""Training in two processes, as `torchrun` starts them, is training in one."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+REFERENCES = Path(__file__).parent.parent.parent / "references"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+OPTIONS = [
+    *("--model", "resnet18", "--epochs", "3", "--lr", "0.01", "--train-crop-size", "32"),
+    *("--augment", "crop", "--lr-scheduler", "cosine", "--sync-bn", "--seed", "3"),
+    *("--model-ema", "--model-ema-steps", "2", "--workers", "0", "--threads", "1"),
+]
+
+
+def start(launcher: list[str], *options: object) -> subprocess.Popen[str]:
+    words = [*launcher, REFERENCES / "train.py", *OPTIONS, *options]
+    return subprocess.Popen(
+        list(map(str, words)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int | None = 0) -> tuple[str, str]:
+    out, err = process.communicate(timeout=900)
+    assert code is None or process.returncode == code, err
+    return out, err
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    with (folder / "log.csv").open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    stored = torch.load(folder / "checkpoint.pth", weights_only=True)
+    return {**stored["model"], **{f"ema.{k}": v for k, v in stored["ema"].items()}}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures; an odd number of them to measure on."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 17), ("val", 3)):
+        for name, base in (("bright", 160), ("dark", 10), ("grey", 90)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = base + rng.integers(0, 60, (40, 50, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def both(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of two processes, which nothing interrupted."""
+    output = tmp_path_factory.mktemp("both") / "run"
+    out, err = finish(
+        start(TORCHRUN, "--data-path", photos, "--batch-size", 8, "--output-dir", output)
+    )
+    assert out.count("epoch 1/3:") == 1, "only one process reports"
+    assert out.count("wrote") == 1
+    assert "Traceback" not in err
+    return output
+
+
+def test_two_processes_have_the_loss_curve_of_one(photos: Path, both: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "run"
+    finish(
+        start([sys.executable], "--data-path", photos, "--batch-size", 16, "--output-dir", alone)
+    )
+    one, two = log(alone), log(both)
+    assert len(one) == len(two) == 3
+    for a, b in zip(one, two, strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+        assert b["lr"] == a["lr"]
+        assert b["test_top1"] == pytest.approx(a["test_top1"], abs=12), "one image of nine"
+    # It is the training that agrees, not just its beginning: weights moved much farther.
+    a, b = state(alone), state(both)
+    first, last = one[0]["loss"], one[-1]["loss"]
+    assert abs(first - last) > 0.05
+    for name in a:
+        if a[name].is_floating_point():
+            assert torch.allclose(a[name], b[name], rtol=1e-2, atol=2e-3), name
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+def test_a_killed_process_ends_the_run_and_resume_goes_on(
+    photos: Path, both: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    options = ("--data-path", photos, "--batch-size", 8, "--output-dir", output)
+    process = start(TORCHRUN, *options, "--checkpoint-steps", 1)
+    checkpoint = output / "checkpoint.pth"
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [pid for pid in map(int, children) if b"train.py" in _command(pid)]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    _, err = finish(process, code=None)
+    assert process.returncode != 0
+    assert "process of this run ended" in err
+    assert "--resume auto" in err
+    _, err = finish(start(TORCHRUN, *options, "--resume", "auto"))
+    assert "Going on from" in err
+    a, b = state(both), state(output)
+    assert all(torch.equal(a[name], b[name]) for name in a), "bit for bit"
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
