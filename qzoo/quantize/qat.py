@@ -156,6 +156,12 @@ def prepare(
             'flow="pt2e" needs calibration images (data=), because it exports the model for them, '
             'and takes neither from_ptq= nor learn_ranges=: use flow="eager" for those.'
         )
+    if flow == "pt2e" and batch_norm == "keep":
+        raise ArgumentError(
+            "torchao's PT2E flow trains every batch norm with an epsilon of 1e-5, which makes "
+            "other models of MobileNetV3 and the Inceptions (pytorch/pytorch#114859), and mixes up "
+            'layers when it converts: use batch_norm="fold" or flow="eager".'
+        )
     artifact = None if from_ptq is None else read_ptq(from_ptq)
     row = get_backend(
         backend or (artifact.info.backend if artifact else None) or default_ptq_backend()
@@ -175,7 +181,7 @@ def prepare(
         )
     prepared: InTraining
     if flow == "pt2e":
-        prepared = prepare_pt2e(state, source, batch_norm == "keep")
+        prepared = prepare_pt2e(state, source)
     else:
         if data is not None:
             for step in ("calibrate", "share_ranges"):

@@ -1,10 +1,10 @@
-"""Quantization-aware training by torchao's PT2E flow, the second way.
+"""Quantization-aware training by torchao's PT2E flow, the second way; batch norm is folded first.
 
-torchao's patterns for batch norm in training have an epsilon of 1e-5 and a momentum of 0.1,
-whatever the model has ("TODO: allow setting eps" in torchao 0.18's `pt2e/qat_utils.py`).
-MobileNetV3, GoogLeNet and Inception have an epsilon of 0.001, so that they would train as other
-models than they are; pytorch/pytorch#114859 lost 12 points on MobileNetV3. Batch norm is therefore
-folded before the export, unless it is to be kept and torchao leaves it as it is.
+torchao's patterns for batch norm in training have an epsilon of 1e-5, whatever the model has
+("TODO: allow setting eps" in torchao 0.18's `pt2e/qat_utils.py`). MobileNetV3, GoogLeNet and
+Inception have 0.001, so that they would train as other models than they are;
+pytorch/pytorch#114859 lost 12 points on MobileNetV3. Converting such a graph also mixes up which
+convolution is which layer.
 
 Modes are switched here, because torchao's own switch sets every dropout to 0.5 on the way.
 """
@@ -45,15 +45,16 @@ class Pt2ePlan:
 class Pt2eModel(InTraining):
     """A model that torchao prepared for training, with the usual modes.
 
-    In train mode its observers watch and batch norm uses batch statistics, unless they are frozen;
-    in eval mode nothing moves. Its graph holds parameters under the user's names, after
-    "prepared.".
+    In train mode its observers watch, unless they are frozen; in eval mode nothing moves. Its graph
+    holds parameters under the user's names, after "prepared.".
     """
 
     def __init__(self, prepared: fx.GraphModule, plan: Pt2ePlan) -> None:
         super().__init__()
         self.prepared, self.plan = prepared, plan
-        self._observers_frozen = self._norms_frozen = False
+        self._frozen = False
+        # A state dict of eval mode switches observers off.
+        self.register_load_state_dict_post_hook(lambda model, _: model.train(model.training))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits, float32 [N, classes], of images, float32 [N, 3, H, W]."""
@@ -63,29 +64,26 @@ class Pt2eModel(InTraining):
     def train(self, mode: bool = True) -> Pt2eModel:
         """Switches between training and evaluation."""
         self.training = mode
-        _set_modes(self.prepared, mode, mode and not self._norms_frozen)
+        _switch_dropout(self.prepared, mode)
         for module in _fake_quantizers(self.prepared):
-            module.enable_observer(mode and not self._observers_frozen)
+            module.enable_observer(mode and not self._frozen)
         return self
 
     def freeze_observers(self, frozen: bool = True) -> None:
         """Stops batches from moving the ranges, or lets them move on."""
-        self._observers_frozen = frozen
+        self._frozen = frozen
         self.train(self.training)
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
-        """Has batch norms use their running statistics, and keep them, in train mode too."""
-        self._norms_frozen = frozen
-        self.train(self.training)
+        """Does nothing: batch norm was folded."""
 
     def get_extra_state(self) -> Tensor:
-        """Returns what is frozen, bool [2], for the state dict."""
-        return torch.tensor([self._observers_frozen, self._norms_frozen])
+        """Returns whether observers are frozen, bool [1], for the state dict."""
+        return torch.tensor([self._frozen])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Freezes what a state dict says."""
-        self._observers_frozen, self._norms_frozen = state.tolist()
-        self.train(self.training)
+        self.freeze_observers(bool(state[0]))
 
     def to_artifact(self) -> Artifact:
         """Returns the int8 artifact; see `qat.to_artifact`."""
@@ -95,7 +93,7 @@ class Pt2eModel(InTraining):
             raise ArgumentError(
                 "This model has no ranges yet, so there is nothing to convert: train it for a step."
             )
-        _set_modes(prepared, False, False)
+        _switch_dropout(prepared, False)
         artifact = from_pt2e(
             pt2e.convert(prepared),
             state.info,
@@ -115,33 +113,23 @@ class Pt2eModel(InTraining):
         return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, recipe=recipe))
 
 
-def prepare_pt2e(state: Quantization, source: nn.Module, keep_norms: bool) -> Pt2eModel:
+def prepare_pt2e(state: Quantization, source: nn.Module) -> Pt2eModel:
     """Exports a float model in train mode and puts torchao's fake quantization into it.
 
     Args:
         state: The model on its way to int8, with its folded weights and calibration images, the
             first of which are the example of the export.
         source: The float model.
-        keep_norms: Whether batch norm trains on, instead of being folded.
 
     Raises:
-        ArgumentError: The model cannot be exported, or torchao would change its batch norms.
+        ArgumentError: The model cannot be exported.
         MissingDependencyError: torchao, or the backend's quantizer, is not installed.
     """
     plain = float_copy(source)
-    if not keep_norms:
-        _fold(plain, state)
-    eps = {m.eps for m in plain.modules() if isinstance(m, nn.BatchNorm2d)}
+    _fold(plain, state)
     plain.requires_grad_().train()
     example = next(iter(state.calibration))
     prepared = pt2e.prepare(plain, example, state.backend, keep_float=state.keep_float, is_qat=True)
-    found = {float(node.args[7]) for node in _calls(prepared, "batch_norm")}
-    if found - eps:
-        raise ArgumentError(
-            f"torchao's PT2E flow trains batch norm with an epsilon of {min(found):g}, but this "
-            f"{state.info.architecture} has {min(eps):g}, so that it would learn to be another "
-            'model (pytorch/pytorch#114859): use batch_norm="fold", or flow="eager".'
-        )
     return Pt2eModel(prepared, Pt2ePlan(state))
 
 
@@ -157,22 +145,12 @@ def _fold(plain: nn.Module, state: Quantization) -> None:
             plain.get_submodule(parent)._modules[child] = nn.Identity()
 
 
-def _calls(graph: fx.GraphModule, name: str) -> list[Any]:
-    """Returns the nodes that call an operator of PyTorch, whether in place or not."""
-    known = (f"aten.{name}.default", f"aten.{name}_.default")
-    return [n for n in graph.graph.nodes if str(n.target) in known]
-
-
-def _set_modes(graph: fx.GraphModule, dropout: bool, batch_norm: bool) -> None:
-    """Tells the exported dropouts and batch norms whether they are in training."""
-    changed = False
-    for name, position, mode in (("dropout", 2, dropout), ("batch_norm", 5, batch_norm)):
-        for node in _calls(graph, name):
-            if node.args[position] is not mode:
-                node.update_arg(position, mode)
-                changed = True
-    if changed:
-        graph.recompile()
+def _switch_dropout(graph: fx.GraphModule, training: bool) -> None:
+    """Tells the exported dropouts whether they are in training."""
+    for node in graph.graph.nodes:
+        if str(node.target) in ("aten.dropout.default", "aten.dropout_.default"):
+            node.update_arg(2, training)
+    graph.recompile()
 
 
 def _fake_quantizers(graph: nn.Module) -> list[Any]:
