@@ -10,6 +10,7 @@ from ..errors import UnknownNameError, did_you_mean
 from .adaround import round_adaptively
 from .bias_correction import correct_biases
 from .calibrate import calibrate, choose_weight_scales
+from .equalize import equalize
 from .observers import OBSERVERS
 from .shared_ranges import share_ranges
 from .state import Quantization
@@ -57,6 +58,7 @@ class Recipe:
 #: What a step does to the model; each notes what it did in `state.notes`.
 STEPS: MappingProxyType[str, Callable[[Quantization, Recipe], None]] = MappingProxyType(
     {
+        "equalize": lambda state, recipe: equalize(state),
         "weights": lambda state, recipe: choose_weight_scales(state, recipe.weight_observer),
         "calibrate": lambda state, recipe: _calibrate(state, recipe),
         "share_ranges": lambda state, recipe: _share_ranges(state),
