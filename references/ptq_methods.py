@@ -54,7 +54,7 @@ class Method:
     def code_sha256(self, model: str) -> str:
         """Returns a digest of the code behind its figures; comments and docstrings do not count."""
         family = get_entry(model).builder.__module__.rpartition(".")[2]
-        patterns = (f"qzoo/models/{family}.py", "qzoo/models/_common.py", *_MEASURING, *self.code)
+        patterns = (f"qzoo/models/{family}.py", *_ALWAYS, *self.code)
         digest = hashlib.sha256(f"{sorted(self.settings.items())}\n".encode())
         for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern)}):
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
-_MEASURING = ("qzoo/evaluate.py", "references/ptq_case.py")
+_ALWAYS = ("qzoo/models/_common.py", "references/ptq_case.py")
 _QZOO = ("references/ptq_own.py", "qzoo/quantize/*.py", "qzoo/_torch_ao*.py", "qzoo/artifact/*.py")
 
 

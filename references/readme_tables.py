@@ -119,7 +119,7 @@ def _top1(row: dict[str, str] | None, int8: bool, best: float) -> str:
     return f"{f'**{text}**' if int8 and top1 == best else text} ±{(high - low) / 2:.2f}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"models": models_table}
+TABLES: dict[str, Callable[[], str]] = {"models": models_table, "ptq": ptq_table}
 
 
 def render(text: str) -> str:

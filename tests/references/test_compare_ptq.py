@@ -18,6 +18,11 @@ from click.testing import CliRunner, Result
 
 SCRIPTS = Path(__file__).parent.parent.parent / "references"
 MODEL = "shufflenet_v2_x0_5"
+#: Of each tool the quickest ways; the others differ in one argument.
+TESTED = (
+    *("float", "torchvision", "onnxruntime-minmax", "onnxruntime-percentile", "nncf-minmax-fast"),
+    *("qzoo-fast", "qzoo-default", "qzoo-best"),
+)
 NAMES = (
     *("compare_ptq", "engine", "ptq_case", "ptq_methods", "ptq_own", "ptq_peers"),
     *("readme_tables", "train"),
@@ -37,11 +42,11 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, scripts: dict[str, ModuleType]) -> Path:
-    """A folder with a checkpoint that has learned a little of the digits at 16 pixels."""
+    """A folder with a checkpoint that has learned a little of the digits."""
     root = tmp_path_factory.mktemp("checkpoints")
     options = [
-        *("--data", "digits", "--model", MODEL, "--epochs", "4", "--batch-size", "64"),
-        *("--lr", "0.1", "--train-crop-size", "16", "--augment", "none", "--threads", "1"),
+        *("--data", "digits", "--model", MODEL, "--epochs", "3", "--batch-size", "64"),
+        *("--lr", "0.05", "--train-crop-size", "40", "--augment", "none", "--threads", "1"),
         *("--output-dir", str(root / MODEL)),
     ]
     done = CliRunner().invoke(scripts["train"].main, options)
@@ -71,7 +76,7 @@ def compared(
 ) -> Path:
     pytest.importorskip("onnxruntime")
     results = tmp_path_factory.mktemp("compared") / "results.csv"
-    done = compare(scripts, checkpoints, "--results", results)
+    done = compare(scripts, checkpoints, "--results", results, "--methods", ",".join(TESTED))
     assert done.exit_code == 0, done.output
     return results
 
@@ -81,10 +86,10 @@ def test_every_installed_method_gets_a_row(
 ) -> None:
     rows = read(compared)
     methods = scripts["ptq_methods"].METHODS
-    assert set(rows) == {name for name, what in methods.items() if not what.missing()}
+    assert set(rows) == {name for name in TESTED if not methods[name].missing()}
     trained = scripts["engine"].load_float(checkpoints / MODEL / "model.safetensors")
     metrics = trained._qzoo_info.metrics["digits (held-out 25 %)"]
-    assert float(rows["float"]["top1"]) == metrics["acc@1"] > 40
+    assert float(rows["float"]["top1"]) == metrics["acc@1"] > 30
     for name, row in rows.items():
         top1, low, high = (float(row[k]) for k in ("top1", "top1_low", "top1_high"))
         assert low < top1 < high
