@@ -82,7 +82,7 @@ def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tu
         # Imported here, because this takes a second that most users of qzoo never need.
         from torch import _inductor as inductor
 
-        _check_compiler()
+        check_compiler()
         module, float_layers = to_onednn(plan.graph(), plan.images(plan.batch_size or 1))
         settings: dict[str, Any] = {
             # Float weights are computed and brought into oneDNN's order once.
@@ -106,7 +106,12 @@ def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tu
     return float_layers
 
 
-def _check_compiler() -> None:
+def check_compiler() -> None:
+    """Checks that Inductor can compile for CPUs.
+
+    Raises:
+        MissingDependencyError: There is no C++ compiler.
+    """
     from torch._inductor import cpp_builder, exc
 
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from qzoo.errors import ArtifactError
+from qzoo.export.aoti import check_compiler
 
 from . import optim
 from .distributed import Ranks, data_parallel, synchronize_batch_norm
@@ -84,6 +85,8 @@ class Learner:
         self._wrapped = trained
         self._network = data_parallel(self.model, self.ranks)
         if self.options["compile"]:
+            if self.ranks.device.type == "cpu":
+                check_compiler()
             self._network = torch.compile(self._network)  # type: ignore[assignment]
 
     def step(self, images: Tensor, labels: Tensor, at: Position) -> Tensor:
