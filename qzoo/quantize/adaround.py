@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layerwise import Site, walk
+from .layerwise import Integers, Site, walk
 from .state import WEIGHT_GRID, Quantization, spread
 
 #: Rows of inputs (output pixels) that second moments are taken over, at most.
@@ -130,7 +130,7 @@ def _moments(state: Quantization, site: Site) -> tuple[Tensor, Tensor]:
     for a, b in zip(site.float_inputs, site.int8_inputs, strict=True):
         # Both by the same rows; [groups, rows, K].
         x = _rows(state, site.name, a, groups)
-        y = _rows(state, site.name, b.real() if hasattr(b, "real") else b, groups)
+        y = _rows(state, site.name, b.real() if isinstance(b, Integers) else b, groups)
         step = max(1, x.shape[1] // most)
         x, y = x[:, ::step], y[:, ::step]
         own += (y.transpose(1, 2) @ y).double()

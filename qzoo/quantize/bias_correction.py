@@ -29,11 +29,12 @@ def correct_biases(state: Quantization) -> None:
 
     def visit(site: Site) -> None:
         name = site.name
-        before = state.bias(name) if state.int8_bias(name) is None else state.int8_bias(name)
+        own = state.bias(name)
+        before = state.biases.get(name, own)
         wanted = _mean_output(state, name, mean(site.float_inputs), state.weight(name))
         given = _mean_output(state, name, mean(site.int8_inputs), state.dequantized(name))
         # The float layer's own bias: an earlier step may have changed the int8 one.
-        wanted += state.bias(name) - before
+        wanted += own - before
         state.biases[name] = before + (wanted - given)
 
     state.notes["bias_correction_images"] = walk(state, visit, "correct biases")

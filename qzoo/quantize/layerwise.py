@@ -98,8 +98,8 @@ def walk(
                 floats[node] = int8s[node] = batches
                 continue
             if node.op == "call_module" and str(node.target) in weighted:
-                (source,) = node.args
-                visit(Site(str(node.target), floats[source], int8s[source]))  # type: ignore[index]
+                source = node.all_input_nodes[0]
+                visit(Site(str(node.target), floats[source], int8s[source]))
             count = range(len(batches))
             floats[node] = [pair.float_call(node, _pick(floats, i)) for i in count]
             int8s[node] = [pair.int8_call(node, _pick(int8s, i)) for i in count]
@@ -134,11 +134,10 @@ class _Pair:
             return found.real() if isinstance(found, Integers) else found
 
         name = str(node.target)
-        args, kwargs = fx.map_arg(node.args, real), fx.map_arg(node.kwargs, real)
+        args: Any = fx.map_arg(node.args, real)
+        kwargs: Any = fx.map_arg(node.kwargs, real)
         if node.op == "call_module" and name in self.weighted:
             result = apply(self.state, name, args[0], self.state.dequantized(name))
-        elif node.op == "call_function" and name == "getitem":
-            return args[0][args[1]]
         else:
             result = self._call(node, args, kwargs)
         if node.op == "call_module" and name in self.state.ranges:
