@@ -103,8 +103,13 @@ def entropy_range(
         Lower and upper ends, float32 [C].
     """
     ends = torch.empty(2, len(counts))
-    bins = counts.shape[1]
+    bins, counts = counts.shape[1], counts.clone()
     for row in range(len(counts)):
+        # 0.0, of which a ReLU makes many, is on every grid: as in NVIDIA's pytorch-quantization,
+        # its bin counts no more than the one beside it.
+        zero = int(((0 - low[row]) / width[row]).floor().clamp(0, bins - 1))
+        beside = counts[row, max(zero - 1, 0) : zero + 2].sum() - counts[row, zero]
+        counts[row, zero] = torch.minimum(counts[row, zero], beside)
         edges = low[row] + torch.arange(bins + 1) * width[row]
         reach = torch.maximum(-minimum[row], maximum[row]).double()
         best, limit = float("inf"), float(reach)
