@@ -281,8 +281,9 @@ def test_a_mobilenet_v3_converts_to_the_accuracy_it_validated_at():
 @pytest.mark.parametrize("mode", ["fold", "keep"])
 def test_cuda_trains_as_the_cpu_does(mode):
     x = images(batch=8)
-    cpu = qat.prepare(float_model(), batch_norm=mode)
-    gpu = qat.prepare(float_model().cuda(), batch_norm=mode)
+    plain = float_model()
+    cpu = qat.prepare(plain, batch_norm=mode)
+    gpu = qat.prepare(copy.deepcopy(plain).cuda(), batch_norm=mode)
     assert next(gpu.parameters()).is_cuda and gpu.ranges.scale.is_cuda
     for _ in range(2):
         assert step(gpu, x.cuda()) == pytest.approx(step(cpu, x), rel=1e-2)

@@ -152,7 +152,9 @@ def _train(rank: int, world: int, folder: str) -> None:
     if world > 1:
         store = f"file://{folder}/store"
         dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
-    model: Any = qat.prepare(float_model())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: Any = qat.prepare(float_model())
     trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(trained.parameters(), 1e-3)
     losses = []
