@@ -51,7 +51,7 @@ def equalize(state: Quantization) -> None:
         factors = _by_weights(state, groups)
     factors[FIXED] = 1.0
     for name in state.weighted():
-        _scale(state, name, factors[groups.inputs[name]], factors[groups.outputs[name]])
+        scale_layer(state, name, factors[groups.inputs[name]], factors[groups.outputs[name]])
     state.notes["equalized"] = "activations" if state.backend.per_channel else "weights"
     state.notes["equalized_channels"] = groups.count - 1
 
@@ -84,7 +84,7 @@ def _by_weights(state: Quantization, groups: Channels) -> Tensor:
     for _ in range(ROUNDS):
         made, read = torch.zeros(groups.count), torch.zeros(groups.count)
         for name, weight in magnitudes.items():
-            rows, columns = groups.outputs[name], _columns(state, name, groups.inputs[name])
+            rows, columns = groups.outputs[name], columns_of(state, name, groups.inputs[name])
             now = weight * (logs[rows][:, None] - logs[columns]).exp()
             made.scatter_reduce_(0, rows, now.amax(dim=1), "amax")
             read.scatter_reduce_(0, columns.flatten(), now.flatten(), "amax")
@@ -101,16 +101,16 @@ def _magnitudes(state: Quantization, name: str) -> Tensor:
     return weight.flatten(2).amax(dim=2) if weight.dim() > 2 else weight
 
 
-def _columns(state: Quantization, name: str, inputs: Tensor) -> Tensor:
+def columns_of(state: Quantization, name: str, inputs: Tensor) -> Tensor:
     """Returns what belongs to each kernel of a weight, of one value per input channel."""
     count = state.layers[name].groups if state.layers[name].op == "conv2d" else 1
     own = inputs.reshape(count, -1)
     return own.repeat_interleave(len(state.weight(name)) // count, dim=0)
 
 
-def _scale(state: Quantization, name: str, inputs: Tensor, outputs: Tensor) -> None:
+def scale_layer(state: Quantization, name: str, inputs: Tensor, outputs: Tensor) -> None:
     """Divides a layer's weight by its inputs' factors, and multiplies it by its outputs'."""
     weight, bias = state.weight(name), state.bias(name)
-    ratio = outputs[:, None] / _columns(state, name, inputs)
+    ratio = outputs[:, None] / columns_of(state, name, inputs)
     weight.mul_(ratio.reshape(*ratio.shape, *[1] * (weight.dim() - 2)))
     bias.mul_(outputs)

@@ -31,7 +31,7 @@ from .simulate import Simulation
 
 #: Steps that treat every layer by itself or none in particular: what they do to one layer does not
 #: depend on which others are kept in float.
-INDEPENDENT_STEPS = frozenset({"weights", "calibrate", "share_ranges", "equalize"})
+INDEPENDENT_STEPS = frozenset({"weights", "calibrate", "share_ranges"})
 #: Share of the time left that ranking the layers may take.
 RANKING_SHARE = 0.5
 

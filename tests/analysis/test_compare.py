@@ -16,7 +16,8 @@ from qzoo.analysis.accuracy import paired_interval
 from qzoo.analysis.measures import ErrorMeter, RangeMeter
 from qzoo.artifact.native import from_native
 from qzoo.errors import ArgumentError
-from qzoo.quantize import ptq
+from qzoo.quantize import Recipe, ptq
+from qzoo.quantize.replay import simulate
 from qzoo.quantize.state import fused_copy
 from qzoo.reference.ops import Grid
 
@@ -161,3 +162,21 @@ def test_paired_interval_is_that_of_the_paper():
     low, high = paired_interval(0, 0, 100)
     assert low == pytest.approx(-high) and 0 < high < 3
     assert paired_interval(10, 0, 1000)[0] > 0, "ten lost and none won is no chance"
+
+
+@pytest.mark.parametrize(("name", "backend"), [("resnet18", "qnnpack"), ("resnet18", "onednn")])
+def test_channels_that_were_equalized_are_compared_like_with_like(name, backend):
+    """The factors that equalization scaled channels by are found again from the weights."""
+    model, images = float_model(name, num_classes=10), small_images(name, 8)
+    steps = ("equalize", "weights", "calibrate", "share_ranges")
+    int8 = ptq(model, images, backend=backend, recipe=Recipe("own", steps), progress=False)
+    assert from_native(int8).info.recipe["equalized_channels"] > 0
+    simulation = simulate(model, from_native(int8))
+    plain = fused_copy(model).get_submodule("layer1.0.conv1")
+    ratio = (simulation.float_weight("layer1.0.conv1") / plain[0].weight).amax((1, 2, 3))
+    assert float(ratio.max() / ratio.min()) > 1.2, "this test needs channels that were scaled"
+    with torch.inference_mode():
+        torch.testing.assert_close(simulation.run(images), model(images), rtol=1e-3, atol=1e-3)
+    for layer in compare(model, int8, images, progress=False).layers:
+        assert layer.alone.sqnr_db > 30, layer.name
+        assert layer.weight is None or layer.weight.excess_db < 2, layer.name
