@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .errors import ArgumentError
+from .errors import ArgumentError, QzooError
 
 #: Standard normal quantile of a two-sided 95 % interval.
 _Z95 = 1.959963984540054
@@ -72,7 +72,7 @@ class Metrics:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Tensor],
     data: Dataset[Any] | DataLoader[Any],
     *,
     batch_size: int = 256,
@@ -85,7 +85,8 @@ def evaluate(
     mode is restored afterwards.
 
     Args:
-        model: Float or native int8; takes float32 [N, 3, H, W] and gives logits [N, classes].
+        model: Float, native int8, what `qzoo.compile` returned, or any function; takes float32
+            [N, 3, H, W] and gives logits [N, classes].
         data: Pairs of a transformed image, float32 [3, H, W], and an integer label; or a loader
             of batches of them, with its own batch size.
         batch_size: Images per forward pass, where `data` is a data set.
@@ -100,13 +101,14 @@ def evaluate(
     if not topk or any(type(k) is not int or k < 1 for k in topk):
         raise ArgumentError(f"topk should be positive integers such as (1, 5), not {topk!r}.")
     loader = data if isinstance(data, DataLoader) else _loader(data, batch_size)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    device = next((p.device for p in parameters), torch.device("cpu"))
     correct, n = dict.fromkeys(topk, 0), 0
     batches = tqdm(loader, desc="evaluate", unit="batch", disable=not progress, leave=False)
     # Every pass over a loader draws a seed for its workers from the global random state.
     kept = torch.random.fork_rng(devices=[])
     with kept, _eval_mode(model), torch.inference_mode():
-        for images, labels in batches:
+        for images, labels in _plain_errors(batches):
             logits = model(images.to(device)).cpu()
             ranks = _ranks(logits, labels)
             for k in topk:
@@ -115,6 +117,17 @@ def evaluate(
     if n == 0:
         raise ArgumentError("There are no images to evaluate on: the data set is empty.")
     return Metrics(n, correct)
+
+
+def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yields batches; the error of a loader's worker is the sentence that it raised."""
+    try:
+        yield from batches
+    except QzooError as error:
+        _, traceback, original = str(error).rpartition("Original Traceback")
+        if not traceback:
+            raise
+        raise type(error)(original.rpartition(f"{type(error).__name__}: ")[2].strip()) from None
 
 
 def _loader(data: Dataset[Any], batch_size: int) -> DataLoader[Any]:
@@ -152,7 +165,10 @@ def _ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def _eval_mode(model: object) -> Iterator[None]:
+    if not isinstance(model, nn.Module):
+        yield
+        return
     # Module by module, because frozen parts of a model in training are in eval mode on purpose.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

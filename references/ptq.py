@@ -2,13 +2,12 @@
 
 python references/ptq.py --data digits --checkpoint runs/digits/model.safetensors \\
     --output runs/digits/int8.safetensors
+
+Without --recipe, PyTorch's own observers choose the ranges, as they did for the bundled weights.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ import engine
 import sources
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset
-from tqdm import tqdm
 
-from qzoo import _torch_ao
-from qzoo.artifact.native import model_info, save
-from qzoo.backends import BACKENDS, get_backend, quantized_engine, run_engine
+from qzoo.artifact.native import model_info, save, to_native
+from qzoo.backends import BACKENDS, get_backend
 from qzoo.errors import ArgumentError
 from qzoo.evaluate import evaluate
+from qzoo.quantize import RECIPES, ptq
+from qzoo.quantize.data import open_calibration
+from qzoo.quantize.flows import FLOWS, torch_artifact
 from qzoo.registry import get_entry
 from qzoo.transforms import ImageClassification
 from qzoo.weights import class_names
@@ -32,6 +31,8 @@ from qzoo.weights import class_names
 POSITIVE = click.IntRange(min=1)
 #: Points of top-1 that int8 may lose without a word.
 LARGE_LOSS = 1.0
+#: The recipe that is PyTorch's own, on images of every class.
+PYTORCH = "pytorch"
 
 
 @click.command(cls=engine.Command, context_settings={"show_default": True})
@@ -43,6 +44,13 @@ LARGE_LOSS = 1.0
 @click.option("--checkpoint", help="The model.safetensors of references/train.py.")
 @click.option("--weights", help="torchvision's float weights instead, such as DEFAULT.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), default="x86")
+@click.option(
+    "--recipe",
+    type=click.Choice([PYTORCH, *RECIPES]),
+    default=PYTORCH,
+    help="qzoo's steps, or PyTorch's observers.",
+)
+@click.option("--flow", type=click.Choice(list(FLOWS)), default="eager")
 @click.option("-b", "--batch-size", type=POSITIVE, default=32, help="Images per calibration batch.")
 @click.option("--num-calibration-batches", type=POSITIVE, default=32)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks calibration images.")
@@ -71,20 +79,16 @@ def main(**options: Any) -> None:
 
     train_set = data.split("train", preset)
     wanted = options["batch_size"] * options["num_calibration_batches"]
-    chosen = engine.stratified(train_set.targets, wanted, options["seed"])
-    if len(chosen) < wanted:
-        click.echo(f"Calibrating on all {len(chosen)} training images ({wanted} asked for).")
-    int8_model = quantize(float_model, Subset(train_set, chosen), backend.name, options)
+    if len(train_set) < wanted:
+        click.echo(f"Calibrating on all {len(train_set)} training images ({wanted} asked for).")
+    int8_model, how = quantize(float_model, train_set, wanted, options)
 
     float_metrics, metrics = evaluate(float_model, test_set), evaluate(int8_model, test_set)
     command = engine.command_line("ptq.py")
     recipe = {
         **info.recipe,
         "quantize": command,
-        "method": "PTQ (eager)",
-        "calibration_seed": options["seed"],
-        "calibration_images": len(chosen),
-        "calibration_sha256": hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest(),
+        **how,
         "float_metrics": {data.held_out: float_metrics.to_dict()},
         "float_file_size_mib": engine.mib(Path(options["checkpoint"]))
         if options["checkpoint"]
@@ -108,7 +112,7 @@ def main(**options: Any) -> None:
             "model": info.architecture,
             "data": data.name,
             "backend": backend.name,
-            "method": "PTQ (eager)",
+            "method": _method(options),
             "float_top1": round(float_metrics.top1, 3),
             "int8_top1": round(metrics.top1, 3),
             "int8_top1_low": round(low, 3),
@@ -118,7 +122,7 @@ def main(**options: Any) -> None:
             "float_mib": recipe["float_file_size_mib"],
             "int8_mib": engine.mib(output),
             "seed": info.recipe.get("seed"),
-            "calibration_images": len(chosen),
+            "calibration_images": how["calibration_images"],
             **engine.environment(),
             "train_command": info.recipe.get("train"),
             "quantize_command": command,
@@ -127,25 +131,35 @@ def main(**options: Any) -> None:
 
 
 def quantize(
-    model: nn.Module, calibration: Subset[Any], backend: str, options: dict[str, Any]
-) -> nn.Module:
-    """Returns a native int8 copy of a float model.
+    model: nn.Module, train_set: Any, images: int, options: dict[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Returns a native int8 copy of a float model, and how it was made.
 
-    The same steps with PyTorch's own names: `fuse_model`, `torch.ao.quantization.prepare`, forward
-    passes, `torch.ao.quantization.convert`.
+    Without a recipe or flow, the steps are those that PyTorch's users know: `fuse_model`,
+    `torch.ao.quantization.prepare`, forward passes, `torch.ao.quantization.convert`.
     """
-    observed: Any = copy.deepcopy(model).eval()
-    observed.fuse_model(is_qat=False)
-    _torch_ao.insert_observers(observed, get_backend(backend).qconfig())
-    loader = DataLoader(calibration, options["batch_size"])
-    with torch.inference_mode():
-        for images, _ in tqdm(loader, desc="calibrate", unit="batch", leave=False):
-            observed(images)
-    with quantized_engine(run_engine(backend)), warnings.catch_warnings():
-        # Blocks of MobileNet V3 without a shortcut own an addition that never runs.
-        warnings.filterwarnings("ignore", message="must run observer before")
-        _torch_ao.convert_observed(observed)
-    return observed
+    choice = {"images": images, "batch_size": options["batch_size"], "seed": options["seed"]}
+    if options["recipe"] != PYTORCH or options["flow"] != "eager":
+        # The other flows' own observers are what "default" means to them.
+        recipe = "default" if options["recipe"] == PYTORCH else options["recipe"]
+        backend = options["backend"]
+        flow = options["flow"]
+        int8 = ptq(model, train_set, backend=backend, recipe=recipe, flow=flow, **choice)
+        return int8, model_info(int8).recipe
+    calibration = open_calibration(train_set, transform=None, **choice)
+    artifact = torch_artifact(model, calibration, get_backend(options["backend"]), "eager", True)
+    how = {
+        "method": _method(options),
+        "calibration_seed": options["seed"],
+        "calibration_images": calibration.count,
+        "calibration_sha256": calibration.sha256,
+    }
+    return to_native(artifact), {**artifact.info.recipe, **how}
+
+
+def _method(options: dict[str, Any]) -> str:
+    recipe = "" if options["recipe"] == PYTORCH else f", {options['recipe']}"
+    return f"PTQ ({options['flow']}{recipe})"
 
 
 def _check_classes(own: list[str] | None, data: sources.Data, from_checkpoint: bool) -> None:

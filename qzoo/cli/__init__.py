@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import QzooError
-from . import benchmark, classify, export, files, listing
+from . import analyze, benchmark, classify, evaluate, export, files, listing, quantize, tune
 
 
 class _Group(click.Group):
@@ -48,6 +48,10 @@ main.add_command(listing.list_command)
 main.add_command(listing.info)
 main.add_command(classify.classify)
 main.add_command(classify.demo)
+main.add_command(quantize.quantize)
+main.add_command(evaluate.evaluate)
+main.add_command(analyze.analyze_command)
+main.add_command(tune.tune_command)
 main.add_command(benchmark.benchmark)
 main.add_command(export.export)
 main.add_command(files.convert)

@@ -22,8 +22,8 @@ from ..runtimes.api import RUNTIMES, available_runtimes, compile, to_artifact
 from ..runtimes.base import CompiledModel
 from ..runtimes.choice import machine, version
 from ..runtimes.footprint import footprint
+from ._models import load_model
 from ._output import print_json, print_table
-from .classify import load_model
 
 _PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
 

@@ -11,34 +11,16 @@ import click
 import torch
 from torch import nn
 
-from ..artifact.native import load, model_info
+from ..artifact.native import model_info
 from ..benchmark import interleave, torch_threads
 from ..classify import classify as classify_images
-from ..errors import ArgumentError, ArtifactError
 from ..images import load_image
 from ..registry import get_entry, get_model, get_weight
+from ._models import load_model
 from ._output import print_json, print_table
 
 DEMO_WEIGHTS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 _DIGITS = Path(__file__).parent.parent / "embedded" / "digits"
-
-
-def load_model(model: str, weights: str | None, backend: str | None = None) -> nn.Module:
-    """Loads what `--model` names: an artifact file, or a model of the zoo with int8 weights.
-
-    Raises:
-        QzooError: An unknown model, weights or file, or weights given for a file.
-    """
-    path = Path(model)
-    if path.suffix == ".safetensors" or path.is_file() or "/" in model:
-        if weights is not None:
-            raise ArgumentError(
-                f"{model} is an artifact file, which has its own weights: drop --weights."
-            )
-        if path.is_dir():
-            raise ArtifactError(f"{model} is a folder: name the artifact file in it.")
-        return load(path, backend)
-    return get_model(model, weights=weights or "DEFAULT", quantize=True, backend=backend)
 
 
 @click.command()

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ..runtimes.api import to_artifact
-from .classify import load_model
+from ._models import load_model
 
 
 @dataclass(frozen=True)

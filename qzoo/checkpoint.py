@@ -1,0 +1,73 @@
+"""Float weights as files that say which model they are: what `qzoo quantize` starts from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from .artifact.format import ModelInfo, write_atomically
+from .artifact.native import attach_info, model_info
+from .errors import ArtifactError
+from .registry import get_model
+
+#: The header key under which a file of float weights says what they are.
+_HEADER = "qzoo-float"
+
+
+def save_float(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
+    """Writes float weights with a description of the model, whole or not at all.
+
+    Args:
+        model: A float model from one of the zoo's builders, perhaps fine-tuned.
+        path: The file; usually ends in ".safetensors".
+        **info: Fields of `ModelInfo` to record instead of what the model carries, such as
+            `classes=["cat", "dog"]`, `transforms=preset.to_dict()`.
+
+    Raises:
+        ArtifactError: The model is not of the zoo, or the file cannot be written.
+    """
+    known = dataclasses.asdict(dataclasses.replace(model_info(model), **info))
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(Path(path), to_safetensors(tensors, metadata={_HEADER: json.dumps(known)}))
+
+
+def load_float(path: str | os.PathLike[str]) -> nn.Module:
+    """Builds the float model that `save_float` wrote, in eval mode; runs no code from the file.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or not of this kind.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"There is no checkpoint {path}; references/train.py writes one.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            info = ModelInfo(**json.loads((file.metadata() or {})[_HEADER]))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Every weight is replaced, so that the random ones before are nobody's business.
+        with torch.random.fork_rng(devices=[]):
+            model = get_model(info.architecture, **info.builder_kwargs)
+        model.load_state_dict(state)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} is not a float checkpoint of qzoo (references/train.py and "
+            f"qzoo.checkpoint.save_float write them), or is damaged ({str(error)[:200]})."
+        ) from None
+    return attach_info(model, info).eval()
+
+
+def is_float_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Says whether a file is one that `save_float` wrote."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return _HEADER in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):
+        return False

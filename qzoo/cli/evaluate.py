@@ -1,0 +1,133 @@
+"""`qzoo evaluate`: how often a model is right, float or int8, on any runtime."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..artifact.native import model_info
+from ..benchmark import torch_threads
+from ..checkpoint import is_float_checkpoint
+from ..datasets.sources import NAMED_DATA, Data, Relabelled, open_data
+from ..errors import ArgumentError
+from ..evaluate import Metrics
+from ..evaluate import evaluate as measure
+from ..runtimes.api import RUNTIMES, compile
+from ._models import is_file, labels_for, load_float_model, load_model, preset_of
+from ._output import print_json
+
+DATA_HELP = "digits, fractals, or a folder: with train/ and val/, or with a folder per class."
+
+
+def labelled_pictures(data: Data, model: nn.Module, batch_size: int) -> DataLoader[Any]:
+    """Returns the pictures that a model is measured on, with its own labels, in batches.
+
+    Args:
+        data: Where they come from; its test split or, where it has none, all of it.
+        model: Whose transforms and classes count.
+        batch_size: Pictures per batch.
+
+    Raises:
+        ArgumentError: The data and the model do not belong together.
+    """
+    split = "test" if "test" in data.splits else data.splits[0]
+    labels = labels_for(data, model_info(model))
+    pictures = Relabelled(data.split(split, preset_of(model)), labels)
+    # Named data sets are in memory; to decode files is slower than to classify them.
+    workers = 0 if data.name in NAMED_DATA else min(4, os.cpu_count() or 1)
+    return DataLoader(pictures, batch_size, num_workers=workers)
+
+
+def figures(metrics: Metrics) -> dict[str, Any]:
+    """Returns accuracies and their 95 % intervals in percent, as JSON values."""
+    found: dict[str, Any] = {"n": metrics.n}
+    for k in metrics.correct:
+        low, high = metrics.interval(k)
+        found[f"top{k}"] = round(metrics.accuracy(k), 3)
+        found[f"top{k}_low"], found[f"top{k}_high"] = round(low, 3), round(high, 3)
+    return found
+
+
+def sentence(metrics: Metrics) -> str:
+    """Returns accuracies and their 95 % intervals in one line."""
+    parts = []
+    for k in metrics.correct:
+        low, high = metrics.interval(k)
+        parts.append(f"top-{k} {metrics.accuracy(k):.2f} % ({low:.2f} to {high:.2f})")
+    return f"{', '.join(parts)} on {metrics.n} images"
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, help=DATA_HELP)
+@click.option("--weights", "-w", help="Name of the weights.  [default: DEFAULT]")
+@click.option("--float", "as_float", is_flag=True, help="torchvision's float weights, not int8.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", *RUNTIMES]),
+    help="What executes an int8 model.  [default: PyTorch]",
+)
+@click.option("--backend", help="Run on this backend's engine of PyTorch.  [default: the model's]")
+@click.option("--batch-size", "-b", default=64, show_default=True, type=click.IntRange(1))
+@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
+def evaluate(
+    model: str,
+    data: str,
+    weights: str | None,
+    as_float: bool,
+    runtime: str | None,
+    backend: str | None,
+    batch_size: int,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Measure top-1 and top-5 accuracy, with 95 % intervals, on labelled pictures.
+
+    MODEL is an int8 artifact, a checkpoint of float weights, or the name of a model. Pictures go
+    through the model's own transforms; of data with a val split, that one counts.
+
+    \b
+    Examples:
+      qzoo evaluate shufflenet_v2_x0_5 -w DIGITS_X86_V1 --data digits
+      qzoo evaluate resnet50 --data imagenet/val --runtime openvino
+      qzoo evaluate resnet50 --float --weights IMAGENET1K_V2 --data imagenet/val
+      qzoo evaluate my_model.safetensors --data photos --json
+    """
+    opened = open_data(data)
+    is_float = as_float or (is_file(model) and is_float_checkpoint(model))
+    if is_float:
+        for option, value in (("--runtime", runtime), ("--backend", backend)):
+            if value is not None:
+                raise ArgumentError(f"{option} is for int8 models; this one is float.")
+        loaded = load_float_model(model, weights)
+    else:
+        if runtime is not None and backend is not None:
+            raise ArgumentError("--backend chooses PyTorch's engine: leave it or --runtime out.")
+        loaded = load_model(model, weights, backend)
+    pictures = labelled_pictures(opened, loaded, batch_size)
+    compiled = None if runtime is None else compile(loaded, runtime, threads)
+    with torch_threads(threads):
+        metrics = measure(compiled or loaded, pictures)
+    info = model_info(loaded)
+    where = "torch" if compiled is None else compiled.runtime
+    kind = "float" if is_float else "int8"
+    kept = [] if compiled is None else list(compiled.float_layers)
+    if as_json:
+        row = {
+            "model": info.architecture,
+            "kind": kind,
+            "backend": info.backend,
+            "runtime": where,
+            "float_layers": kept,
+            "data": opened.name,
+            **figures(metrics),
+        }
+        print_json(row)
+        return
+    note = f", {len(kept)} layers in float" if kept else ""
+    click.echo(f"{info.architecture}, {kind}, {where}{note}, {opened.name}: {sentence(metrics)}")
