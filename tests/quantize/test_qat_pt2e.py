@@ -25,7 +25,6 @@ def prepared(**options: Any) -> Any:
 
 def test_a_mobilenet_v3_trains_and_converts():
     x = zoo.small_images(SMALL, 4)
-    plain = zoo.float_model(SMALL, num_classes=7)
     model = prepared()
     assert model.training
     with pytest.raises(qzoo.ArgumentError, match="no ranges yet"):
@@ -47,7 +46,6 @@ def test_a_mobilenet_v3_trains_and_converts():
     with torch.no_grad():
         noise = (int8(x) - wanted).abs().max()
         assert noise < 0.2 * wanted.abs().max()
-        assert (wanted - plain(x)).abs().max() < 0.2 * wanted.abs().max()
 
     other = prepared()
     other.load_state_dict(before)
