@@ -19,7 +19,7 @@ from ..quantize import RECIPES, ptq
 from ..quantize.flows import FLOWS
 from ._models import load_float_model, preset_of
 from ._output import print_json
-from .evaluate import DATA_HELP, figures, sentence, labelled_pictures
+from .evaluate import DATA_HELP, figures, labelled_pictures, sentence
 
 #: Points of top-1 that int8 may lose without a word.
 LARGE_LOSS = 1.0
