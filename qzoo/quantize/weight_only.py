@@ -107,7 +107,7 @@ class WeightOnlyReport:
 
     def __str__(self) -> str:
         """Lists the layers, one a line, and the total."""
-        rows = [*self.layers, self]
+        rows: list[QuantizedWeight | WeightOnlyReport] = [*self.layers, self]
         names = [*(layer.name or "(the model)" for layer in self.layers), "total"]
         width = max(map(len, names))
         lines = [
