@@ -118,7 +118,7 @@ def keep_float_curve(experiments: Sequence[Experiment]) -> str:
     pitch = (width - left - 40) / max(len(kept) - 1, 1)
     limit = y(bound.damage.sqnr_db)
     canvas.line(left, limit, width - 8, limit, "bound")
-    canvas.text(width - 8, limit - 5, "all weights in float", "soft", "end")
+    canvas.text(left + 4, limit - 5, "all weights in float", "soft")
     points = [(left + 20 + i * pitch, y(e.damage.sqnr_db)) for i, (_, e) in enumerate(kept)]
     canvas.path(points, "one-line")
     for (count, experiment), (x, height_) in zip(kept, points, strict=True):

@@ -176,7 +176,7 @@ def _where(d: Diagnosis) -> str:
         charts.profile(d.comparison, marked),
         '<span class="key one"></span>the layer alone'
         '<span class="key two"></span>with all before it (line)'
-        '<span class="key bad"></span>layers named in the chart',
+        '<span class="key bad"></span>layers to look at first',
     )
 
 
