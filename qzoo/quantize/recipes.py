@@ -72,10 +72,12 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         r.name: r
         for r in (
             Recipe("fast", ("weights", "calibrate", "share_ranges")),
-            Recipe("default", ("weights", "calibrate", "share_ranges", "bias_correction")),
+            Recipe(
+                "default", ("equalize", "weights", "calibrate", "share_ranges", "bias_correction")
+            ),
             Recipe(
                 "best",
-                ("weights", "calibrate", "share_ranges", "adaround", "bias_correction"),
+                ("equalize", "weights", "calibrate", "share_ranges", "adaround", "bias_correction"),
                 images=1024,
             ),
             # torchvision's script: PyTorch's own observers on the first files of a sorted folder.
