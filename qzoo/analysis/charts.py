@@ -11,10 +11,9 @@ from .experiments import Experiment
 from .measures import Histogram
 from .suspects import Suspect
 from .svg import Canvas, number, ticks
+from .words import ENDLESS_DB, db
 
 WIDTH = 960.0
-#: What an infinite ratio, a layer without any error, is drawn as, in decibels.
-ENDLESS_DB = 80.0
 
 
 def profile(comparison: Comparison, marked: Sequence[str]) -> str:
@@ -40,7 +39,7 @@ def profile(comparison: Comparison, marked: Sequence[str]) -> str:
     for i, layer in enumerate(layers):
         x = left + i * pitch
         alone, own = _capped(layer.alone.sqnr_db), _capped(layer.accumulated.sqnr_db)
-        tip = f"{layer.name} ({layer.op}): alone {_db(layer.alone.sqnr_db)}, accumulated {_db(own)}"
+        tip = f"{layer.name} ({layer.op}): alone {db(layer.alone.sqnr_db)}, accumulated {db(own)}"
         css = "bad" if layer.name in marked else "one"
         gap = min(1.0, pitch / 5)
         canvas.rect(x + gap, y(alone), pitch - 2 * gap, top + inner - y(alone), css, tip)
@@ -95,7 +94,7 @@ def damage_bars(ranking: Sequence[Suspect], sensitivity: Sensitivity, count: int
         canvas.rect(left, y + 3, first, row - 7, "one", f"weights: {_share(weights)}")
         canvas.rect(left + first, y + 3, second, row - 7, "two", f"outputs: {_share(outputs)}")
         both = layer.int8["both"]
-        note = f"{_db(both.sqnr_db)}, same answer {both.agreement:.1f} %"
+        note = f"{db(both.sqnr_db)}, same answer {both.agreement:.1f} %"
         canvas.text(left + max(first + second, 1) + 8, y + 15, note, "soft")
     return canvas.to_svg()
 
@@ -123,7 +122,7 @@ def keep_float_curve(experiments: Sequence[Experiment]) -> str:
     canvas.path(points, "one-line")
     for (count, experiment), (x, height_) in zip(kept, points, strict=True):
         damage = experiment.damage
-        tip = f"{count} in float: {_db(damage.sqnr_db)}, same answer {damage.agreement:.1f} %"
+        tip = f"{count} in float: {db(damage.sqnr_db)}, same answer {damage.agreement:.1f} %"
         canvas.dot(x, height_, 4.5, "one", tip)
         canvas.text(x, height - 22, str(count), "", "middle")
     canvas.text((left + width) / 2, height - 4, "layers kept in float", "soft", "middle")
@@ -197,10 +196,6 @@ def _rows(
 
 def _capped(value: float) -> float:
     return min(value, ENDLESS_DB)
-
-
-def _db(value: float) -> str:
-    return "no error" if value >= ENDLESS_DB else f"{value:.1f} dB"
 
 
 def _share(noise: float) -> str:

@@ -12,6 +12,7 @@ from .compare import LayerComparison
 from .experiments import Experiment
 from .measures import Figures
 from .suspects import Suspect, not_its_weights
+from .words import db, percent, span
 
 if TYPE_CHECKING:
     from .diagnose import Diagnosis
@@ -118,8 +119,8 @@ def _kernels(d: Diagnosis) -> Iterator[Finding]:
             "fault",
             "This machine's int8 kernels compute something else than the model's numbers say.",
             f"Run by PyTorch's kernels the logits have a signal-to-noise ratio of "
-            f"{_db(real.sqnr_db)}; exact arithmetic on the same integers gives "
-            f"{_db(exact.sqnr_db)}. So it is where a CPU's 16-bit sums overflow and are cut off.",
+            f"{db(real.sqnr_db)}; exact arithmetic on the same integers gives "
+            f"{db(exact.sqnr_db)}. So it is where a CPU's 16-bit sums overflow and are cut off.",
             advice=(
                 Advice("Run the model on another engine.", 'qzoo.load(file, backend="onednn")'),
                 Advice("Or quantize with 7-bit activations.", 'backend="x86"', "--backend x86"),
@@ -144,10 +145,8 @@ def _wrong_ranges(d: Diagnosis) -> Iterator[Finding]:
     if not wrong:
         return
     parts = [_range_story(d.comparison.layer(s.name)) for s in wrong[:NAMED]]
-    images = d.recipe.get("calibration_images")
-    observer = d.recipe.get("observer")
-    advice = []
-    tried = _experiment(d, "other ranges")
+    images, observer = d.recipe.get("calibration_images"), d.recipe.get("observer")
+    advice, tried = [], _experiment(d, "other ranges")
     if observer != "mse":
         advice.append(
             _measured(
@@ -177,15 +176,15 @@ def _range_story(layer: LayerComparison) -> str:
     r = layer.range
     assert r.excess_db is not None and r.best_low is not None and r.best_high is not None
     width, best = r.high - r.low, r.best_high - r.best_low
-    story = f"{layer.name} can hold {_span(r.low, r.high)}, "
+    story = f"{layer.name} can hold {span(r.low, r.high)}, "
     if r.clipped > MUCH_CLIPPED:
-        story += f"but its values reach {_span(r.float_low, r.float_high)}, so that "
-        story += f"{_percent(r.clipped)} of them are cut off"
+        story += f"but its values reach {span(r.float_low, r.float_high)}, so that "
+        story += f"{percent(r.clipped)} of them are cut off"
     elif best > 0 and width > best:
-        story += f"{width / best:.1f} times what its values need ({_span(r.best_low, r.best_high)})"
+        story += f"{width / best:.1f} times what its values need ({span(r.best_low, r.best_high)})"
     else:
-        story += f"but its values call for {_span(r.best_low, r.best_high)}"
-    return story + f": that makes {_db(r.excess_db)} more noise than necessary."
+        story += f"but its values call for {span(r.best_low, r.best_high)}"
+    return story + f": that makes {db(r.excess_db)} more noise than necessary."
 
 
 def _wrong_weights(d: Diagnosis) -> Iterator[Finding]:
@@ -197,7 +196,7 @@ def _wrong_weights(d: Diagnosis) -> Iterator[Finding]:
             assert weight is not None
             parts.append(
                 f"Those of {suspect.name} reach a signal-to-noise ratio of "
-                f"{_db(weight.error.sqnr_db)}, {_db(weight.excess_db)} less than rounding must "
+                f"{db(weight.error.sqnr_db)}, {db(weight.excess_db)} less than rounding must "
                 "cost."
             )
         yield Finding(
@@ -225,7 +224,7 @@ def _per_tensor(d: Diagnosis) -> Iterator[Finding]:
     if uneven and (weight := uneven[0].weight):
         text += (
             f" In {uneven[0].name} the largest channel is {weight.spread:.0f} times the smallest; "
-            f"its worst channel has a signal-to-noise ratio of {_db(weight.worst_channel_db)}."
+            f"its worst channel has a signal-to-noise ratio of {db(weight.worst_channel_db)}."
         )
     yield Finding(
         "per-tensor weights",
@@ -288,9 +287,9 @@ def _sensitive(d: Diagnosis) -> Iterator[Finding]:
         "loss" if matters(d) else "note",
         "A few layers' weights do most of the harm.",
         f"With the {len(enough.layers)} most sensitive ones in float, the logits are "
-        f"{_db(_gain(d, enough))} closer to the float model's."
+        f"{db(_gain(d, enough))} closer to the float model's."
         if len(enough.layers) > 1
-        else f"With {enough.layers[0]} in float, the logits are {_db(_gain(d, enough))} closer to "
+        else f"With {enough.layers[0]} in float, the logits are {db(_gain(d, enough))} closer to "
         "the float model's.",
         enough.layers,
         tuple(advice),
@@ -307,8 +306,8 @@ def _outputs(d: Diagnosis) -> Iterator[Finding]:
             "loss",
             "Most of the noise comes from rounding the layers' outputs, not their weights.",
             f"With all weights in float the logits would still have a signal-to-noise ratio of "
-            f"{_db(weights.damage.sqnr_db)} only; with all outputs in float, "
-            f"{_db(outputs.damage.sqnr_db)}. Keeping layers in float, which concerns weights, "
+            f"{db(weights.damage.sqnr_db)} only; with all outputs in float, "
+            f"{db(outputs.damage.sqnr_db)}. Keeping layers in float, which concerns weights, "
             "cannot help much.",
             advice=(
                 Advice("Use the recipe that corrects most.", 'recipe="best"', "--recipe best"),
@@ -325,7 +324,7 @@ def _clipping(d: Diagnosis) -> Iterator[Finding]:
     ]  # fmt: skip
     if cut:
         cut.sort(key=lambda la: -la.range.clipped)
-        named = ", ".join(f"{la.name} ({_percent(la.range.clipped)})" for la in cut[:NAMED])
+        named = ", ".join(f"{la.name} ({percent(la.range.clipped)})" for la in cut[:NAMED])
         yield Finding(
             "clipping",
             "note",
@@ -397,15 +396,3 @@ def _these(suspects: list[Suspect]) -> str:
 
 def _more(suspects: list[Suspect]) -> str:
     return f" And {len(suspects) - NAMED} more." if len(suspects) > NAMED else ""
-
-
-def _db(value: float) -> str:
-    return "no error at all" if math.isinf(value) else f"{value:.1f} dB"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
-
-
-def _span(low: float, high: float) -> str:
-    return f"{low:.3g} to {high:.3g}"

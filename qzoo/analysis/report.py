@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from . import charts
 from .compare import LayerComparison
 from .findings import Advice, Finding, matters
+from .words import ENDLESS_DB, db
 
 if TYPE_CHECKING:
     from .diagnose import Diagnosis
@@ -244,8 +245,8 @@ def _weight_note(layer: LayerComparison) -> str:
     assert w is not None
     scales = "a scale per channel" if w.per_channel else "one scale for all channels"
     return (
-        f"Weights, with {scales}: {_db(w.error.sqnr_db)}; the worst channel "
-        f"{_db(w.worst_channel_db)}. The largest channel is {w.spread:.3g} times the smallest."
+        f"Weights, with {scales}: {db(w.error.sqnr_db)}; the worst channel "
+        f"{db(w.worst_channel_db)}. The largest channel is {w.spread:.3g} times the smallest."
     )
 
 
@@ -344,10 +345,6 @@ def _size(count: int) -> str:
     return f"{count / 2**20:.2f} MiB"
 
 
-def _db(value: float) -> str:
-    return charts._db(value)
-
-
 def _bound(text: str) -> str:
     """Returns escaped text whose numbers and units stay on one line."""
     for unit in ("%", "dB", "MiB", "points"):
@@ -356,4 +353,4 @@ def _bound(text: str) -> str:
 
 
 def _bare(value: float) -> str:
-    return "∞" if value > charts.ENDLESS_DB else f"{value:.1f}"
+    return "∞" if value > ENDLESS_DB else f"{value:.1f}"
