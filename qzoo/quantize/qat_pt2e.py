@@ -54,7 +54,7 @@ class Pt2eModel(InTraining):
         self.prepared, self.plan = prepared, plan
         self._frozen = False
         # A state dict of eval mode switches observers off.
-        self.register_load_state_dict_post_hook(lambda model, _: model.train(model.training))
+        self.register_load_state_dict_post_hook(_restore_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits, float32 [N, classes], of images, float32 [N, 3, H, W]."""
@@ -111,6 +111,10 @@ class Pt2eModel(InTraining):
             )
         recipe = {**state.info.recipe, **artifact.info.recipe, "method": "QAT (pt2e)"}
         return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, recipe=recipe))
+
+
+def _restore_mode(model: nn.Module, _: Any) -> None:
+    model.train(model.training)
 
 
 def prepare_pt2e(state: Quantization, source: nn.Module) -> Pt2eModel:
