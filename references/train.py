@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from qzoo.artifact.native import model_info
+from qzoo.errors import ArgumentError
 from qzoo.evaluate import Metrics
 from qzoo.registry import get_entry
 
@@ -32,6 +33,8 @@ def main(**options: Any) -> None:
     is measured for the log, never chosen by.
     """
     get_entry(options["model"])
+    if options["test_only"] and not (options["weights"] or options["resume"]):
+        raise ArgumentError("--test-only needs --weights or --resume, to know what to measure.")
     with engine.joined(options["device"]) as ranks:
         engine.set_up(options, ranks)
         data = engine.prepare_data(options, ranks, options["model"])

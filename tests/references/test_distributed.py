@@ -10,15 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 REFERENCES = Path(__file__).parent.parent.parent / "references"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 OPTIONS = [
-    *("--model", "resnet18", "--epochs", "3", "--lr", "0.01", "--train-crop-size", "32"),
+    *("--model", "resnet18", "--epochs", "3", "--lr", "0.002", "--train-crop-size", "32"),
     *("--augment", "crop", "--lr-scheduler", "cosine", "--sync-bn", "--seed", "3"),
     *("--model-ema", "--model-ema-steps", "2", "--workers", "0", "--threads", "1"),
 ]
@@ -52,26 +50,11 @@ def state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures; an odd number of them to measure on."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 17), ("val", 3)):
-        for name, base in (("bright", 160), ("dark", 10), ("grey", 90)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = base + rng.integers(0, 60, (40, 50, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def both(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of two processes, which nothing interrupted."""
     output = tmp_path_factory.mktemp("both") / "run"
     out, err = finish(
-        start(TORCHRUN, "--data-path", photos, "--batch-size", 8, "--output-dir", output)
+        start(TORCHRUN, "--data-path", pictures, "--batch-size", 8, "--output-dir", output)
     )
     assert out.count("epoch 1/3:") == 1, "only one process reports"
     assert out.count("wrote") == 1
@@ -79,10 +62,12 @@ def both(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_two_processes_have_the_loss_curve_of_one(photos: Path, both: Path, tmp_path: Path) -> None:
+def test_two_processes_have_the_loss_curve_of_one(
+    pictures: Path, both: Path, tmp_path: Path
+) -> None:
     alone = tmp_path / "run"
     finish(
-        start([sys.executable], "--data-path", photos, "--batch-size", 16, "--output-dir", alone)
+        start([sys.executable], "--data-path", pictures, "--batch-size", 16, "--output-dir", alone)
     )
     one, two = log(alone), log(both)
     assert len(one) == len(two) == 3
@@ -101,10 +86,10 @@ def test_two_processes_have_the_loss_curve_of_one(photos: Path, both: Path, tmp_
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
 def test_a_killed_process_ends_the_run_and_resume_goes_on(
-    photos: Path, both: Path, tmp_path: Path
+    pictures: Path, both: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    options = ("--data-path", photos, "--batch-size", 8, "--output-dir", output)
+    options = ("--data-path", pictures, "--batch-size", 8, "--output-dir", output)
     process = start(TORCHRUN, *options, "--checkpoint-steps", 1)
     checkpoint = output / "checkpoint.pth"
     while not checkpoint.exists():

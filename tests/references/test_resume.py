@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 REFERENCES = Path(__file__).parent.parent.parent / "references"
 DRIVER = Path(__file__).with_name("killing.py")
@@ -19,7 +17,7 @@ DRIVER = Path(__file__).with_name("killing.py")
 #: Everything that draws random numbers or keeps a state: dropout, augmentation, mixing, momentum,
 #: averaged weights, a schedule.
 OPTIONS = [
-    *("--model", "mobilenet_v3_small", "--epochs", "3", "--batch-size", "4", "--lr", "0.01"),
+    *("--model", "mobilenet_v3_small", "--epochs", "3", "--batch-size", "8", "--lr", "0.01"),
     *("--opt", "rmsprop", "--lr-scheduler", "cosine", "--lr-warmup-epochs", "1"),
     *("--train-crop-size", "32", "--augment", "crop", "--auto-augment", "ta_wide"),
     *("--random-erase", "0.3", "--mixup-alpha", "0.2", "--cutmix-alpha", "1.0", "--ra-reps", "2"),
@@ -73,32 +71,17 @@ def assert_equal(a: Any, b: Any, where: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures, bright and dark, as `--data-path` takes it."""
-    root = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("val", 3)):
-        for name, base in (("bright", 160), ("dark", 10)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = base + rng.integers(0, 60, (40, 50, 3))
-                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    return root
-
-
-@pytest.fixture(scope="module")
-def straight(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def straight(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     output = tmp_path_factory.mktemp("straight") / "run"
-    printed = run("train", "--data-path", photos, *OPTIONS, "--output-dir", output)
+    printed = run("train", "--data-path", pictures, *OPTIONS, "--output-dir", output)
     assert "killed 0 times" in printed
     return output
 
 
-def test_killed_at_ten_random_moments(photos: Path, straight: Path, tmp_path: Path) -> None:
+def test_killed_at_ten_random_moments(pictures: Path, straight: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = ("--data-path", photos, *OPTIONS, "--output-dir", output, "--resume", "auto")
+    options = ("--data-path", pictures, *OPTIONS, "--output-dir", output, "--resume", "auto")
     printed = run("train", *options, kills=10, seed=1)
     assert "killed 10 times" in printed
     assert "Going on from" in printed
@@ -109,10 +92,10 @@ def test_killed_at_ten_random_moments(photos: Path, straight: Path, tmp_path: Pa
 
 
 def test_workers_and_checkpoints_change_nothing(
-    photos: Path, straight: Path, tmp_path: Path
+    pictures: Path, straight: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     rare = [o if o != "1" or OPTIONS[i - 1] != "--checkpoint-steps" else "1000"
             for i, o in enumerate(OPTIONS)]  # fmt: skip
-    run("train", "--data-path", photos, *rare, "--output-dir", output, "--workers", 2)
+    run("train", "--data-path", pictures, *rare, "--output-dir", output, "--workers", 2)
     assert_same_end(straight, output)
