@@ -217,7 +217,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         """Normalizes float [N, C, H, W], as batch norm over all processes' batches does."""
         if not self.training:
             return super().forward(input)
-        x = input.float()
+        x = input if input.dtype == torch.float64 else input.float()
         n = x.numel() // x.shape[1] * dist.get_world_size()
         mean = _Total.apply(x.sum((0, 2, 3))) / n
         centred = x - mean[:, None, None]

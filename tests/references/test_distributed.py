@@ -16,7 +16,7 @@ import torch
 REFERENCES = Path(__file__).parent.parent.parent / "references"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 OPTIONS = [
-    *("--model", "resnet18", "--epochs", "3", "--lr", "0.002", "--train-crop-size", "32"),
+    *("--model", "resnet18", "--epochs", "2", "--lr", "0.001", "--train-crop-size", "64"),
     *("--augment", "crop", "--lr-scheduler", "cosine", "--sync-bn", "--seed", "3"),
     *("--model-ema", "--model-ema-steps", "2", "--workers", "0", "--threads", "1"),
 ]
@@ -56,10 +56,29 @@ def both(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out, err = finish(
         start(TORCHRUN, "--data-path", pictures, "--batch-size", 8, "--output-dir", output)
     )
-    assert out.count("epoch 1/3:") == 1, "only one process reports"
+    assert out.count("epoch 1/2:") == 1, "only one process reports"
     assert out.count("wrote") == 1
     assert "Traceback" not in err
     return output
+
+
+def test_two_processes_compute_what_one_does(pictures: Path, tmp_path: Path) -> None:
+    """In double precision, where what differs is not rounding."""
+    driver = Path(__file__).with_name("parallel.py")
+    done = subprocess.run(
+        list(map(str, [sys.executable, "-W", "ignore", driver, REFERENCES, pictures, tmp_path])),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
+    assert len(one["losses"]) == 6
+    assert one["losses"][-1] < one["losses"][0] / 2
+    assert one["losses"] == pytest.approx(two["losses"], rel=1e-8)
+    for name, value in one["state"].items():
+        assert torch.allclose(value.double(), two["state"][name].double(), 1e-6, 1e-8), name
 
 
 def test_two_processes_have_the_loss_curve_of_one(
@@ -70,18 +89,13 @@ def test_two_processes_have_the_loss_curve_of_one(
         start([sys.executable], "--data-path", pictures, "--batch-size", 16, "--output-dir", alone)
     )
     one, two = log(alone), log(both)
-    assert len(one) == len(two) == 3
+    assert len(one) == len(two) == 2
+    # Rounding grows from step to step; the test in double precision is the strict one.
     for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.01)
         assert b["lr"] == a["lr"]
         assert b["test_top1"] == pytest.approx(a["test_top1"], abs=12), "one image of nine"
-    # It is the training that agrees, not just its beginning: weights moved much farther.
-    a, b = state(alone), state(both)
-    first, last = one[0]["loss"], one[-1]["loss"]
-    assert abs(first - last) > 0.05
-    for name in a:
-        if a[name].is_floating_point():
-            assert torch.allclose(a[name], b[name], rtol=1e-2, atol=2e-3), name
+    assert one[-1]["loss"] < 0.95 * one[0]["loss"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")

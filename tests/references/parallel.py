@@ -1,0 +1,74 @@
+"""Trains in double precision in two processes and in one; for test_distributed.py.
+
+python parallel.py REFERENCES PICTURES FOLDER
+
+Writes FOLDER/1.pt and FOLDER/2.pt: the loss of every step, and the weights and buffers.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+BATCH = 16
+
+
+def train(pictures: str, rank: int, world: int) -> dict[str, Any]:
+    """Takes a few steps and returns what came out."""
+    import engine
+    import sources
+    from engine.distributed import data_parallel, synchronize_batch_norm
+
+    ranks = engine.Ranks(torch.device("cpu"), rank, world)
+    data = sources.open_data(None, pictures)
+    images = data.split("train", sources.train_transforms("crop", 32, data.preset(32)))
+    order = engine.Order(len(images), BATCH // world, 3, rank=rank, world=world)
+    torch.manual_seed(rank)  # as in scripts: the first process's weights are everyone's
+    model = engine.float_model("resnet18", None, len(data.classes)).double().train()
+    model = synchronize_batch_norm(model, ranks)
+    network = data_parallel(model, ranks)
+    optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9, weight_decay=1e-4)
+    losses = []
+    for epoch in range(2):
+        for x, y in engine.LoadedBatches(images, order).epoch(epoch):
+            loss = nn.functional.cross_entropy(network(x.double()), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(ranks.total(loss.detach())) / world)
+    ranks.share_buffers(model)
+    return {"losses": losses, "state": model.state_dict()}
+
+
+def work(references: str, pictures: str, folder: Path, rank: int, world: int) -> None:
+    """Is what every process does."""
+    sys.path.insert(0, references)
+    if world > 1:
+        store = dist.FileStore(str(folder / "store"), world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    found = train(pictures, rank, world)
+    if rank == 0:
+        torch.save(found, folder / f"{world}.pt")
+
+
+def main() -> None:
+    """Starts the processes and waits for them."""
+    references, pictures, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    children = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        pid = os.fork()
+        if not pid:
+            work(references, pictures, Path(folder), rank, world)
+            os._exit(0)
+        children.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    sys.exit(max(map(abs, codes)))
+
+
+if __name__ == "__main__":
+    main()
