@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 #: The packages of the peers.
-ONNXRUNTIME, OPENVINO = ("onnx", "onnxruntime"), ("openvino", "nncf")
+ONNXRUNTIME, OPENVINO = ("onnx", "onnxruntime", "onnxscript"), ("openvino", "nncf")
 
 
 @dataclass(frozen=True)

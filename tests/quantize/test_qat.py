@@ -58,7 +58,7 @@ def check_converts(model: Any, x: Tensor) -> None:
     # The same float32 arithmetic, but for sums in another order where a tie may turn.
     assert reference.max() < 1.01
     # Exact integer sums turn more of them, which the later layers of a random network spread.
-    assert native.max() < 3.01
+    assert native.max() < 6.01
     assert native.mean() < 1
     chosen = wanted.gather(1, int8(x).argmax(1)[:, None])[:, 0]
     assert ((wanted.amax(1) - chosen) / head.scale).max() < 1.01  # the same class, or a tie

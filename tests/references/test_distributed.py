@@ -91,8 +91,8 @@ def test_two_processes_have_the_loss_curve_of_one(
     one, two = log(alone), log(both)
     assert len(one) == len(two) == 2
     # Rounding grows from step to step; the test in double precision is the strict one.
-    for a, b in zip(one, two, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=0.01)
+    for a, b, rel in zip(one, two, (0.01, 0.1), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=rel)
         assert b["lr"] == a["lr"]
         assert b["test_top1"] == pytest.approx(a["test_top1"], abs=12), "one image of nine"
     assert one[-1]["loss"] < 0.95 * one[0]["loss"]
