@@ -23,7 +23,7 @@ import readme_tables
 import sources
 import torch
 from ptq_case import Case
-from ptq_methods import METHODS, ONNXRUNTIME, OPENVINO, Method
+from ptq_methods import METHODS, Method
 from ptq_own import TORCHVISION_IMAGES
 from readme_tables import read_rows
 from torch import nn
@@ -42,7 +42,8 @@ MODELS = (
     "shufflenet_v2_x0_5", "shufflenet_v2_x1_0",
 )  # fmt: skip
 KEY = ("model", "data", "method")
-PACKAGES = (*ONNXRUNTIME, *OPENVINO)
+#: Columns with versions, besides those of `engine.environment`.
+PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf")
 
 
 @click.command(cls=engine.Command, context_settings={"show_default": True})
