@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import engine
 import readme_tables
-import sources
 import torch
 from ptq_case import Case
 from ptq_methods import METHODS, Method
@@ -30,11 +28,13 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from qzoo import training
 from qzoo.artifact.native import model_info
 from qzoo.errors import ArgumentError, QzooError, did_you_mean
 from qzoo.evaluate import evaluate
 from qzoo.quantize.data import Calibration, open_calibration
 from qzoo.registry import get_entry
+from qzoo.training import sources
 from qzoo.transforms import ImageClassification
 
 MODELS = (
@@ -42,11 +42,11 @@ MODELS = (
     "shufflenet_v2_x0_5", "shufflenet_v2_x1_0",
 )  # fmt: skip
 KEY = ("model", "data", "method")
-#: Columns with versions, besides those of `engine.environment`.
+#: Columns with versions, besides those of `training.environment`.
 PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf")
 
 
-@click.command(cls=engine.Command, context_settings={"show_default": True})
+@click.command(cls=training.Command, context_settings={"show_default": True})
 @click.option("--data", type=click.Choice(sources.NAMED_DATA), default="fractals")
 @click.option("--checkpoints", help="Folder with MODEL/model.safetensors; by default runs/DATA.")
 @click.option("--models", default=",".join(MODELS), help="Names with commas between.")
@@ -138,11 +138,11 @@ class Comparison:
                     drop_row(self.results, identity)
                     self._failed(name, method, error)
                 else:
-                    engine.put_row(self.results, row, KEY)
+                    training.put_row(self.results, row, KEY)
                     tqdm.write(f"{name}, {method}: top-1 {row['top1']} %")
 
     def _open(self, name: str, checkpoint: Path) -> tuple[nn.Module, ImageClassification]:
-        model = engine.load_float(checkpoint)
+        model = training.load_float(checkpoint)
         info = model_info(model)
         if info.architecture != name or info.classes != self.data.classes:
             raise ArgumentError(f"{checkpoint} is not a {name} trained on {self.data.name}.")
@@ -201,9 +201,9 @@ class Comparison:
             "settings": result.settings,
             **{k: v for k, v in identity.items() if k not in KEY},
             "calibration_sha256": sha256,
-            **engine.environment(),
+            **training.environment(),
             **versions(),
-            "command": engine.command_line("compare_ptq.py"),
+            "command": training.command_line("compare_ptq.py"),
         }
 
     def _test_set(self, preset: ImageClassification) -> TensorDataset:
@@ -254,7 +254,7 @@ def drop_row(path: Path, key: Mapping[str, Any]) -> None:
     rows = read_rows(path)
     kept = [row for row in rows if any(row[k] != key[k] for k in KEY)]
     if kept and len(kept) < len(rows):
-        engine.write_csv(path, kept)
+        training.write_csv(path, kept)
 
 
 def _say(line: str) -> None:

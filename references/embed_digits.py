@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import engine
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from qzoo import training
 from qzoo.artifact.format import Artifact, write_atomically
 from qzoo.datasets.digits import Digits
 from qzoo.errors import ArgumentError, ArtifactError
@@ -27,7 +27,7 @@ from qzoo.registry import get_entry
 ROOT = Path(__file__).parent.parent
 
 
-@click.command(cls=engine.Command)
+@click.command(cls=training.Command)
 @click.option("--embedded", default=str(ROOT / "qzoo" / "embedded"), help="The package's folder.")
 @click.option("--metadata", default=str(ROOT / "weights_meta"), help="The metadata's folder.")
 def main(embedded: str, metadata: str) -> None:
@@ -73,7 +73,7 @@ def write_entry(path: Path, metadata: Path) -> str:
     entry = {
         "url": f"embedded:{path.name}",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "file_size_mib": engine.mib(path),
+        "file_size_mib": training.mib(path),
         "num_params": params,
         "gmacs": gmacs,
         "backend": info.backend,

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-import engine
-import sources
 import torch
 from torch import nn
 
+from qzoo import training
 from qzoo.artifact.native import model_info, save, to_native
 from qzoo.backends import BACKENDS, get_backend
 from qzoo.errors import ArgumentError
@@ -25,6 +24,7 @@ from qzoo.quantize import RECIPES, ptq
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.flows import FLOWS, torch_artifact
 from qzoo.registry import get_entry
+from qzoo.training import sources
 from qzoo.transforms import ImageClassification
 from qzoo.weights import class_names
 
@@ -35,7 +35,7 @@ LARGE_LOSS = 1.0
 PYTORCH = "pytorch"
 
 
-@click.command(cls=engine.Command, context_settings={"show_default": True})
+@click.command(cls=training.Command, context_settings={"show_default": True})
 @click.option(
     "--data", type=click.Choice(sources.NAMED_DATA), help="A data set that needs no download."
 )
@@ -84,13 +84,13 @@ def main(**options: Any) -> None:
     int8_model, how = quantize(float_model, train_set, wanted, options)
 
     float_metrics, metrics = evaluate(float_model, test_set), evaluate(int8_model, test_set)
-    command = engine.command_line("ptq.py")
+    command = training.command_line("ptq.py")
     recipe = {
         **info.recipe,
         "quantize": command,
         **how,
         "float_metrics": {data.held_out: float_metrics.to_dict()},
-        "float_file_size_mib": engine.mib(Path(options["checkpoint"]))
+        "float_file_size_mib": training.mib(Path(options["checkpoint"]))
         if options["checkpoint"]
         else None,
     }
@@ -102,7 +102,7 @@ def main(**options: Any) -> None:
         metrics={data.held_out: metrics.to_dict()},
     )
     click.echo(f"float: {float_metrics}")
-    click.echo(f"int8:  {metrics}; wrote {output} ({engine.mib(output):.3f} MiB)")
+    click.echo(f"int8:  {metrics}; wrote {output} ({training.mib(output):.3f} MiB)")
     if (lost := float_metrics.top1 - metrics.top1) > LARGE_LOSS:
         hint = "" if backend.per_channel else ", for example one with a scale per output channel"
         click.echo(f"int8 loses {lost:.2f} points: try another --backend{hint}.", err=True)
@@ -120,14 +120,14 @@ def main(**options: Any) -> None:
             "n_test": metrics.n,
             "input_size": preset.crop_size[0],
             "float_mib": recipe["float_file_size_mib"],
-            "int8_mib": engine.mib(output),
+            "int8_mib": training.mib(output),
             "seed": info.recipe.get("seed"),
             "calibration_images": how["calibration_images"],
-            **engine.environment(),
+            **training.environment(),
             "train_command": info.recipe.get("train"),
             "quantize_command": command,
         }
-        engine.put_row(Path(options["results"]), row, ("model", "data", "backend", "method"))
+        training.put_row(Path(options["results"]), row, ("model", "data", "backend", "method"))
 
 
 def quantize(
@@ -180,8 +180,8 @@ def _float_model(options: dict[str, Any]) -> nn.Module:
     if checkpoint is None:
         if name is None:
             raise ArgumentError("--weights needs --model, to know whose weights they are.")
-        return engine.float_model(name, weights, 1000).eval()
-    model = engine.load_float(Path(checkpoint))
+        return training.float_model(name, weights, 1000).eval()
+    model = training.load_float(Path(checkpoint))
     made = model_info(model).architecture
     if name is not None and get_entry(name).name != made:
         raise ArgumentError(f"{checkpoint} holds a {made}, not a {name}: leave --model out.")

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-import engine
 import torch
 from torch import nn
 
+from qzoo import training
 from qzoo.artifact.native import model_info
 from qzoo.errors import ArgumentError
 from qzoo.evaluate import Metrics
 from qzoo.registry import get_entry
 
 
-@click.command(cls=engine.Command, context_settings={"show_default": True})
+@click.command(cls=training.Command, context_settings={"show_default": True})
 @click.option("--model", required=True, help="A model of the zoo; `qzoo list` shows them.")
 @click.option("--weights", help="Float weights to start from: torchvision's, such as DEFAULT.")
-@engine.training_options()
+@training.training_options()
 def main(**options: Any) -> None:
     """Trains a float model and writes model.safetensors, checkpoint.pth and log.csv.
 
@@ -35,17 +35,17 @@ def main(**options: Any) -> None:
     get_entry(options["model"])
     if options["test_only"] and not (options["weights"] or options["resume"]):
         raise ArgumentError("--test-only needs --weights or --resume, to know what to measure.")
-    with engine.joined(options["device"]) as ranks:
-        engine.set_up(options, ranks)
-        data = engine.prepare_data(options, ranks, options["model"])
-        model = engine.float_model(options["model"], options["weights"], len(data.classes))
-        trainer = engine.Trainer(
+    with training.joined(options["device"]) as ranks:
+        training.set_up(options, ranks)
+        data = training.prepare_data(options, ranks, options["model"])
+        model = training.float_model(options["model"], options["weights"], len(data.classes))
+        trainer = training.Trainer(
             model,
             data,
             options,
             ranks,
             script="train.py",
-            loss=engine.make_loss(options, data),
+            loss=training.make_loss(options, data),
             settings={name: options[name] for name in ("model", "weights")},
         )
         metrics = trainer.evaluate() if options["test_only"] else trainer.fit()
@@ -55,18 +55,18 @@ def main(**options: Any) -> None:
 
 def finish(
     model: nn.Module,
-    data: engine.Prepared,
-    trainer: engine.Trainer,
+    data: training.Prepared,
+    trainer: training.Trainer,
     metrics: Metrics,
     options: dict[str, Any],
 ) -> None:
     """Writes the weights and the row of results, and says what came out."""
     name = model_info(model).architecture
     if options["test_only"]:
-        engine.say(f"{name}: {metrics}")
+        training.say(f"{name}: {metrics}")
         return
-    command, path = engine.command_line("train.py"), trainer.output / "model.safetensors"
-    engine.save_float(
+    command, path = training.command_line("train.py"), trainer.output / "model.safetensors"
+    training.save_float(
         model,
         path,
         classes=data.classes,
@@ -74,7 +74,7 @@ def finish(
         recipe={"train": command, "seed": options["seed"], "threads": torch.get_num_threads()},
         metrics={data.data.held_out: metrics.to_dict()},
     )
-    engine.say(f"{name}: {metrics}; wrote {path}")
+    training.say(f"{name}: {metrics}; wrote {path}")
     if options["results"]:
         low, high = metrics.interval()
         row = {
@@ -88,11 +88,11 @@ def finish(
             "epochs": options["epochs"],
             "seed": options["seed"],
             "seconds": round(sum(float(line["seconds"]) for line in trainer.log)),
-            **engine.environment(),
+            **training.environment(),
             "command": command,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-        engine.put_row(Path(options["results"]), row, ("model", "data", "seed"))
+        training.put_row(Path(options["results"]), row, ("model", "data", "seed"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains in double precision in two processes and in one; for test_distributed.py.
 
-python parallel.py REFERENCES PICTURES FOLDER
+python parallel.py PICTURES FOLDER
 
 Writes FOLDER/1.pt and FOLDER/2.pt: the loss of every step, and the weights and buffers.
 """
@@ -14,27 +14,27 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from qzoo import training
+from qzoo.training import sources
+from qzoo.training.distributed import data_parallel, synchronize_batch_norm
+
 BATCH = 16
 
 
 def train(pictures: str, rank: int, world: int) -> dict[str, Any]:
     """Takes a few steps and returns what came out."""
-    import engine
-    import sources
-    from engine.distributed import data_parallel, synchronize_batch_norm
-
-    ranks = engine.Ranks(torch.device("cpu"), rank, world)
+    ranks = training.Ranks(torch.device("cpu"), rank, world)
     data = sources.open_data(None, pictures)
     images = data.split("train", sources.train_transforms("crop", 32, data.preset(32)))
-    order = engine.Order(len(images), BATCH // world, 3, rank=rank, world=world)
+    order = training.Order(len(images), BATCH // world, 3, rank=rank, world=world)
     torch.manual_seed(rank)  # as in scripts: the first process's weights are everyone's
-    model = engine.float_model("resnet18", None, len(data.classes)).double().train()
+    model = training.float_model("resnet18", None, len(data.classes)).double().train()
     model = synchronize_batch_norm(model, ranks)
     network = data_parallel(model, ranks)
     optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9, weight_decay=1e-4)
     losses = []
     for epoch in range(2):
-        for x, y in engine.LoadedBatches(images, order).epoch(epoch):
+        for x, y in training.LoadedBatches(images, order).epoch(epoch):
             loss = nn.functional.cross_entropy(network(x.double()), y)
             optimizer.zero_grad()
             loss.backward()
@@ -44,9 +44,8 @@ def train(pictures: str, rank: int, world: int) -> dict[str, Any]:
     return {"losses": losses, "state": model.state_dict()}
 
 
-def work(references: str, pictures: str, folder: Path, rank: int, world: int) -> None:
+def work(pictures: str, folder: Path, rank: int, world: int) -> None:
     """Is what every process does."""
-    sys.path.insert(0, references)
     if world > 1:
         store = dist.FileStore(str(folder / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
@@ -57,13 +56,13 @@ def work(references: str, pictures: str, folder: Path, rank: int, world: int) ->
 
 def main() -> None:
     """Starts the processes and waits for them."""
-    references, pictures, folder = sys.argv[1:]
+    pictures, folder = sys.argv[1:]
     torch.set_num_threads(1)
     children = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         pid = os.fork()
         if not pid:
-            work(references, pictures, Path(folder), rank, world)
+            work(pictures, Path(folder), rank, world)
             os._exit(0)
         children.append(pid)
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]

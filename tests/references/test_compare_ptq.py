@@ -16,6 +16,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from qzoo.checkpoint import load_float
+
 SCRIPTS = Path(__file__).parent.parent.parent / "references"
 MODEL = "shufflenet_v2_x0_5"
 #: Of each tool the quickest ways; the others differ in one argument.
@@ -23,7 +25,7 @@ TESTED = (
     *("float", "torchvision", "onnxruntime-minmax", "nncf-minmax-fast", "qzoo-fast", "qzoo-best"),
 )
 NAMES = (
-    *("compare_ptq", "engine", "ptq_case", "ptq_methods", "ptq_own", "ptq_peers"),
+    *("compare_ptq", "ptq_case", "ptq_methods", "ptq_own", "ptq_peers"),
     *("readme_tables", "train"),
 )
 
@@ -86,7 +88,7 @@ def test_every_installed_method_gets_a_row(
     rows = read(compared)
     methods = scripts["ptq_methods"].METHODS
     assert set(rows) == {name for name in TESTED if not methods[name].missing()}
-    trained = scripts["engine"].load_float(checkpoints / MODEL / "model.safetensors")
+    trained = load_float(checkpoints / MODEL / "model.safetensors")
     metrics = trained._qzoo_info.metrics["digits (held-out 25 %)"]
     assert float(rows["float"]["top1"]) == metrics["acc@1"] > 30
     for name, row in rows.items():

@@ -66,7 +66,7 @@ def test_two_processes_compute_what_one_does(pictures: Path, tmp_path: Path) -> 
     """In double precision, where what differs is not rounding."""
     driver = Path(__file__).with_name("parallel.py")
     done = subprocess.run(
-        list(map(str, [sys.executable, "-W", "ignore", driver, REFERENCES, pictures, tmp_path])),
+        list(map(str, [sys.executable, "-W", "ignore", driver, pictures, tmp_path])),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

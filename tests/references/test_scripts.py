@@ -22,9 +22,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
+from qzoo import training
 from qzoo.artifact.format import Artifact
 from qzoo.datasets.fractals import FractalsConfig
 from qzoo.errors import ArgumentError, ArtifactError
+from qzoo.training import sources
 
 SCRIPTS = Path(__file__).parent.parent.parent / "references"
 TINY = [
@@ -47,7 +49,7 @@ def run(script: str, *options: object) -> str:
     return done.stdout
 
 
-_SCRIPTS = ("engine", "sources", "train", "ptq", "embed_digits")
+_SCRIPTS = ("train", "ptq", "embed_digits")
 
 
 @pytest.fixture
@@ -55,7 +57,9 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The scripts as modules; what they set for their process is undone afterwards."""
     monkeypatch.syspath_prepend(str(SCRIPTS))
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    yield {n: importlib.import_module(n) for n in _SCRIPTS}
+    yield {"engine": training, "sources": sources} | {
+        n: importlib.import_module(n) for n in _SCRIPTS
+    }
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qzoo.errors import UnknownNameError, did_you_mean
+from ..errors import UnknownNameError, did_you_mean
 
 #: Processes of which each had the batch size of the recipe.
 PROCESSES = 8

@@ -12,8 +12,8 @@ import click
 import torch
 from tqdm import tqdm
 
-from qzoo.artifact.native import package_versions
-from qzoo.errors import QzooError
+from ..artifact.native import package_versions
+from ..errors import QzooError
 
 
 class Failure(click.ClickException):

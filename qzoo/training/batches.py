@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qzoo.transforms import ImageClassification
-
+from ..transforms import ImageClassification
 from .order import Key, Order, stream
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from qzoo.errors import MissingDependencyError
+from ..errors import MissingDependencyError
 
 Row = Mapping[str, Any]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -23,16 +21,14 @@ from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision import transforms as T
 
+from qzoo import training
 from qzoo.errors import MissingDependencyError, UnknownNameError
-
-REFERENCES = Path(__file__).parent.parent.parent / "references"
+from qzoo.training import sources
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REFERENCES))
-        yield importlib.import_module("engine")
+def engine() -> ModuleType:
+    return training
 
 
 # The order of images
@@ -249,7 +245,6 @@ def test_a_teacher_pulls_towards_its_answers(engine: ModuleType) -> None:
 def test_augmentations_go_before_and_erasing_after_normalizing(
     engine: ModuleType, name: str
 ) -> None:
-    sources = importlib.import_module("sources")
     preset = sources.open_data("digits", None).preset(16)
     made = sources.train_transforms("crop", 16, preset, auto_augment=name, random_erase=0.5)
     kinds = [type(t) for t in made.transforms]

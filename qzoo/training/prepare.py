@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import sources
 import torch
 
-from qzoo.errors import ArgumentError
-from qzoo.transforms import ImageClassification
-
+from ..errors import ArgumentError
+from ..transforms import ImageClassification
+from . import sources
 from .batches import Batches, LoadedBatches, MemoryBatches
 from .distributed import Ranks
 from .files import check_size

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
-from qzoo.errors import ArgumentError
+from ..errors import ArgumentError
 
 OPTIMIZERS = ("sgd", "sgd_nesterov", "rmsprop", "adamw")
 #: Names of schedules, torchvision's beside shorter ones.

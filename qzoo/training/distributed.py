@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from qzoo.errors import ArgumentError
-from qzoo.evaluate import Metrics, evaluate
-
+from ..errors import ArgumentError
+from ..evaluate import Metrics, evaluate
 from .script import Failure
 
 

@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from qzoo.artifact.format import write_atomically
-from qzoo.errors import ArtifactError
+from ..artifact.format import write_atomically
+from ..errors import ArtifactError
 
 #: The name of the checkpoint in --output-dir.
 CHECKPOINT = "checkpoint.pth"

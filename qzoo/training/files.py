@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from qzoo.artifact.format import write_atomically
-from qzoo.errors import ArgumentError, ArtifactError
-from qzoo.registry import get_entry, get_model
-from qzoo.weights import read_metadata
+from ..artifact.format import write_atomically
+from ..errors import ArgumentError, ArtifactError
+from ..registry import get_entry, get_model
+from ..weights import read_metadata
 
 
 def check_size(model: str, size: int) -> None:

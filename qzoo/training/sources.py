@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 from torchvision import transforms as T
 
-from qzoo.datasets import sources
-from qzoo.datasets.fractals import FRACTALS_STANDARD
-from qzoo.datasets.sources import NAMED_DATA, Data
-from qzoo.errors import ArgumentError
-from qzoo.transforms import ImageClassification
+from ..datasets import sources
+from ..datasets.fractals import FRACTALS_STANDARD
+from ..datasets.sources import NAMED_DATA, Data
+from ..errors import ArgumentError
+from ..transforms import ImageClassification
 
 __all__ = ["AUGMENTATIONS", "FRACTALS", "NAMED_DATA", "Data", "open_data", "train_transforms"]
 

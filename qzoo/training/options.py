@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
-from sources import AUGMENTATIONS, NAMED_DATA
 
 from .optim import OPTIMIZERS, SCHEDULES
 from .presets import PRESETS, PROCESSES, preset
 from .script import tell
+from .sources import AUGMENTATIONS, NAMED_DATA
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,21 +1,22 @@
-"""What the reference scripts share: options, data, the training loop, checkpoints, logs.
+"""The training engine: options, data, the training loop, checkpoints, logs.
+
+The reference scripts and `qzoo finetune` stand on it.
 
 A script is little more than
 
-    @click.command(cls=engine.Command, context_settings={"show_default": True})
-    @engine.training_options()
+    @click.command(cls=training.Command, context_settings={"show_default": True})
+    @training.training_options()
     def main(**options):
-        with engine.joined(options["device"]) as ranks:
-            engine.set_up(options, ranks)
-            data = engine.prepare_data(options, ranks, options["model"])
-            model = engine.float_model(options["model"], None, len(data.classes))
-            trainer = engine.Trainer(model, data, options, ranks, script="train.py")
+        with training.joined(options["device"]) as ranks:
+            training.set_up(options, ranks)
+            data = training.prepare_data(options, ranks, options["model"])
+            model = training.float_model(options["model"], None, len(data.classes))
+            trainer = training.Trainer(model, data, options, ranks, script="train.py")
             metrics = trainer.fit()
 """
 
-from qzoo.checkpoint import load_float, save_float
-from qzoo.quantize.data import stratified
-
+from ..checkpoint import load_float, save_float
+from ..quantize.data import stratified
 from .batches import Batches, LoadedBatches, MemoryBatches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from qzoo.artifact.native import model_info
-from qzoo.checkpoint import load_float
-from qzoo.errors import ArgumentError
-
+from ..artifact.native import model_info
+from ..checkpoint import load_float
+from ..errors import ArgumentError
 from .prepare import Prepared
 
 

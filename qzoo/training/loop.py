@@ -13,9 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from qzoo.errors import ArgumentError
-from qzoo.evaluate import Metrics
-
+from ..errors import ArgumentError
+from ..evaluate import Metrics
 from . import checkpoint
 from .distributed import Ranks, evaluate_all
 from .files import write_csv
