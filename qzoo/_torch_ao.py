@@ -1,4 +1,4 @@
-"""The only file that touches `torch.ao`, the eager quantization that PyTorch is to delete.
+"""With its siblings `_torch_ao_*.py` all that touches `torch.ao`, which PyTorch is to delete.
 
 It offers the marker modules that the quantizable definitions use, module fusion, the default
 qconfigs, and the two ways between a native int8 model (`torch.ao.nn.quantized` modules with
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from torch.ao.quantization import (
 )
 
 from ._float_layer import FloatConv2d, FloatLayer, FloatLinear
+from ._torch_ao_modules import native_module
 from .artifact.layers import Layer, float_weight_tensors, weight_tensors
 from .errors import ArtifactError
 
@@ -160,47 +160,6 @@ def is_quantized(model: nn.Module) -> bool:
     return any(isinstance(m, types) for m in model.modules())
 
 
-@contextlib.contextmanager
-def output_hooks(
-    fused: nn.Module, names: Sequence[str], watch: Callable[[str, Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Calls `watch(name, output)` after the named layers of a fused float model, inside a block.
-
-    A tensor that `watch` returns takes the output's place.
-    """
-    undo: list[Callable[[], None]] = []
-    try:
-        for name in names:
-            module: Any = fused.get_submodule(name)
-            if type(module) is FloatFunctional:
-                # Its operations are methods; all of them pass their result through this child.
-                undo.append(functools.partial(_restore, module, module.activation_post_process))
-                _restore(module, _Watch(name, watch))
-            else:
-                handle = module.register_forward_hook(
-                    lambda _, __, output, name=name: watch(name, output)
-                )
-                undo.append(handle.remove)
-        yield
-    finally:
-        for step in undo:
-            step()
-
-
-class _Watch(nn.Module):
-    def __init__(self, name: str, watch: Callable[[str, Tensor], Tensor | None]) -> None:
-        super().__init__()
-        self.name, self.watch = name, watch
-
-    def forward(self, x: Tensor) -> Tensor:
-        replaced = self.watch(self.name, x)
-        return x if replaced is None else replaced
-
-
-def _restore(functional: Any, before: nn.Module) -> None:
-    functional.activation_post_process = before
-
-
 def check_fit(
     skeleton: nn.Module, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]
 ) -> None:
@@ -275,7 +234,7 @@ def build_native(
         for name, layer in order:
             parent, _, child = name.rpartition(".")
             owner = skeleton.get_submodule(parent)
-            owner._modules[child] = _native_module(name, layer, tensors, owner._modules[child])
+            owner._modules[child] = native_module(name, layer, tensors, owner._modules[child])
     return skeleton.eval()
 
 
@@ -370,93 +329,3 @@ def _integers(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         torch.tensor(weight.q_scale(), dtype=torch.float64),
         torch.tensor(weight.q_zero_point(), dtype=torch.int64),
     )
-
-
-def _quantized_weight(name: str, tensors: MutableMapping[str, Tensor]) -> Tensor:
-    values, scale = tensors.pop(f"{name}.weight"), tensors[f"{name}.weight_scale"]
-    zero_point = tensors.get(f"{name}.weight_zero_point")
-    if scale.dim() == 0:
-        zp = 0 if zero_point is None else int(zero_point)
-        return torch._make_per_tensor_quantized_tensor(values, float(scale), zp)
-    zps = torch.zeros(len(scale), dtype=torch.int64) if zero_point is None else zero_point.long()
-    return torch._make_per_channel_quantized_tensor(values, scale.double(), zps, 0)
-
-
-def _empty(cls: type[nn.Module]) -> Any:
-    """Makes a module without its constructor, which would allocate, draw and pack weights."""
-    module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    return module.eval()
-
-
-def _native_module(
-    name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
-) -> nn.Module:
-    match layer.op:
-        case "conv2d" | "linear" if layer.float:
-            return _float_layer(name, layer, tensors)
-        case "conv2d":
-            return _native_conv(name, layer, tensors, current)
-        case "linear":
-            return _native_linear(name, layer, tensors, current)
-        case "quantize":
-            return nnq.Quantize(layer.scale, layer.zero_point, torch.quint8).eval()
-        case "dequantize":
-            return nnq.DeQuantize().eval()
-        case "functional":
-            functional = nnq.QFunctional()
-            functional.scale, functional.zero_point = layer.scale, layer.zero_point
-            return functional.eval()
-        case "hardswish":
-            return nnq.Hardswish(layer.scale, layer.zero_point).eval()
-        case "dropout":
-            return nnq.Dropout(current.p, current.inplace).eval()
-        case _:
-            return nn.Identity().eval()
-
-
-def _float_layer(name: str, layer: Layer, tensors: MutableMapping[str, Tensor]) -> nn.Module:
-    # Copies, because a native model's state may be overwritten and an artifact's never is.
-    weight = tensors.pop(f"{name}.weight").clone()
-    bias = tensors[f"{name}.bias"].clone() if f"{name}.bias" in tensors else None
-    numbers = (weight, bias, layer.relu, layer.scale, layer.zero_point)
-    if layer.op == "linear":
-        return FloatLinear(*numbers).eval()
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return FloatConv2d(*numbers, *geometry).eval()
-
-
-def _native_conv(
-    name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
-) -> nn.Module:
-    module = _empty(nniq.ConvReLU2d if layer.relu else nnq.Conv2d)
-    for attribute in (
-        "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation",
-        "transposed", "output_padding", "groups", "padding_mode",
-    ):  # fmt: skip
-        setattr(module, attribute, getattr(current, attribute))
-    _pack(name, module, tensors)
-    module.scale, module.zero_point = layer.scale, layer.zero_point
-    return module
-
-
-def _native_linear(
-    name: str, layer: Layer, tensors: MutableMapping[str, Tensor], current: Any
-) -> nn.Module:
-    module = _empty(nniq.LinearReLU if layer.relu else nnq.Linear)
-    module.in_features, module.out_features = current.in_features, current.out_features
-    module._packed_params = _empty(nnq.modules.linear.LinearPackedParams)
-    module._packed_params.dtype = torch.qint8
-    _pack(name, module._packed_params, tensors)
-    module.scale, module.zero_point = layer.scale, layer.zero_point
-    return module
-
-
-def _pack(name: str, module: Any, tensors: MutableMapping[str, Tensor]) -> None:
-    try:
-        module.set_weight_bias(_quantized_weight(name, tensors), tensors.get(f"{name}.bias"))
-    except RuntimeError as error:
-        raise ArtifactError(
-            f"PyTorch's engine {torch.backends.quantized.engine} cannot take the weights of layer "
-            f"{name!r}: {str(error).splitlines()[0]}"
-        ) from None

@@ -1,6 +1,6 @@
 """What qzoo uses of PyTorch's dynamic quantization (`torch.ao.quantization.quantize_dynamic`).
 
-With `_torch_ao.py` and `_torch_ao_fx.py` the only file that touches `torch.ao`.
+One of the `_torch_ao*.py` files, the only ones that touch `torch.ao`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _torch_ao
+from .._torch_ao_hooks import output_hooks
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
 from ..artifact.native import model_info, package_versions
@@ -129,7 +130,7 @@ class Quantization:
     @contextmanager
     def watching(self, watch: Any) -> Iterator[None]:
         """Calls `watch(name, output)` after each ranged layer; a tensor it returns replaces it."""
-        with _torch_ao.output_hooks(self.fused, self.ranged(), watch):
+        with output_hooks(self.fused, self.ranged(), watch):
             yield
 
     # The result.
