@@ -1,4 +1,4 @@
-"""Every builder goes to int8 in one call, answers as its float model, and comes back from a file."""
+"""Every builder goes to int8 in one call, answers as in float, and comes back from a file."""
 
 from __future__ import annotations
 
