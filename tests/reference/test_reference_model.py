@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
+import linecache
 import threading
 import warnings
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 import torch
 import zoo_cases as zoo
 from torch import nn
+from torch.fx import graph_module
 
 import qzoo
 from qzoo.artifact.native import from_native, to_native
@@ -54,6 +57,20 @@ def test_layers_agree_on_every_engine(name: str, backend: str) -> None:
     native = to_native(from_native(zoo.eager_ptq(zoo.float_model(name), x), backend="x86"), backend)
     layers = compare_layers(native, build_reference(native), x)
     assert max(d.max_steps for d in layers) <= 1
+
+
+def test_nothing_of_a_model_outlives_it(shuffle: qzoo.Artifact) -> None:
+    def sources() -> set[str]:
+        gc.collect()
+        kept = set(graph_module._loader.eval_cache) | set(linecache.cache)
+        return {name for name in kept if name.startswith("<eval_with_key>")}
+
+    before = sources()
+    reference = build_reference(shuffle)
+    assert len(sources() - before) == 1  # else PyTorch keeps them elsewhere now: look there
+    reference.recompile()
+    del reference
+    assert sources() <= before
 
 
 def test_the_artifact_comes_back_bit_for_bit(shuffle: qzoo.Artifact) -> None:
