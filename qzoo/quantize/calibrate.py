@@ -6,13 +6,13 @@ all get the ranges that a single process would have chosen.
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Collection, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import ArgumentError, QuantizationWarning
+from ..errors import ArgumentError
 from .observers import Observer, make_observer
 from .ranks import all_reduce_ranges, turns
 from .state import WEIGHT_GRID, Quantization
@@ -29,7 +29,8 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
         Each layer's observer with all it has seen.
 
     Raises:
-        ArgumentError: Images or activations that are not finite.
+        ArgumentError: Images or activations that are not finite, images that the model cannot take,
+            or a layer that never ran.
     """
     observers = {name: make_observer(observer, state.grid) for name in state.ranged()}
 
@@ -43,19 +44,49 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
         forward_all(state, "calibrate", spread=True)
     if turns()[1] > 1:
         observers = all_reduce_ranges(observers)
-    silent = [name for name, seen in observers.items() if not seen.batches]
-    if silent:
-        warnings.warn(
-            f"{len(silent)} layers never ran during calibration and keep no range: "
-            f"{', '.join(silent[:5])}.",
-            QuantizationWarning,
-            stacklevel=4,
-        )
+    check_all_ran(state.ranged(), [name for name, seen in observers.items() if seen.batches])
     for name, seen in observers.items():
-        if seen.batches:
-            scale, zero_point = seen.qparams()
-            state.ranges[name] = (float(scale[0]), int(zero_point[0]))
+        scale, zero_point = seen.qparams()
+        state.ranges[name] = (float(scale[0]), int(zero_point[0]))
     return observers
+
+
+def check_all_ran(wanted: Sequence[str], ran: Collection[str]) -> None:
+    """Checks that a calibration has reached every layer.
+
+    Args:
+        wanted: The layers whose range is needed.
+        ran: Those that ran.
+
+    Raises:
+        ArgumentError: A layer never ran, so that nothing is known of its range.
+    """
+    if silent := [name for name in wanted if name not in ran]:
+        others = f" (nor {', '.join(silent[1:4])}{', ...' * (len(silent) > 4)})" * (len(silent) > 1)
+        raise ArgumentError(
+            f"Layer {silent[0]!r} never ran during calibration{others}, so its range is unknown: "
+            "this model's forward pass leaves out what its architecture has. Undo that."
+        )
+
+
+def forward(model: nn.Module, images: Tensor) -> None:
+    """Runs a model for what watches it.
+
+    Args:
+        model: A float model, perhaps with observers.
+        images: Float32 [N, 3, H, W].
+
+    Raises:
+        ArgumentError: The model cannot process images of this size.
+    """
+    try:
+        model(images)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ArgumentError(
+            f"The model cannot process calibration images {list(images.shape)} ({reason}): give "
+            "them the size that its evaluation transforms crop to."
+        ) from error
 
 
 def forward_all(state: Quantization, title: str, spread: bool = False) -> None:
@@ -72,7 +103,7 @@ def forward_all(state: Quantization, title: str, spread: bool = False) -> None:
     hidden = not state.progress or rank > 0
     with torch.inference_mode():
         for images in tqdm(batches, title, total, unit="batch", leave=False, disable=hidden):
-            state.fused(images)
+            forward(state.fused, images)
 
 
 def choose_weight_scales(state: Quantization, observer: str) -> None:
@@ -81,9 +112,15 @@ def choose_weight_scales(state: Quantization, observer: str) -> None:
     Args:
         state: The model; its `weight_scales` are set.
         observer: Name of the observer of weights.
+
+    Raises:
+        ArgumentError: Weights that are not finite.
     """
     for name in state.weighted():
         seen = make_observer(observer, WEIGHT_GRID, axis=0 if state.backend.per_channel else None)
-        seen.update(state.weight(name))
+        try:
+            seen.update(state.weight(name))
+        except ArgumentError as error:
+            raise ArgumentError(f"The weight of {name!r} cannot be quantized: {error}") from None
         scale = seen.qparams()[0].float()
         state.weight_scales[name] = scale if state.backend.per_channel else scale[0]

@@ -243,7 +243,8 @@ def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
             count += len(kept[-1])
             if count >= images:
                 break
-    _check_count(count)
+    if not kept:
+        _check_count(0)
     return _of_tensors(kept, images, len(kept[0]))
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .calibrate import forward
 from .channels import FIXED, Channels
 from .state import Quantization
 
@@ -67,7 +68,7 @@ def _by_activations(state: Quantization, groups: Channels) -> Tensor:
     seen = 0
     with state.watching(watch), torch.no_grad():
         for batch in state.calibration:
-            state.fused(batch[: IMAGES - seen])
+            forward(state.fused, batch[: IMAGES - seen])
             seen += len(batch)
             if seen >= IMAGES:
                 break

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,9 +18,19 @@ from ..artifact.native import attach_info, from_native
 from ..backends import Backend, quantized_engine, run_engine
 from ..errors import ArgumentError
 from ..reference.pt2e import from_pt2e
+from .calibrate import check_all_ran, forward
 from .data import Calibration
 from .observers import Grid
-from .state import float_copy, fuse, fused_copy, int8_info, match_layers
+from .state import (
+    float_copy,
+    fuse,
+    fused_copy,
+    fused_layers,
+    int8_info,
+    match_layers,
+    ranged_layers,
+    record_forward,
+)
 
 FLOWS = ("eager", "fx", "pt2e")
 
@@ -70,9 +81,14 @@ def _eager(
             "PyTorch's eager observers: leave one of them out."
         )
     observed: Any = fused_copy(model)
-    info = int8_info(model, _torch_ao.plan_layers(observed), observed, backend)
+    layers = fused_layers(observed)
+    info = int8_info(model, layers, observed, backend)
     _torch_ao.insert_observers(observed, backend.qconfig())
-    _calibrate(observed, _Images(calibration, "calibrate", progress))
+    wanted = ranged_layers(record_forward(info, layers), layers)
+    with _noting(observed, wanted) as ran:
+        _calibrate(observed, _Images(calibration, "calibrate", progress))
+    # PyTorch would give a layer that never ran the scale 1.0.
+    check_all_ran(wanted, ran)
     with quantized_engine(run_engine(backend.name)):
         _torch_ao.convert_observed(observed)
         return from_native(attach_info(observed, info))
@@ -132,7 +148,7 @@ def _plan(
     """Returns a copy to quantize, what the int8 model will be, and the layers to keep in float."""
     plain = float_copy(model, stacklevel=6)
     fused = fuse(copy.deepcopy(plain))
-    layers = _torch_ao.plan_layers(fused)
+    layers = fused_layers(fused)
     weighted = [name for name, layer in layers.items() if layer.op in WEIGHTED_OPS]
     kept = match_layers(list(keep_float), weighted)
     return plain, int8_info(model, layers, fused, backend), kept
@@ -158,7 +174,25 @@ class _Images:
             yield images if self.before is None else self.before(images)
 
 
+@contextmanager
+def _noting(observed: nn.Module, names: Sequence[str]) -> Iterator[set[str]]:
+    """Notes which of the named layers, whose outputs are observed, run inside a block."""
+    ran: set[str] = set()
+    handles = []
+    for name in names:
+        # A FloatFunctional is never called itself, but calls its observer.
+        watched = observed.get_submodule(name).activation_post_process
+        handles.append(
+            watched.register_forward_hook(lambda *_, name=name: ran.add(name))  # type: ignore
+        )
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _calibrate(observed: nn.Module, images: _Images) -> None:
     with torch.no_grad():
         for batch in images:
-            observed(batch)
+            forward(observed, batch)

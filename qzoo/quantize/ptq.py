@@ -68,7 +68,8 @@ def ptq(
 
     Raises:
         ArgumentError: No images, images of a wrong shape or range, a pattern that matches nothing,
-            an already quantized model, one that cannot be fused, arguments of another flow.
+            an already quantized model, one that cannot be fused or leaves layers out, arguments of
+            another flow.
         ArtifactError: A model not from one of qzoo's builders; a mapping or quantizer whose result
             an artifact cannot hold.
         MissingDependencyError: The flow needs a package that is not installed.

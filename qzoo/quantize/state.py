@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -61,16 +61,9 @@ class Quantization:
         self.fused = fused_copy(model)
         self.grid = Grid(0, 127 if reduce_range else 255)
         self.backend, self.calibration, self.progress = backend, calibration, progress
-        try:
-            self.layers = _torch_ao.plan_layers(self.fused)
-        except ArtifactError as error:
-            raise ArgumentError(f"This model cannot be quantized: {error}") from None
+        self.layers = fused_layers(self.fused)
         self.info = int8_info(model, self.layers, self.fused, backend)
-        skeleton = get_entry(self.info.architecture).skeleton(self.info.builder_kwargs)
-        try:
-            self.recording: Recording = record(skeleton, self.layers)
-        except ArtifactError as error:
-            raise ArgumentError(f"This model cannot be quantized: {error}") from None
+        self.recording: Recording = record_forward(self.info, self.layers)
         self.keep_float = match_layers(keep_float, self.weighted())
         self.ranges: dict[str, tuple[float, int]] = {}
         self.weight_scales: dict[str, Tensor] = {}
@@ -86,8 +79,7 @@ class Quantization:
 
     def ranged(self) -> list[str]:
         """Returns the names of the layers that run and have an output range of their own."""
-        running = {str(n.target) for n in self.recording.graph.nodes if n.op == "call_module"}
-        return [n for n, la in self.layers.items() if la.op in RANGED_OPS and n in running]
+        return ranged_layers(self.recording, self.layers)
 
     def weight(self, name: str) -> Tensor:
         """Returns the float weight of a layer; writing into it changes the model."""
@@ -230,6 +222,49 @@ def fuse(plain: nn.Module) -> nn.Module:
             "blocks needs a fuse_model(is_qat=None) that fits them."
         ) from None
     return fused.requires_grad_(False)
+
+
+def fused_layers(fused: nn.Module) -> dict[str, Layer]:
+    """Returns the layers that a fused float model will have once it is int8, without ranges.
+
+    Raises:
+        ArgumentError: A part of it has no int8 form.
+    """
+    try:
+        return _torch_ao.plan_layers(fused)
+    except ArtifactError as error:
+        raise ArgumentError(f"This model cannot be quantized: {error}") from None
+
+
+def record_forward(info: ModelInfo, layers: Mapping[str, Layer]) -> Recording:
+    """Returns the forward pass that an architecture's models have.
+
+    Args:
+        info: What the int8 model will be.
+        layers: What `plan_layers` says of the fused float model.
+
+    Raises:
+        ArgumentError: The float model's layers are not those of the architecture.
+    """
+    skeleton = get_entry(info.architecture).skeleton(info.builder_kwargs)
+    kinds = (nn.Conv2d, nn.Linear)
+    wanted = [name for name, module in skeleton.named_modules() if isinstance(module, kinds)]
+    if lacking := [name for name in wanted if name not in layers]:
+        raise ArgumentError(
+            f"This model cannot be quantized: its layer {lacking[0]!r} is not what "
+            f"{info.architecture} has there. Keep the builder's layers; a new head should be one "
+            "Linear."
+        )
+    try:
+        return record(skeleton, layers)
+    except ArtifactError as error:
+        raise ArgumentError(f"This model cannot be quantized: {error}") from None
+
+
+def ranged_layers(recording: Recording, layers: Mapping[str, Layer]) -> list[str]:
+    """Returns the names of the layers that run and have an output range of their own."""
+    running = {str(n.target) for n in recording.graph.nodes if n.op == "call_module"}
+    return [n for n, layer in layers.items() if layer.op in RANGED_OPS and n in running]
 
 
 def match_layers(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
