@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +20,7 @@ from qzoo.artifact.native import from_native
 from qzoo.errors import ArgumentError
 from qzoo.evaluate import evaluate
 from qzoo.quantize import ptq, tune
+from qzoo.quantize.recipes import Recipe
 from qzoo.quantize.replay import simulate
 from qzoo.quantize.tune import with_float
 
@@ -91,6 +94,65 @@ def test_a_budget_in_between_stops_early_with_the_best_of_its_trace(broken, opti
     tuned = tune(broken, max_drop=0.0, time_budget=200, sensitivity_images=4, **few)
     assert 1 < len(tuned.trace) < 8 and "time budget" in tuned.stopped
     assert tuned.drop == min(step.drop for step in tuned.trace)
+
+
+#: Correcting biases on what the int8 layers before give depends on which of them stay in float.
+BIASED = Recipe("biased", ("weights", "calibrate", "share_ranges", "bias_correction"))
+
+
+@pytest.fixture(scope="module")
+def biased(broken: nn.Module) -> dict:
+    return {
+        "data": digits("train", broken, 64),
+        "test_data": digits("test", broken, 64),
+        "backend": "qnnpack",
+        "recipe": BIASED,
+        "progress": False,
+    }
+
+
+def test_steps_that_depend_on_the_choice_run_again_with_it(broken, biased):
+    tuned = tune(broken, max_drop=2, sensitivity_images=8, **biased)
+    actions = [step.action for step in tuned.trace]
+    assert actions[0] == "quantize" and actions[-1] == "requantize"
+    assert set(actions[1:-1]) <= {"keep", "give back"} and len(actions) > 2
+    found = min(tuned.trace[:-1], key=lambda s: (not s.met, len(s.float_layers), s.drop))
+    last = tuned.trace[-1]
+    assert found.met and last.float_layers == found.float_layers == tuned.float_layers != ()
+    # What was measured is what ptq gives with these layers kept in float from the start.
+    options = {k: v for k, v in biased.items() if k != "test_data"}
+    direct = ptq(broken, keep_float=last.float_layers, **options)
+    top1 = evaluate(direct, biased["test_data"], progress=False).top1
+    assert top1 == pytest.approx(last.top1)
+    # The better one of both comes back, the one found first where they are equal.
+    assert tuned.met and tuned.drop == min(found.drop, last.drop if last.met else math.inf)
+    assert evaluate(tuned.model, biased["test_data"], progress=False).top1 == tuned.top1
+    again = last.met and last.drop < found.drop
+    given, wanted = tuned.artifact.tensors, from_native(direct).tensors
+    assert all(torch.equal(v, wanted[k]) for k, v in given.items()) == again
+
+
+def test_a_budget_that_the_search_uses_up_returns_what_it_found(broken, biased, monkeypatch):
+    late = [0.0]
+    real = time.monotonic
+    clock = SimpleNamespace(monotonic=lambda: real() + late[0])
+    module = sys.modules["qzoo.quantize.tune"]
+    monkeypatch.setattr(module, "time", clock)
+    search = module._Search.run
+
+    def run(self, ranking):
+        search(self, ranking)
+        late[0] = 1e6
+
+    monkeypatch.setattr(module._Search, "run", run)
+    tuned = tune(broken, max_drop=2, sensitivity_images=8, time_budget=1e5, **biased)
+    assert {step.action for step in tuned.trace} <= {"quantize", "keep", "give back"}
+    assert "time budget" in tuned.stopped
+    best = min(tuned.trace, key=lambda s: (not s.met, len(s.float_layers), s.drop))
+    assert tuned.met and (tuned.float_layers, tuned.drop) == (best.float_layers, best.drop)
+    assert tuned.artifact.float_layers == list(best.float_layers) != []
+    assert evaluate(tuned.model, biased["test_data"], progress=False).top1 == tuned.top1
+    assert [s.seconds for s in tuned.trace] == sorted(s.seconds for s in tuned.trace)
 
 
 def test_keeping_layers_afterwards_is_the_same_as_keeping_them_from_the_start(broken, options):
