@@ -23,10 +23,8 @@ from qzoo.evaluate import evaluate
 from qzoo.quantize import RECIPES, ptq
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.flows import FLOWS, torch_artifact
-from qzoo.registry import get_entry
 from qzoo.training import sources
 from qzoo.transforms import ImageClassification
-from qzoo.weights import class_names
 
 POSITIVE = click.IntRange(min=1)
 #: Points of top-1 that int8 may lose without a word.
@@ -67,11 +65,11 @@ def main(**options: Any) -> None:
         torch.set_num_threads(options["threads"])
     backend = get_backend(options["backend"])
     data = sources.open_data(options["data"], options["data_path"])
-    float_model = _float_model(options)
+    float_model = training.trained_model(*(options[k] for k in ("model", "weights", "checkpoint")))
     info = model_info(float_model)
     if info.transforms is None:
         raise ArgumentError("These float weights name no transforms to evaluate with.")
-    _check_classes(class_names(info.classes), data, from_checkpoint=bool(options["checkpoint"]))
+    training.check_classes(float_model, data, own=bool(options["checkpoint"]))
     preset = ImageClassification.from_dict(info.transforms)
     test_set = data.split("test", preset)
     output = Path(options["output"])
@@ -160,32 +158,6 @@ def quantize(
 def _method(options: dict[str, Any]) -> str:
     recipe = "" if options["recipe"] == PYTORCH else f", {options['recipe']}"
     return f"PTQ ({options['flow']}{recipe})"
-
-
-def _check_classes(own: list[str] | None, data: sources.Data, from_checkpoint: bool) -> None:
-    # Folders of ImageNet bear WordNet numbers instead of names, but in the order of the logits.
-    same = own == data.classes if from_checkpoint else len(own or ()) == len(data.classes)
-    if not same:
-        raise ArgumentError(
-            f"The model tells {len(own or ())} classes apart ({', '.join(own or ())[:60]}, ...), "
-            f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
-            "do not belong together."
-        )
-
-
-def _float_model(options: dict[str, Any]) -> nn.Module:
-    name, checkpoint, weights = (options[k] for k in ("model", "checkpoint", "weights"))
-    if (checkpoint is None) == (weights is None):
-        raise ArgumentError("Give either --checkpoint FILE or --model NAME --weights NAME.")
-    if checkpoint is None:
-        if name is None:
-            raise ArgumentError("--weights needs --model, to know whose weights they are.")
-        return training.float_model(name, weights, 1000).eval()
-    model = training.load_float(Path(checkpoint))
-    made = model_info(model).architecture
-    if name is not None and get_entry(name).name != made:
-        raise ArgumentError(f"{checkpoint} holds a {made}, not a {name}: leave --model out.")
-    return model
 
 
 if __name__ == "__main__":

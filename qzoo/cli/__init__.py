@@ -9,7 +9,18 @@ from typing import Any
 import click
 
 from ..errors import QzooError
-from . import analyze, benchmark, classify, evaluate, export, files, listing, quantize, tune
+from . import (
+    analyze,
+    benchmark,
+    classify,
+    evaluate,
+    export,
+    files,
+    finetune,
+    listing,
+    quantize,
+    tune,
+)
 
 
 class _Group(click.Group):
@@ -48,6 +59,7 @@ main.add_command(listing.list_command)
 main.add_command(listing.info)
 main.add_command(classify.classify)
 main.add_command(classify.demo)
+main.add_command(finetune.finetune)
 main.add_command(quantize.quantize)
 main.add_command(evaluate.evaluate)
 main.add_command(analyze.analyze_command)

@@ -20,22 +20,35 @@ from ..quantize.data import stratified
 from .batches import Batches, LoadedBatches, MemoryBatches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined
-from .files import check_size, float_model, put_row, write_csv
+from .files import check_classes, check_size, float_model, put_row, trained_model, write_csv
 from .learner import Learner
 from .loop import Trainer
 from .loss import Loss, make_loss
 from .optim import make_optimizer, make_schedule, parameter_groups
-from .options import POSITIVE, training_options
+from .options import POSITIVE, option_values, training_options
 from .order import Order, stream
 from .position import Hooks, Position
-from .prepare import Prepared, prepare_data, set_up
+from .prepare import Prepared, measure, prepare_data, set_up
+from .qat import (
+    Finished,
+    Freezing,
+    Start,
+    finish_qat,
+    qat_optimizer,
+    qat_options,
+    start_qat,
+)
 from .script import Command, Failure, command_line, environment, mib, say, tell
+from .transfer import QUANTIZE, Outcome, measure_latency, open_pictures, summary, transfer
 
 __all__ = [
-    "POSITIVE", "Batches", "Command", "Failure", "Hooks", "Learner", "LoadedBatches", "Loss",
-    "MemoryBatches", "Order", "Position", "Prepared", "Ranks", "Trainer", "check_size",
-    "command_line", "environment", "evaluate_all", "float_model", "joined", "load_checkpoint",
-    "load_float", "make_loss", "make_optimizer", "make_schedule", "mib", "parameter_groups",
-    "prepare_data", "put_row", "save_checkpoint", "save_float", "say", "set_up", "stratified",
-    "stream", "tell", "training_options", "write_csv",
+    "POSITIVE", "QUANTIZE", "Batches", "Command", "Failure", "Finished", "Freezing", "Hooks",
+    "Learner", "LoadedBatches", "Loss", "MemoryBatches", "Order", "Outcome", "Position",
+    "Prepared", "Ranks", "Start", "Trainer", "check_classes", "check_size", "command_line",
+    "environment", "evaluate_all", "finish_qat", "float_model", "joined", "load_checkpoint",
+    "load_float", "make_loss", "make_optimizer", "make_schedule", "measure", "measure_latency",
+    "mib", "open_pictures", "option_values", "parameter_groups", "prepare_data", "put_row",
+    "qat_optimizer", "qat_options", "save_checkpoint", "save_float", "say", "set_up", "start_qat",
+    "stratified", "stream", "summary", "tell", "trained_model", "training_options", "transfer",
+    "write_csv",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +143,7 @@ def data_parallel(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def evaluate_all(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Tensor],
     data: Any,
     ranks: Ranks,
     *,
@@ -153,7 +153,7 @@ def evaluate_all(
     """Measures accuracy, every process on its share of the images.
 
     Args:
-        model: The model, the same in all processes.
+        model: The model, or what `qzoo.compile` made of it; the same in all processes.
         data: The data set.
         ranks: The processes.
         batch_size: Images per forward pass.

@@ -11,9 +11,12 @@ from typing import Any
 from torch import nn
 
 from ..artifact.format import write_atomically
+from ..artifact.native import model_info
+from ..checkpoint import load_float
+from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError
 from ..registry import get_entry, get_model
-from ..weights import read_metadata
+from ..weights import class_names, read_metadata
 
 
 def check_size(model: str, size: int) -> None:
@@ -37,6 +40,48 @@ def float_model(name: str, weights: str | None, classes: int) -> nn.Module:
     # The auxiliary classifiers of 2015 are of no use with batch norm, and int8 models drop them.
     extra = {"aux_logits": False} if get_entry(name).aux else {}
     return get_model(name, weights=weights, num_classes=classes, **extra)
+
+
+def trained_model(name: str | None, weights: str | None, checkpoint: str | None) -> nn.Module:
+    """Loads the float model that `--checkpoint`, or `--model` and `--weights`, name, in eval mode.
+
+    Raises:
+        ArgumentError: The options do not say one model.
+        ArtifactError: The checkpoint is missing, damaged, or of another kind.
+        DownloadError: The weights could not be fetched.
+    """
+    if (checkpoint is None) == (weights is None):
+        raise ArgumentError("Give either --checkpoint FILE or --model NAME --weights NAME.")
+    if checkpoint is None:
+        if name is None:
+            raise ArgumentError("--weights needs --model, to know whose weights they are.")
+        return float_model(name, weights, 1000).eval()
+    model = load_float(Path(checkpoint))
+    made = model_info(model).architecture
+    if name is not None and get_entry(name).name != made:
+        raise ArgumentError(f"{checkpoint} holds a {made}, not a {name}: leave --model out.")
+    return model
+
+
+def check_classes(model: nn.Module, data: Data, own: bool) -> None:
+    """Checks that a model tells the classes of the data apart, in the same order.
+
+    Args:
+        model: A model of the zoo.
+        data: The data.
+        own: Whether its class names should be those of the data; ImageNet's folders bear WordNet
+            numbers instead of names, but in the order of the logits.
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    names = class_names(model_info(model).classes) or []
+    if names != data.classes if own else len(names) != len(data.classes):
+        raise ArgumentError(
+            f"The model tells {len(names)} classes apart ({', '.join(names)[:60]}, ...), "
+            f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
+            "do not belong together."
+        )
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.functional import kl_div, log_softmax
 from ..artifact.native import model_info
 from ..checkpoint import load_float
 from ..errors import ArgumentError
+from ..weights import class_names
 from .prepare import Prepared
 
 
@@ -71,12 +73,17 @@ class Loss(nn.Module):
         return (1 - self.share) * loss + self.share * t * t * distance
 
 
-def make_loss(options: Mapping[str, Any], data: Prepared) -> Loss:
+#: The --teacher that means the float model that training starts from.
+SELF = "self"
+
+
+def make_loss(options: Mapping[str, Any], data: Prepared, own: nn.Module | None = None) -> Loss:
     """Makes the loss that the options say.
 
     Args:
         options: `label_smoothing`, `teacher`, `teacher_share` and `teacher_temperature`.
         data: The data, whose classes the teacher must have.
+        own: The float model that `--teacher self` means; it is copied.
 
     Raises:
         ArgumentError: The teacher tells other classes apart.
@@ -84,9 +91,17 @@ def make_loss(options: Mapping[str, Any], data: Prepared) -> Loss:
     """
     if options["teacher"] is None:
         return Loss(options["label_smoothing"])
-    teacher = load_float(Path(options["teacher"]))
-    known = model_info(teacher).classes
-    if known != data.classes:
+    if options["teacher"] == SELF:
+        if own is None:
+            raise ArgumentError("--teacher self is for training from a float model: name a file.")
+        teacher = copy.deepcopy(own)
+    else:
+        teacher = load_float(Path(options["teacher"]))
+    if len(class_names(model_info(teacher).classes) or data.classes) != len(data.classes):
+        raise ArgumentError(
+            f"--teacher {options['teacher']} has another number of classes than {data.data.name}."
+        )
+    if options["teacher"] != SELF and model_info(teacher).classes != data.classes:
         raise ArgumentError(
             f"--teacher {options['teacher']} tells other classes apart than {data.data.name} has."
         )

@@ -104,7 +104,7 @@ SPECS: tuple[Spec, ...] = (
     _spec("--model-ema", is_flag=True, help="Average the weights and keep the average."),
     _spec("--model-ema-steps", type=POSITIVE, default=32, help="Steps between updates."),
     _spec("--model-ema-decay", type=SHARE, default=0.99998),
-    _spec("--teacher", help="A model.safetensors of train.py to learn from as well."),
+    _spec("--teacher", help="A model.safetensors to learn from as well; 'self': where QAT starts."),
     _spec("--teacher-share", type=SHARE, default=0.5, help="How much the teacher counts."),
     _spec("--teacher-temperature", type=ABOVE_0, default=2.0),
     # How to compute
@@ -138,6 +138,23 @@ DECISIVE = (
     "label_smoothing", "model_ema", "model_ema_steps", "model_ema_decay", "teacher",
     "teacher_share", "teacher_temperature", "amp", "amp_dtype", "channels_last", "sync_bn", "seed",
 )  # fmt: skip
+
+
+def option_values(**values: Any) -> dict[str, Any]:
+    """Returns what the shared options are where a user says nothing but these values.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+    found: dict[str, Any] = {}
+    for names, settings in SPECS:
+        if settings.get("expose_value", True):
+            key = next((n for n in names if n.isidentifier()), names[-1])
+            key = key.lstrip("-").replace("-", "_")
+            found[key] = settings.get("default", False if settings.get("is_flag") else None)
+    if unknown := sorted(set(values) - set(found)):
+        raise TypeError(f"There are no options {unknown}.")
+    return {**found, **values}
 
 
 def training_options(**defaults: Any) -> Callable[[F], F]:

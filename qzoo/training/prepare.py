@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..errors import ArgumentError
+from ..evaluate import Metrics
 from ..transforms import ImageClassification
 from . import sources
 from .batches import Batches, LoadedBatches, MemoryBatches
-from .distributed import Ranks
+from .distributed import Ranks, evaluate_all
 from .files import check_size
 from .order import Order
 
@@ -132,3 +134,9 @@ def _in_memory(data: sources.Data, preset: ImageClassification, augment: str) ->
     """Returns whether training can take batches of pictures in memory as they are."""
     as_it_is = preset.crop_size[0] == preset.resize_size[0] == data.size
     return data.name == "fractals" and as_it_is and augment in ("none", "turn")
+
+
+def measure(model: nn.Module, data: Prepared) -> Metrics:
+    """Measures a model, float or int8, on the held-out split, in this process alone."""
+    alone = Ranks(torch.device("cpu"))
+    return evaluate_all(model, data.test_set, alone, workers=data.workers)

@@ -63,7 +63,13 @@ def rank() -> int:
 
 
 def command_line(script: str) -> str:
-    """Returns the command that is running, as one would type it at the repository's root."""
+    """Returns the command that is running, as one would type it.
+
+    Args:
+        script: A file of references/, run from the repository's root, or "qzoo" for the command.
+    """
+    if not script.endswith(".py"):
+        return shlex.join([script, *sys.argv[1:]])
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     start = f"torchrun --nproc_per_node {processes}" if processes > 1 else "python"
     return f"{start} references/{script} {shlex.join(sys.argv[1:])}"

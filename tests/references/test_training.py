@@ -2,65 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import importlib
 import os
-import random
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import calling
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from PIL import Image
 
-REFERENCES = Path(__file__).parent.parent.parent / "references"
 TINY = [
     *("--model", "shufflenet_v2_x0_5", "--batch-size", "8", "--lr", "0.05", "--workers", "0"),
     *("--train-crop-size", "32", "--epochs", "2", "--threads", "1", "--seed", "1"),
 ]
 
 
-@pytest.fixture(scope="module")
-def train() -> Iterator[ModuleType]:
-    """The script as a module; what it sets for its process is undone afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REFERENCES))
-        threads = torch.get_num_threads()
-        states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-        yield importlib.import_module("train")
-        torch.set_num_threads(threads)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
+def succeed(*options: object) -> str:
+    return calling.succeed("train", *TINY, *options)
 
 
-def call(train: ModuleType, *options: object) -> Result:
-    words = [*TINY, *map(str, options)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *words])
-        return CliRunner().invoke(train.main, words)
-
-
-def succeed(train: ModuleType, *options: object) -> str:
-    done = call(train, *options)
-    assert done.exit_code == 0, done.output
-    return done.output
-
-
-def fail(train: ModuleType, *options: object) -> str:
-    """Runs into an expected error and returns its one sentence."""
-    done = call(train, *options)
-    assert done.exit_code == 2, done.output
-    assert "Traceback" not in done.output
-    lines = [line for line in done.output.splitlines() if line.startswith("Error: ")]
-    assert len(lines) == 1, done.output
-    return lines[0]
+def fail(*options: object) -> str:
+    return calling.fail("train", *TINY, *options)
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -68,14 +33,13 @@ def stored(folder: Path) -> dict[str, Any]:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return calling.rows(folder / "log.csv")
 
 
-def test_everything_at_once(train: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_everything_at_once(pictures: Path, tmp_path: Path) -> None:
     data, teacher = ("--data-path", pictures), tmp_path / "teacher"
     half = ("--amp", "--amp-dtype", "float16", "--clip-grad-norm", 1)
-    succeed(train, *data, *half, "--output-dir", teacher, "--start-epoch", 1)
+    succeed(*data, *half, "--output-dir", teacher, "--start-epoch", 1)
     assert stored(teacher)["scaler"]["scale"] > 1
     assert [row["epoch"] for row in rows(teacher)] == ["2"]
     output = tmp_path / "student"
@@ -85,7 +49,7 @@ def test_everything_at_once(train: ModuleType, pictures: Path, tmp_path: Path) -
         *("--clip-grad-norm", 1, "--opt", "adamw", "--lr", 0.001),
         *("--tensorboard", "--plot", "--print-freq", 2, "--output-dir", output),
     ]
-    printed = succeed(train, *data, *options)
+    printed = succeed(*data, *options)
     assert "top-1" in printed
     assert [bool(row["test_top1"]) for row in rows(output)] == [False, True]
     with Image.open(output / "curve.png") as plot:
@@ -103,91 +67,83 @@ def test_everything_at_once(train: ModuleType, pictures: Path, tmp_path: Path) -
     assert losses == pytest.approx([float(row["loss"]) for row in rows(output)])
 
 
-def test_only_measuring(train: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_only_measuring(pictures: Path, tmp_path: Path) -> None:
     data = ("--data-path", pictures, "--output-dir", tmp_path / "run")
-    assert "--weights or --resume" in fail(train, *data, "--test-only")
-    trained = succeed(train, *data).splitlines()[-1]
+    assert "--weights or --resume" in fail(*data, "--test-only")
+    trained = succeed(*data).splitlines()[-1]
     before = sorted((p.name, p.read_bytes()) for p in (tmp_path / "run").iterdir())
-    measured = succeed(train, *data, "--test-only", "--resume", "auto")
+    measured = succeed(*data, "--test-only", "--resume", "auto")
     assert measured.splitlines()[-1] == trained.partition("; wrote")[0]
     assert sorted((p.name, p.read_bytes()) for p in (tmp_path / "run").iterdir()) == before
 
 
-def test_a_finished_run_resumed_just_measures(
-    train: ModuleType, pictures: Path, tmp_path: Path
-) -> None:
+def test_a_finished_run_resumed_just_measures(pictures: Path, tmp_path: Path) -> None:
     options = ("--data-path", pictures, "--output-dir", tmp_path, "--epochs", 1)
-    first = succeed(train, *options)
+    first = succeed(*options)
     model = (tmp_path / "model.safetensors").read_bytes()
-    again = succeed(train, *options, "--resume", "auto")
+    again = succeed(*options, "--resume", "auto")
     assert again.splitlines()[-1] == first.splitlines()[-1]
     # The command, which the file records, has another length.
     assert (tmp_path / "model.safetensors").read_bytes()[-10000:] == model[-10000:]
 
 
-def test_an_earlier_run_is_not_replaced_without_a_word(
-    train: ModuleType, pictures: Path, tmp_path: Path
-) -> None:
+def test_an_earlier_run_is_not_replaced_without_a_word(pictures: Path, tmp_path: Path) -> None:
     options = ("--data-path", pictures, "--output-dir", tmp_path, "--epochs", 1)
-    assert "will be replaced" not in succeed(train, *options)
-    assert "will be replaced" in succeed(train, *options)
+    assert "will be replaced" not in succeed(*options)
+    assert "will be replaced" in succeed(*options)
 
 
 # What can be wrong
 
 
-def test_an_empty_class_folder(train: ModuleType, own_pictures: Path, tmp_path: Path) -> None:
+def test_an_empty_class_folder(own_pictures: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (own_pictures / split / "empty").mkdir()
-    message = fail(train, "--data-path", own_pictures, "--output-dir", tmp_path / "run")
+    message = fail("--data-path", own_pictures, "--output-dir", tmp_path / "run")
     assert "empty" in message
     assert str(own_pictures / "train") in message or "class" in message
 
 
-def test_one_class(train: ModuleType, own_pictures: Path, tmp_path: Path) -> None:
+def test_one_class(own_pictures: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         (own_pictures / split / "dark").rename(tmp_path / f"dark-{split}")
-    message = fail(train, "--data-path", own_pictures, "--output-dir", tmp_path / "run")
+    message = fail("--data-path", own_pictures, "--output-dir", tmp_path / "run")
     assert "at least two classes" in message
 
 
-def test_a_batch_larger_than_the_data(
-    train: ModuleType, own_pictures: Path, tmp_path: Path
-) -> None:
+def test_a_batch_larger_than_the_data(own_pictures: Path, tmp_path: Path) -> None:
     options = ("--data-path", own_pictures, "--output-dir", tmp_path / "run")
-    assert "16 images" in fail(train, *options, "--batch-size", 17)
+    assert "16 images" in fail(*options, "--batch-size", 17)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_corrupt_picture_costs_nothing_that_was_learned(
-    train: ModuleType, own_pictures: Path, tmp_path: Path, workers: int, split: str
+    own_pictures: Path, tmp_path: Path, workers: int, split: str
 ) -> None:
     output = tmp_path / "run"
     options = ("--data-path", own_pictures, "--output-dir", output)
-    succeed(train, *options, "--epochs", 1)
+    succeed(*options, "--epochs", 1)
     before = (output / "checkpoint.pth").read_bytes()
     spoilt = own_pictures / split / "dark" / "1.png"
     whole = spoilt.read_bytes()
     spoilt.write_bytes(whole[:200])
     go_on = (*options, "--resume", "auto", "--workers", workers)
-    message = fail(train, *go_on)
+    message = fail(*go_on)
     assert str(spoilt) in message
     assert len(message) < 400
     assert (output / "checkpoint.pth").read_bytes() == before
     spoilt.write_bytes(whole)
-    succeed(train, *go_on)
+    succeed(*go_on)
     assert len(rows(output)) == 2
 
 
-def test_diverging_training_keeps_the_last_good_checkpoint(
-    train: ModuleType, pictures: Path, tmp_path: Path
-) -> None:
+def test_diverging_training_keeps_the_last_good_checkpoint(pictures: Path, tmp_path: Path) -> None:
     options = [
         *("--data-path", pictures, "--output-dir", tmp_path, "--checkpoint-steps", 1),
         *("--lr", 1e30, "--lr-warmup-epochs", 1, "--lr-warmup-decay", 0),
     ]
-    message = fail(train, *options)
+    message = fail(*options)
     assert "diverged" in message
     assert "Lower --lr" in message
     assert "in epoch 2" in message
@@ -199,43 +155,39 @@ def test_diverging_training_keeps_the_last_good_checkpoint(
     assert not (tmp_path / "model.safetensors").exists()
 
 
-def test_resuming_another_run(train: ModuleType, pictures: Path, tmp_path: Path) -> None:
+def test_resuming_another_run(pictures: Path, tmp_path: Path) -> None:
     options = ("--data-path", pictures, "--output-dir", tmp_path, "--epochs", 1)
-    succeed(train, *options)
+    succeed(*options)
     resume = (*options, "--resume", tmp_path / "checkpoint.pth")
     for other, words in {
         "model='shufflenet_v2_x0_5', not 'resnet18'": ("--model", "resnet18"),
         "lr=0.05, not 0.1": ("--lr", 0.1),
         "images_per_step=8, not 4": ("--batch-size", 4),
     }.items():
-        assert other in fail(train, *resume, *words)
+        assert other in fail(*resume, *words)
     state = stored(tmp_path)
     torch.save({**state, "settings": {**state["settings"], "script": "qat.py"}}, tmp_path / "q.pth")
-    assert "script='qat.py', not 'train.py'" in fail(
-        train, *options, "--resume", tmp_path / "q.pth"
-    )
+    assert "script='qat.py', not 'train.py'" in fail(*options, "--resume", tmp_path / "q.pth")
     del state["model"]["conv1.0.weight"]
     torch.save(state, tmp_path / "d.pth")
-    assert "conv1.0.weight" in fail(train, *options, "--resume", tmp_path / "d.pth")
+    assert "conv1.0.weight" in fail(*options, "--resume", tmp_path / "d.pth")
 
 
-def test_resuming_on_changed_data_says_so(
-    train: ModuleType, own_pictures: Path, tmp_path: Path
-) -> None:
+def test_resuming_on_changed_data_says_so(own_pictures: Path, tmp_path: Path) -> None:
     options = ("--data-path", own_pictures, "--output-dir", tmp_path / "run")
-    succeed(train, *options, "--epochs", 1)
+    succeed(*options, "--epochs", 1)
     (own_pictures / "train" / "dark" / "1.png").unlink()
-    printed = succeed(train, *options, "--resume", "auto")
+    printed = succeed(*options, "--resume", "auto")
     assert "other training images" in printed
 
 
 def test_a_full_disk_loses_nothing(
-    train: ModuleType, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, full = tmp_path / "straight", tmp_path / "full"
     data = ("--data-path", pictures)
-    succeed(train, *data, "--output-dir", straight)
-    succeed(train, *data, "--output-dir", full, "--epochs", 1)
+    succeed(*data, "--output-dir", straight)
+    succeed(*data, "--output-dir", full, "--epochs", 1)
     before = sorted((p.name, p.read_bytes()) for p in full.iterdir())
 
     def no_space(_: int) -> None:
@@ -243,26 +195,24 @@ def test_a_full_disk_loses_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", no_space)
-        message = fail(train, *data, "--output-dir", full, "--resume", "auto")
+        message = fail(*data, "--output-dir", full, "--resume", "auto")
     assert "No space left on device" in message
     assert f"--resume {full / 'checkpoint.pth'}" in message
     assert sorted((p.name, p.read_bytes()) for p in full.iterdir()) == before
-    succeed(train, *data, "--output-dir", full, "--resume", "auto")
+    succeed(*data, "--output-dir", full, "--resume", "auto")
     a, b = stored(straight)["model"], stored(full)["model"]
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_file_too_large_for_the_system_loses_nothing(
-    train: ModuleType, pictures: Path, tmp_path: Path
-) -> None:
+def test_a_file_too_large_for_the_system_loses_nothing(pictures: Path, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     options = ("--data-path", pictures, "--output-dir", tmp_path, "--epochs", 1)
-    succeed(train, *options)
+    succeed(*options)
     before = sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        message = fail(train, *options, "--epochs", 2, "--resume", "auto")
+        message = fail(*options, "--epochs", 2, "--resume", "auto")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "File too large" in message

@@ -1,0 +1,356 @@
+"""Transfer learning: a new head, fine-tuning, int8. What `transfer.py` and `qzoo finetune` do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..artifact.native import attach_info, model_info, save
+from ..benchmark import interleave, torch_threads
+from ..checkpoint import load_float, save_float
+from ..datasets.holdout import check_pictures, hold_out
+from ..datasets.sources import NAMED_DATA, Data, open_data
+from ..errors import ArgumentError, DownloadError
+from ..evaluate import Metrics
+from ..quantize import ptq
+from ..quantize.ptq import default_ptq_backend
+from ..quantize.ranks import spread_calibration
+from ..runtimes.api import compile
+from ..transforms import ImageClassification
+from .distributed import Ranks, evaluate_all
+from .files import float_model
+from .loop import Trainer
+from .loss import SELF, make_loss
+from .optim import make_optimizer
+from .position import Hooks, Position
+from .prepare import Prepared, prepare_data
+from .qat import INT8, QAT_DEFAULTS, Freezing, finish_qat, qat_optimizer, start_qat
+from .script import mib, say
+
+#: Where a folder is not split, what is held out of each class.
+HELD_OUT = 0.2
+#: The float weights, in --output-dir.
+FLOAT = "model.safetensors"
+#: What may follow the float training.
+QUANTIZE = ("auto", "ptq", "qat", "none")
+#: Options that change the weights, besides the engine's.
+_DECISIVE = ("model", "weights", "checkpoint", "head_epochs", "head_lr_factor")
+
+
+@dataclass
+class Outcome:
+    """What transfer learning came to.
+
+    Attributes:
+        model: The fine-tuned float model.
+        int8: The native int8 model, or None.
+        metrics: "float" and, where it was made, "int8" to the accuracy on the held-out split.
+        files: The same to the file.
+        method: How int8 was made, "PTQ" or "QAT".
+        latency_ms: The same to milliseconds per picture, batch 1, and what executed it.
+    """
+
+    model: nn.Module
+    metrics: dict[str, Metrics]
+    files: dict[str, Path]
+    int8: nn.Module | None = None
+    method: str = ""
+    latency_ms: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
+
+
+def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str) -> Outcome:
+    """Fine-tunes a model on new classes, quantizes it, measures both, and writes both.
+
+    The head is replaced; for `head_epochs` epochs it alone is trained, then everything. The int8
+    model is that of PTQ or, where that loses more than `max_drop` points of top-1 and `quantize` is
+    "auto", that of quantization-aware training from there.
+
+    Args:
+        options: Those of `training_options`, and `model`, `weights`, `checkpoint`, `head_epochs`,
+            `head_lr_factor`, `quantize`, `max_drop`, `qat_epochs`, `qat_lr`, `backend`, `recipe`.
+        ranks: The processes.
+        script: Name of the script, such as "transfer.py".
+        command: How to call it again.
+
+    Raises:
+        ArgumentError: Data or options that do not fit together, a damaged picture, a training that
+            diverged.
+        ArtifactError: A file that cannot be read or written.
+        DownloadError: The weights could not be fetched.
+    """
+    source = open_pictures(options, ranks)
+    options = {**options, "batch_size": _batch_size(options, source, ranks)}
+    model = starting_model(options, source.classes)
+    source = as_trained(source, model)
+    name = model_info(model).architecture
+    data = prepare_data(options, ranks, name, data=source)
+    head = head_name(model)
+    trainer = Trainer(
+        model,
+        data,
+        options,
+        ranks,
+        script=script,
+        hooks=Unfreezing(head, options["head_epochs"]),
+        loss=make_loss(options, data, model),
+        optimizer=_optimizer(model, head, options),
+        settings={
+            k: options[k]
+            for k in ("model", "weights", "checkpoint", "head_epochs", "head_lr_factor")
+        },
+    )
+    metrics = trainer.fit()
+    model.cpu().eval().requires_grad_()
+    output = trainer.output
+    recipe = {"train": command, "seed": options["seed"], "threads": torch.get_num_threads()}
+    attach_info(
+        model,
+        dataclasses.replace(
+            model_info(model),
+            classes=list(data.classes),
+            transforms=data.preset.to_dict(),
+            recipe=recipe,
+            metrics={data.data.held_out: metrics.to_dict()},
+        ),
+    )
+    if ranks.first:
+        save_float(model, output / FLOAT)
+    done = Outcome(model, {"float": metrics}, {"float": output / FLOAT})
+    if options["quantize"] != "none":
+        _quantize(done, data, options, ranks, output, script)
+    return done
+
+
+def _quantize(
+    done: Outcome,
+    data: Prepared,
+    options: Mapping[str, Any],
+    ranks: Ranks,
+    output: Path,
+    script: str,
+) -> None:
+    path, before = output / INT8, done.metrics["float"]
+    kept = {"float_metrics": {data.data.held_out: before.to_dict()}}
+    if options["quantize"] != "qat":
+        with spread_calibration():
+            int8 = ptq(
+                done.model,
+                data.data.split("train", data.preset),
+                backend=options["backend"],
+                recipe=options["recipe"],
+                seed=options["seed"],
+                progress=ranks.first,
+            )
+        metrics = evaluate_all(int8, data.test_set, ranks, workers=data.workers)
+        lost = before.top1 - metrics.top1
+        if options["quantize"] == "ptq" or lost <= options["max_drop"]:
+            if ranks.first:
+                recipe = {**model_info(int8).recipe, **kept}
+                save(int8, path, recipe=recipe, metrics={data.data.held_out: metrics.to_dict()})
+            done.int8, done.method = int8, "PTQ"
+            done.metrics["int8"], done.files["int8"] = metrics, path
+            return
+        say(
+            f"PTQ loses {lost:.2f} points of top-1, more than {options['max_drop']:g}: going on "
+            "with quantization-aware training."
+        )
+    own = {
+        **options,
+        **QAT_DEFAULTS,
+        "backend": options["backend"] or default_ptq_backend(),
+        "recipe": options["recipe"],
+        "epochs": options["qat_epochs"],
+        "lr": options["qat_lr"] or options["lr"] / 10,
+        "lr_scheduler": "cosine",
+        "lr_warmup_epochs": 0,
+        "start_epoch": 0,
+        "model_ema": False,
+        "teacher": SELF,
+        "output_dir": str(output / "qat"),
+        "resume": "auto" if options["resume"] else None,
+        "plot": False,
+    }
+    start = start_qat(done.model, data, own, ranks)
+    trainer = Trainer(
+        start.model,
+        data,
+        own,
+        ranks,
+        script=script,
+        hooks=Freezing(own),
+        loss=make_loss(own, data, done.model),
+        optimizer=qat_optimizer(start.model, own),
+        settings=start.settings,
+    )
+    trained = trainer.fit()
+    ranks.barrier()
+    if ranks.first:
+        finished = finish_qat(
+            start.model, trained, data, output, recipe=kept, info=model_info(done.model)
+        )
+        done.int8, done.method = finished.int8, "QAT"
+        done.metrics["int8"], done.files["int8"] = finished.metrics, finished.file
+
+
+def open_pictures(options: Mapping[str, Any], ranks: Ranks) -> Data:
+    """Opens the data that the options `data` and `data_path` name, and checks all pictures of it.
+
+    A folder without the halves train and val gets a held-out share of each class.
+
+    Raises:
+        ArgumentError: No such data, a single class, or pictures that cannot be read.
+    """
+    name, path = options["data"], options["data_path"]
+    if (name is None) == (path is None):
+        raise ArgumentError(f"Give either --data {'|'.join(NAMED_DATA)} or --data-path FOLDER.")
+    data = open_data(path or name)
+    if data.splits == ("all",):
+        data = hold_out(data, HELD_OUT, options["seed"])
+    if path is not None:
+        with ranks.first_alone():
+            check_pictures(data, progress=ranks.first)
+    return data
+
+
+def _batch_size(options: Mapping[str, Any], data: Data, ranks: Ranks) -> int:
+    # Somebody with forty photos should not have to know what a batch is.
+    most = len(data.split("train", None)) // ranks.world
+    size: int | None = options["batch_size"]
+    return max(2, min(32, most)) if size is None else size
+
+
+def starting_model(options: Mapping[str, Any], classes: list[str]) -> nn.Module:
+    """Builds the model to fine-tune, with a head for the classes.
+
+    A checkpoint of the same classes keeps its head; every other model gets a fresh one.
+
+    Raises:
+        ArgumentError: The options name no model, or several.
+        DownloadError: The weights could not be fetched.
+    """
+    name, weights, checkpoint = (options[k] for k in ("model", "weights", "checkpoint"))
+    if (name is None) == (checkpoint is None):
+        raise ArgumentError("Give either --model NAME or --checkpoint FILE to start from.")
+    if checkpoint is None:
+        wanted = None if str(weights).lower() == "none" else weights
+        try:
+            return float_model(name, wanted, len(classes))
+        except DownloadError as error:
+            raise DownloadError(
+                f"{error} Without a connection, start from a file (--checkpoint FILE) or from "
+                "random weights (--weights none), which needs many pictures."
+            ) from None
+    model = load_float(Path(checkpoint))
+    if model_info(model).classes == classes:
+        return model
+    path = head_name(model)
+    head = model.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    model.set_submodule(path, nn.Linear(head.in_features, len(classes)))
+    info = model_info(model)
+    kwargs = {**info.builder_kwargs, "num_classes": len(classes)}
+    return attach_info(model, dataclasses.replace(info, builder_kwargs=kwargs, classes=None))
+
+
+def as_trained(data: Data, model: nn.Module) -> Data:
+    """Returns data whose pictures are prepared as those that a model was trained on.
+
+    That is its normalization and, for folders, its sizes; a model without transforms of its own
+    takes the data's.
+    """
+    stored = model_info(model).transforms
+    if stored is None:
+        return data
+    preset = ImageClassification.from_dict(stored)
+
+    def make_preset(crop: int, resize: int) -> ImageClassification:
+        changed = {**stored, "crop_size": crop, "resize_size": resize}
+        return ImageClassification.from_dict(changed)
+
+    if data.name in NAMED_DATA:
+        return dataclasses.replace(data, make_preset=make_preset)
+    size, resize = preset.crop_size[0], preset.resize_size[0]
+    return dataclasses.replace(data, make_preset=make_preset, size=size, resize=resize)
+
+
+def head_name(model: nn.Module) -> str:
+    """Returns the name of a model's last linear layer, which gives the logits."""
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
+
+
+class Unfreezing(Hooks):
+    """Trains the head alone at first, with the rest as it is in evaluation, and then everything.
+
+    Args:
+        head: Name of the head.
+        epochs: How many epochs the head trains alone.
+    """
+
+    def __init__(self, head: str, epochs: int) -> None:
+        self.head, self.epochs = head, epochs
+
+    def before_epoch(self, model: nn.Module, at: Position) -> None:
+        """Freezes or unfreezes all but the head."""
+        frozen = at.epoch < self.epochs
+        model.requires_grad_(not frozen)
+        if frozen:
+            model.eval()  # batch norm keeps the statistics of what it was trained on
+        head = model.get_submodule(self.head)
+        head.requires_grad_().train()
+
+
+def _optimizer(model: nn.Module, head: str, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    own = list(model.get_submodule(head).parameters())
+    known = {id(p) for p in own}
+    rest = [p for p in model.parameters() if id(p) not in known]
+    groups = [{"params": own, "lr": options["lr"] * options["head_lr_factor"]}, {"params": rest}]
+    return make_optimizer(groups, options)
+
+
+def measure_latency(done: Outcome, threads: int = 1) -> None:
+    """Measures how long float and int8 take for a picture, in turn, and notes it in the outcome.
+
+    Args:
+        done: What transfer learning came to; its int8 model runs on the fastest installed runtime.
+        threads: CPU threads.
+    """
+    preset = model_info(done.model).transforms
+    assert preset is not None
+    side = preset["crop_size"] if isinstance(preset["crop_size"], int) else preset["crop_size"][0]
+    x = torch.zeros(1, 3, side, side)
+    calls: dict[str, Any] = {"float": lambda: done.model(x)}
+    executors = {"float": "torch"}
+    with torch_threads(threads), torch.inference_mode():
+        if done.int8 is not None:
+            compiled = compile(done.int8, "auto", threads, 1, side)
+            calls["int8"] = lambda: compiled(x)
+            executors["int8"] = compiled.runtime
+        timings = interleave(calls)
+    done.latency_ms = {k: (t.median_ms, executors[k]) for k, t in timings.items()}
+
+
+def summary(done: Outcome) -> list[str]:
+    """Returns the lines that say what came out, ending with the command to classify a picture."""
+    name = model_info(done.model).architecture
+    lines = []
+    for kind, metrics in done.metrics.items():
+        low, high = metrics.interval()
+        speed = ""
+        if kind in done.latency_ms:
+            milliseconds, runtime = done.latency_ms[kind]
+            speed = f", {milliseconds:.2f} ms on {runtime}"
+        how = f" ({done.method})" if kind == "int8" else ""
+        lines.append(
+            f"{name} {kind:>5}{how}: top-1 {metrics.top1:.2f} % ({low:.2f} to {high:.2f}) on "
+            f"{metrics.n} pictures, {mib(done.files[kind]):.2f} MiB{speed}"
+        )
+    if "int8" in done.files:
+        lines.append("Classify a new picture:")
+        lines.append(f"  qzoo classify picture.jpg --model {done.files['int8']}")
+    return lines

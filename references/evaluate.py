@@ -1,0 +1,106 @@
+"""Measures top-1 and top-5 of a float or int8 model on labelled pictures.
+
+python references/evaluate.py --data digits --checkpoint runs/digits/int8.safetensors
+torchrun --nproc_per_node 2 references/evaluate.py --data-path photos --checkpoint ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+import qzoo
+from qzoo import training
+from qzoo.artifact.native import load, model_info
+from qzoo.checkpoint import is_float_checkpoint, load_float
+from qzoo.datasets.sources import NAMED_DATA, Relabelled
+from qzoo.errors import ArgumentError
+from qzoo.registry import get_model
+from qzoo.runtimes.api import RUNTIMES
+from qzoo.training import sources
+from qzoo.transforms import ImageClassification
+from qzoo.weights import class_names
+
+
+@click.command(cls=training.Command, context_settings={"show_default": True})
+@click.option("--data", type=click.Choice(NAMED_DATA), help="Data that need no download.")
+@click.option("--data-path", help="A folder with val/CLASS/* (and train/CLASS/*).")
+@click.option("--checkpoint", help="A float model.safetensors or an int8 artifact.")
+@click.option("--model", help="A model of the zoo instead, with --weights.")
+@click.option("--weights", help="Its weights: int8 or, with --float, torchvision's.")
+@click.option("--float", "as_float", is_flag=True, help="The float weights of --model.")
+@click.option("--backend", help="Run int8 on this backend's engine.")
+@click.option(
+    "--runtime", type=click.Choice(["auto", *RUNTIMES]), help="Executes int8; PyTorch by itself."
+)
+@click.option("-b", "--batch-size", type=training.POSITIVE, default=32)
+@click.option("-j", "--workers", type=click.IntRange(min=0), help="By the data.")
+@click.option("--device", default="cpu", help="Of a float model: cpu, cuda, ...")
+@click.option("--threads", type=training.POSITIVE, help="CPU threads; all cores.")
+@click.option("--results", help="A CSV file that gets a row with the figures.")
+def main(**options: Any) -> None:
+    """Measures a model through its own transforms on the held-out split."""
+    checkpoint, name, weights = (options[k] for k in ("checkpoint", "model", "weights"))
+    if (checkpoint is None) == (name is None):
+        raise ArgumentError("Give either --checkpoint FILE or --model NAME with --weights.")
+    with training.joined(options["device"]) as ranks:
+        if options["threads"]:
+            torch.set_num_threads(options["threads"])
+        data = sources.open_data(options["data"], options["data_path"])
+        is_float = options["as_float"] or (checkpoint and is_float_checkpoint(checkpoint))
+        if is_float and (options["runtime"] or options["backend"]):
+            raise ArgumentError("--runtime and --backend are for int8 models; this one is float.")
+        model: Any
+        if checkpoint:
+            model = load_float(checkpoint) if is_float else load(checkpoint, options["backend"])
+        elif is_float:
+            model = training.trained_model(name, weights or "DEFAULT", None)
+        else:
+            model = get_model(
+                name, weights=weights or "DEFAULT", quantize=True, backend=options["backend"]
+            )
+        info = model_info(model)
+        if info.transforms is None:
+            raise ArgumentError("This model names no transforms to evaluate with.")
+        labels = data.labels_of(
+            class_names(info.classes), info.builder_kwargs.get("num_classes", 1000)
+        )
+        pictures = Relabelled(
+            data.split("test", ImageClassification.from_dict(info.transforms)), labels
+        )
+        executed = qzoo.compile(model, options["runtime"]) if options["runtime"] else None
+        metrics = training.evaluate_all(
+            executed or model.to(ranks.device if is_float else "cpu"),
+            pictures,
+            ranks,
+            batch_size=options["batch_size"],
+            workers=options["workers"] or 0,
+        )
+        kind = "float" if is_float else "int8"
+        where = executed.runtime if executed else "torch"
+        training.say(f"{info.architecture}, {kind}, {where}, {data.name}: {metrics}")
+        if options["results"] and ranks.first:
+            low, high = metrics.interval()
+            row = {
+                "model": info.architecture,
+                "data": data.name,
+                "kind": kind,
+                "backend": info.backend or "",
+                "runtime": where,
+                "top1": round(metrics.top1, 3),
+                "top1_low": round(low, 3),
+                "top1_high": round(high, 3),
+                "top5": round(metrics.top5, 3),
+                "n_test": metrics.n,
+                **training.environment(),
+                "command": training.command_line("evaluate.py"),
+            }
+            keys = ("model", "data", "kind", "backend", "runtime")
+            training.put_row(Path(options["results"]), row, keys)
+
+
+if __name__ == "__main__":
+    main()
