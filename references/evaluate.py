@@ -16,18 +16,22 @@ import qzoo
 from qzoo import training
 from qzoo.artifact.native import load, model_info
 from qzoo.checkpoint import is_float_checkpoint, load_float
-from qzoo.datasets.sources import NAMED_DATA, Relabelled
+from qzoo.datasets.holdout import hold_out
+from qzoo.datasets.sources import NAMED_DATA, Relabelled, open_data
 from qzoo.errors import ArgumentError
 from qzoo.registry import get_model
 from qzoo.runtimes.api import RUNTIMES
-from qzoo.training import sources
 from qzoo.transforms import ImageClassification
 from qzoo.weights import class_names
 
 
 @click.command(cls=training.Command, context_settings={"show_default": True})
 @click.option("--data", type=click.Choice(NAMED_DATA), help="Data that need no download.")
-@click.option("--data-path", help="A folder with val/CLASS/* (and train/CLASS/*).")
+@click.option("--data-path", help="A folder with val/CLASS/* and train/CLASS/*, or CLASS/* alone.")
+@click.option(
+    "--held-out", is_flag=True, help="Of CLASS/*, only what transfer.py with --seed holds out."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.option("--checkpoint", help="A float model.safetensors or an int8 artifact.")
 @click.option("--model", help="A model of the zoo instead, with --weights.")
 @click.option("--weights", help="Its weights: int8 or, with --float, torchvision's.")
@@ -49,7 +53,17 @@ def main(**options: Any) -> None:
     with training.joined(options["device"]) as ranks:
         if options["threads"]:
             torch.set_num_threads(options["threads"])
-        data = sources.open_data(options["data"], options["data_path"])
+        if (options["data"] is None) == (options["data_path"] is None):
+            raise ArgumentError(f"Give either --data {'|'.join(NAMED_DATA)} or --data-path FOLDER.")
+        data = open_data(options["data_path"] or options["data"])
+        if options["held_out"] and data.splits == ("all",):
+            data = hold_out(data, training.HELD_OUT, options["seed"])
+        split = "test" if "test" in data.splits else "all"
+        if split == "all":
+            training.tell(
+                f"{data.name} has no val/: measuring all its pictures, also those that a model may "
+                "have been trained on (--held-out leaves these out after transfer.py)."
+            )
         is_float = options["as_float"] or (checkpoint and is_float_checkpoint(checkpoint))
         if is_float and (options["runtime"] or options["backend"]):
             raise ArgumentError("--runtime and --backend are for int8 models; this one is float.")
@@ -69,7 +83,7 @@ def main(**options: Any) -> None:
             class_names(info.classes), info.builder_kwargs.get("num_classes", 1000)
         )
         pictures = Relabelled(
-            data.split("test", ImageClassification.from_dict(info.transforms)), labels
+            data.split(split, ImageClassification.from_dict(info.transforms)), labels
         )
         executed = qzoo.compile(model, options["runtime"]) if options["runtime"] else None
         metrics = training.evaluate_all(

@@ -21,7 +21,9 @@ README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
 #: What references/compare_ptq.py measures on the fractals.
 PTQ_RESULTS = RESULTS.resolve() / "ptq_fractals.csv"
-#: Its methods and what they are called, in the order of the table.
+#: What references/qat.py measures.
+QAT_RESULTS = RESULTS.resolve() / "qat.csv"
+#: The methods of the comparison of PTQ and what they are called, in the order of the table.
 PTQ_METHODS = {
     "float": "float",
     "torchvision": "torchvision",
@@ -119,7 +121,40 @@ def _top1(row: dict[str, str] | None, int8: bool, best: float) -> str:
     return f"{f'**{text}**' if int8 and top1 == best else text} ±{(high - low) / 2:.2f}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"models": models_table, "ptq": ptq_table}
+def qat_table() -> str:
+    """Returns top-1 of float, PTQ and QAT of each model on each data set."""
+    return qat_table_of(read_rows(QAT_RESULTS))
+
+
+def qat_table_of(rows: list[dict[str, str]]) -> str:
+    """Returns a line per model, and for each data set the columns float, PTQ and QAT.
+
+    Args:
+        rows: Those of references/qat.py.
+    """
+    found = {(row["model"], row["data"]): row for row in rows}
+    models, sets = (sorted({row[key] for row in rows}) for key in ("model", "data"))
+    kinds = {"float": "float_top1", "PTQ": "ptq_top1", "QAT": "qat_top1"}
+    titles = [f"{data}: {kind}" for data in sets for kind in kinds]
+    lines = [f"| top-1, % | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+    for model in models:
+        cells = []
+        for data in sets:
+            row = found.get((model, data), {})
+            figures = [row.get(column, "") for column in kinds.values()]
+            cells += [f"{float(figure):.2f}" if figure else "" for figure in figures]
+            if row:
+                low, high = float(row["qat_top1_low"]), float(row["qat_top1_high"])
+                cells[-1] += f" ±{(high - low) / 2:.2f}"
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "models": models_table,
+    "ptq": ptq_table,
+    "qat": qat_table,
+}
 
 
 def render(text: str) -> str:
