@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,36 @@ def resolve_weights(
     raise ArgumentError(
         f"weights should be a member of {wanted.__name__}, its name, or None, not {weights!r}."
     )
+
+
+def legacy_weights(pretrained: Any, weights: Any, enum: type[WeightsEnum]) -> WeightsEnum | None:
+    """Returns what `pretrained=` means, which torchvision's builders took before version 0.13.
+
+    True means the first weights that torchvision published, as it still does there; a warning
+    names them.
+
+    Raises:
+        ArgumentError: `weights` was given too, the value is no bool, or nothing was published.
+    """
+    if weights is not None or not isinstance(pretrained, bool):
+        raise ArgumentError(
+            f"Give weights={weights!r} alone, or pretrained=True or False instead of it, not "
+            f"pretrained={pretrained!r}."
+        )
+    published = [member for member in enum if member.name.startswith("IMAGENET1K_")]
+    if pretrained and not published:
+        raise ArgumentError(
+            f"Nobody has published ImageNet weights for this model: {enum.__name__} has none. "
+            "Leave pretrained out."
+        )
+    member = published[0] if pretrained else None
+    warnings.warn(
+        f"pretrained={pretrained} is torchvision's old spelling: write weights="
+        f"{str(member) if member else None}, or leave it out.",
+        FutureWarning,
+        stacklevel=4,
+    )
+    return member
 
 
 def _mismatch(name: str, quantize: bool) -> str:

@@ -20,7 +20,13 @@ from ..artifact.plan import plan
 from ..backends import Backend, default_backend, get_backend
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
 from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
-from ..weights import IMAGENET, QuantizedWeightsEnum, float_state_dict, resolve_weights
+from ..weights import (
+    IMAGENET,
+    QuantizedWeightsEnum,
+    float_state_dict,
+    legacy_weights,
+    resolve_weights,
+)
 
 #: Placeholder activation ranges of a model without weights: what normalized pictures and
 #: batch-normalized activations mostly stay within.
@@ -53,6 +59,10 @@ def build_model(
     entry = get_entry(name)
     if backend is not None:
         get_backend(backend)
+    if "pretrained" in kwargs:
+        weights = legacy_weights(
+            kwargs.pop("pretrained"), weights, entry.weights if quantize else entry.float_weights
+        )
     member = resolve_weights(weights, quantize, entry.weights, entry.float_weights)
     if not quantize:
         return _float_model(entry, member, progress, kwargs)

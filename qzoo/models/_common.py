@@ -1,6 +1,7 @@
 """Pieces that the quantizable definitions of several families share."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: FX copies `forward`'s annotations into the code of its
+# graphs, and TorchScript knows the type Tensor there, but not the string "Tensor".
 
 import os
 from typing import Any

@@ -158,7 +158,8 @@ class _Reader:
 
     def _product(self, name: str, node: Any) -> None:
         stack = list(dotted_names(node))
-        if stack and stack[-1] != name:
+        # `fuse_model` before the export wraps a convolution and its ReLU in a Sequential.
+        if stack and stack[-1] not in (name, f"{name}.0"):
             raise ArtifactError(
                 f"The graph computes {stack[-1]!r} where the architecture computes {name!r}: it "
                 "was exported from another model."
