@@ -283,3 +283,19 @@ def test_the_table_shows_intervals_and_the_best(scripts: dict[str, ModuleType]) 
 
 def test_the_table_names_every_method(scripts: dict[str, ModuleType]) -> None:
     assert list(scripts["readme_tables"].PTQ_METHODS) == list(scripts["ptq_methods"].METHODS)
+
+
+def test_the_table_of_training_has_a_line_per_model(scripts: dict[str, ModuleType]) -> None:
+    def row(model: str, data: str, ptq: str) -> dict[str, str]:
+        figures = {"float_top1": "70", "ptq_top1": ptq, "qat_top1": "70.5"}
+        interval = {"qat_top1_low": "69.5", "qat_top1_high": "71.5"}
+        return {"model": model, "data": data, **figures, **interval}
+
+    rows = [row("b", "fractals", "69.5"), row("a", "digits", ""), row("b", "digits", "60.125")]
+    assert scripts["readme_tables"].qat_table_of(rows).splitlines() == [
+        "| top-1, % | digits: float | digits: PTQ | digits: QAT | fractals: float | fractals: PTQ "
+        "| fractals: QAT |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| `a` | 70.00 |  | 70.50 ±1.00 |  |  |  |",
+        "| `b` | 70.00 | 60.12 | 70.50 ±1.00 | 70.00 | 69.50 | 70.50 ±1.00 |",
+    ]
