@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from ..errors import ArgumentError, did_you_mean
 from ..images import load_image
@@ -175,6 +175,8 @@ def _two_folders(root: Path) -> Data:
         raise ArgumentError(f"{root}: train and val differ in the classes {', '.join(odd)[:200]}.")
     if len(names["train"]) < 2:
         raise ArgumentError(f"{root}/train should have folders of at least two classes.")
+    for split_name, folder in folders.items():
+        _check_filled(folder, names[split_name])
 
     def split(which: str, transform: Transform | None = None) -> Any:
         return _image_folder(folders[which], transform)
@@ -191,6 +193,7 @@ def _one_folder(root: Path) -> Data:
                 f"{root} holds neither pictures nor a folder per class ({', '.join(IMG_EXTENSIONS)}"
                 " are read)."
             )
+    _check_filled(root, names)
 
     def split(which: str, transform: Transform | None = None) -> Any:
         return _image_folder(root, transform) if names else _Pictures(files, transform)
@@ -213,12 +216,32 @@ def _of_folder(
 
 
 def _class_names(folder: Path) -> list[str]:
+    """Returns the names of a folder's classes; hidden folders (.ipynb_checkpoints) are none."""
     return sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+
+
+def _check_filled(folder: Path, names: Sequence[str]) -> None:
+    """Checks that there is a picture in each class, looking no further than the first."""
+    for name in names:
+        below = os.walk(folder / name, followlinks=True)
+        if not any(has_file_allowed_extension(f, IMG_EXTENSIONS) for *_, fs in below for f in fs):
+            raise ArgumentError(
+                f"The class folder {folder / name} holds no pictures ({', '.join(IMG_EXTENSIONS)} "
+                "are read): put some in, or remove it."
+            )
+
+
+class _ImageFolder(ImageFolder):
+    """torchvision's folder of classes, without hidden folders, which would shift the labels."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        names = _class_names(Path(directory))
+        return names, {name: label for label, name in enumerate(names)}
 
 
 def _image_folder(folder: Path, transform: Transform | None) -> ImageFolder:
     try:
-        return ImageFolder(str(folder), transform, loader=load_image)
+        return _ImageFolder(str(folder), transform, loader=load_image)
     except FileNotFoundError as error:
         raise ArgumentError(f"{folder}: {str(error).splitlines()[0]}") from None
 

@@ -64,6 +64,38 @@ def test_folders_of_classes_and_of_pictures(
     assert len(found) == 2 and isinstance(found[1], torch.Tensor)
 
 
+def test_hidden_folders_shift_no_labels(pictures: Path) -> None:
+    for half in ("train", "val"):
+        hidden = pictures / half / ".ipynb_checkpoints"
+        hidden.mkdir()
+        (hidden / "0.png").write_bytes((pictures / half / "dark" / "0.png").read_bytes())
+    for data, split in ((open_data(pictures), "test"), (open_data(pictures / "val"), "all")):
+        found = data.split(split, None)
+        assert data.classes == found.classes == ["bright", "dark"]
+        assert found.targets == [0, 0, 1, 1]
+        for (path, label), target in zip(found.samples, found.targets, strict=True):
+            assert Path(path).parent.name == data.classes[label] and label == target
+
+
+def test_an_empty_class_is_told_before_work_starts(pictures: Path) -> None:
+    for half, shown in (("train", pictures), ("val", pictures), ("val", pictures / "val")):
+        folder = pictures / half / "dark"
+        kept = {file: file.read_bytes() for file in folder.iterdir()}
+        for file in kept:
+            file.unlink()
+        (folder / "notes.txt").write_text("no picture")
+        with pytest.raises(qzoo.ArgumentError) as caught:
+            open_data(shown)
+        assert f"The class folder {folder} holds no pictures" in str(caught.value)
+        for file, content in kept.items():
+            file.write_bytes(content)
+    deeper = pictures / "val" / "dark" / "more"
+    deeper.mkdir()
+    for file in list((pictures / "val" / "dark").glob("*.png")):
+        file.rename(deeper / file.name)
+    assert open_data(pictures).split("test", None).targets == [0, 0, 1, 1]
+
+
 def test_labels_are_matched_by_name_or_number(pictures: Path) -> None:
     data = open_data(pictures)
     assert data.labels_of(["dark", "red", "bright"], 3) == [2, 0]
