@@ -13,7 +13,8 @@ from ..errors import QzooError
 from .base import CompiledModel
 from .choice import Choice, Measured, choice_key, recall, remember, usable_cores
 
-#: Time for all timed rounds together; first calls come on top.
+#: Time for all timed rounds together; first calls come on top. Engines differ clearly, and are
+#: often timed within a choice of runtime, so that they get half of it.
 BUDGET_S = 1.0
 MIN_ROUNDS, MAX_ROUNDS = 3, 25
 #: A candidate this much slower than the fastest after `MIN_ROUNDS` is not looked at again.
@@ -66,18 +67,19 @@ def choose(
     calls = {name: lambda model=model: model(x) for name, model in built.items()}
     # Other work on the machine adds to the clock, but not to the CPU's time; that, in turn, counts
     # threads that wait by spinning, so that with several threads the quicker calls must do.
-    measured = tuple(sorted(_time(calls), key=lambda m: m.cpu_ms if count == 1 else m.low_ms))
+    times = _time(calls, BUDGET_S / 2 if purpose == "engine" else BUDGET_S)
+    measured = tuple(sorted(times, key=lambda m: m.cpu_ms if count == 1 else m.low_ms))
     choice = Choice(measured[0].name, measured, batch, size, count, skipped)
     remember(key, choice)
     return choice
 
 
-def _time(calls: Mapping[str, Callable[[], object]]) -> list[Measured]:
+def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Measured]:
     """Times callables in turn, and spends little time on the hopeless ones."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         call()  # allocates, and compiles where a runtime does that late
-    running, end = list(calls), time.perf_counter() + BUDGET_S
+    running, end = list(calls), time.perf_counter() + budget_s
     for done in range(MAX_ROUNDS):
         for name in running:
             times[name].append(_once(calls[name]))

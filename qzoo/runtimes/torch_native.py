@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..artifact.format import Artifact
 from ..artifact.native import has_wide_depthwise, to_native
@@ -44,12 +44,17 @@ class TorchModel(CompiledModel):
     ) -> None:
         super().__init__(artifact, threads, batch_size, input_size)
         self.engines: Choice | None = None
+        built: dict[str, CompiledModel] = {}
         if engine is None:
-            engine = self._best_engine()
+            engine = self._best_engine(built)
         self.engine = engine
-        self.model = to_native(artifact, engine)
+        ready = built.get(engine)
+        self.model: nn.Module = (
+            ready.model if isinstance(ready, TorchModel) else to_native(artifact, engine)
+        )
 
-    def _best_engine(self) -> str:
+    def _best_engine(self, built: dict[str, CompiledModel]) -> str:
+        """Returns the engine to run on, and puts the models that were measured in `built`."""
         names = available_engines()
         if len(names) > 1 and "x86" in names:
             names.remove("qnnpack")  # made for ARM; several times slower here
@@ -61,9 +66,8 @@ class TorchModel(CompiledModel):
         def build(engine: str) -> CompiledModel:
             return TorchModel(self.artifact, self.threads, self.batch_size, self.size, engine)
 
-        self.engines = choose(
-            "engine", self.artifact, names, build, self.threads, self.batch_size, self.size
-        )
+        numbers = (self.threads, self.batch_size, self.size)
+        self.engines = choose("engine", self.artifact, names, build, *numbers, built=built)
         return self.engines.name
 
     def _run(self, x: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import qzoo
+from qzoo.artifact import native
 from qzoo.artifact.native import from_native
-from qzoo.runtimes import api, choice, measure
+from qzoo.runtimes import api, choice, measure, torch_native
 
 
 @pytest.fixture(autouse=True)
@@ -183,8 +184,16 @@ def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "torch" in qzoo.available_runtimes()
 
 
-def test_the_engine_is_chosen_by_measuring() -> None:
+def test_the_engine_is_chosen_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def to_native(artifact: qzoo.Artifact, engine: str) -> torch.nn.Module:
+        built.append(engine)
+        return native.to_native(artifact, engine)
+
+    monkeypatch.setattr(torch_native, "to_native", to_native)
     model = qzoo.compile(digits(), "torch", threads=1, input_size=32)
+    assert len(built) == len(set(built)) and model.engine in built  # type: ignore[attr-defined]
     engines = model.engines  # type: ignore[attr-defined]
     if len(engines.measured) > 1:
         assert engines.name == model.engine == engines.measured[0].name  # type: ignore[attr-defined]
