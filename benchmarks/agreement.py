@@ -1,15 +1,18 @@
 """How far each runtime is from the reference model, layer by layer, for every builder.
 
-    python benchmarks/agreement.py            # layers: benchmarks/results/agreement.csv
-    python benchmarks/agreement.py --digits   # answers: benchmarks/results/agreement_digits.csv
+    python benchmarks/agreement.py            # layers
+    python benchmarks/agreement.py --digits   # answers
 
 Each builder's float model (random weights, batch norms that have seen a batch) is quantized once
 by `qzoo.quantize.ptq`; then 64 random and 64 real inputs (handwritten digits of scikit-learn,
 enlarged) go through all realisations of the same artifact. `torch`, `onnxruntime` and `openvino`
-are compared layer by layer, each layer given the reference model's own integers, so that
-differences do not add up; `inductor` and `executorch` cannot be cut open, so their logits are
-compared. A difference is counted in steps of the output's scale. With --digits the two models
-that come with the package answer all 445 held-out digits on every runtime. Needs the extra "all".
+are compared layer by layer, each layer given the same integers in both, so that differences do not
+add up; `inductor` and `executorch` cannot be cut open, so their logits are compared. A difference
+is counted in steps of the output's scale. With --digits the two models that come with the package
+answer all 445 held-out digits on every runtime. Needs the extra "all".
+
+Both write benchmarks/results/agreement.csv, each row in place of an earlier one of the same
+measurement; benchmarks/agreement_page.py makes the tables of docs/agreement.md of it.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
+import os
+import platform
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +44,17 @@ from qzoo.weights import read_metadata
 
 COUNT = 64
 BATCH = 16
+#: Height and width of the pictures, where a builder takes so few pixels.
+SIDE = 32
 KEY = ("model", "runtime", "inputs")
 EMBEDDED = ("mobilenet_v3_small", "shufflenet_v2_x0_5")
 RUNTIMES = ("torch", "onnxruntime", "openvino", "inductor", "executorch")
-PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
+PACKAGES = ("qzoo", "torch", "torchvision", "onnxruntime", "openvino", "executorch")
+#: What is measured, before the columns of the environment; what a row has not is left empty.
+COLUMNS = (
+    *KEY, "size", "images", "top1_equal", "logit_steps", "layers", "worst_layer_steps",
+    "worst_layer", "worst_layer_differing", "float_layers", "accuracy", "differing", "margins",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -51,17 +64,20 @@ def main() -> None:
     parser.add_argument("--runtimes", type=lambda t: t.split(","), default=list(RUNTIMES))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--digits", action="store_true", help="compare answers instead of layers")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--size", type=int, default=SIDE, help="pixels, or what a builder needs")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "agreement.csv"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.digits:
-        for name in EMBEDDED:
+        for name in [name for name in EMBEDDED if name in args.models]:
             for row in digits(name, args.runtimes):
-                put(args.out / "agreement_digits.csv", {**row, **environment()}, KEY[:2])
+                put(args.out, {**row, **environment()})
                 print(row, flush=True)
         return
     for name in args.models:
-        side = max(64, *read_metadata(name)["min_size"])
+        side = max(args.size, *read_metadata(name)["min_size"])
         artifact = from_native(quantized(name, side))
         reference = build_reference(artifact)
         for inputs, x in (("random", random_inputs(side)), ("real", real_inputs(side))):
@@ -72,7 +88,7 @@ def main() -> None:
                 start = time.perf_counter()
                 row = {"model": name, "runtime": runtime, "inputs": inputs, "size": side}
                 row |= compare(artifact, reference, runtime, x, expected, logits)
-                put(args.out / "agreement.csv", {**row, **environment()}, KEY)
+                put(args.out, {**row, **environment()})
                 print(row, f"{time.perf_counter() - start:.1f} s", flush=True)
                 gc.collect()
 
@@ -119,8 +135,7 @@ def compare(
     compiled = qzoo.compile(artifact, runtime, threads=1, batch_size=fixed, input_size=side)
     with torch.no_grad():
         own = torch.cat([compiled(part) for part in x.split(BATCH)])
-    head = next(la for la in reversed(artifact.layers.values()) if la.op == "linear")
-    steps = ((own - logits).abs() / head.scale).round()
+    steps = ((own - logits).abs() / head_scale(artifact)).round()
     layers: dict[str, tuple[int, float]] = {}
     if runtime in ("torch", "onnxruntime", "openvino"):
         for part, integers in zip(x.split(BATCH), expected, strict=True):
@@ -133,12 +148,13 @@ def compare(
                 layers[d.name] = (max(most, d.max_steps), share + d.differing * len(part) / len(x))
     worst = max(layers, key=lambda n: layers[n], default=None)
     return {
+        "images": len(x),
+        "top1_equal": int((own.argmax(1) == logits.argmax(1)).sum()),
+        "logit_steps": int(steps.max()),
         "layers": len(layers) or None,
         "worst_layer_steps": layers[worst][0] if worst else None,
-        "worst_layer_differing": round(max(s for _, s in layers.values()), 6) if worst else None,
-        "logit_steps": int(steps.max()),
-        "top1_equal": int((own.argmax(1) == logits.argmax(1)).sum()),
-        "images": len(x),
+        "worst_layer": worst,
+        "worst_layer_differing": round(layers[worst][1], 6) if worst else None,
         "float_layers": len(compiled.float_layers),
     }
 
@@ -153,13 +169,24 @@ def isolated(
 
 def environment() -> dict[str, Any]:
     """Returns what the figures may depend on."""
-    return {"cpu": machine(), **{package: version(package) for package in PACKAGES}}
+    return {
+        "cpu": machine(),
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
 
 
 def digits(name: str, runtimes: list[str]) -> Iterator[dict[str, Any]]:
-    """Yields a row per runtime: whether an embedded model answers all test digits alike."""
+    """Yields a row per runtime: whether an embedded model answers all test digits alike.
+
+    Of each image with another answer, `margins` holds how many steps of the output's scale the
+    reference model's best class is ahead of the runtime's.
+    """
     native = qzoo.get_model(name, weights="DIGITS_X86_V1", quantize=True)
     reference = build_reference(native)
+    scale = head_scale(reference.artifact)
     data = Digits("test", digits_transforms(64))
     x = torch.stack([image for image, _ in data])
     targets = torch.tensor(data.targets)
@@ -168,37 +195,40 @@ def digits(name: str, runtimes: list[str]) -> Iterator[dict[str, Any]]:
     for runtime in runtimes:
         compiled = qzoo.compile(native, runtime, threads=1, batch_size=1, input_size=64)
         logits = torch.cat([compiled(part) for part in x.split(1)])
-        differing = (logits.argmax(1) != wanted.argmax(1)).nonzero().flatten().tolist()
-        ties = [i for i in differing if _is_tie(wanted[i])]
+        answers = logits.argmax(1)
+        differing = (answers != wanted.argmax(1)).nonzero().flatten()
+        behind = wanted.max(1).values - wanted.gather(1, answers[:, None])[:, 0]
         yield {
             "model": name,
             "runtime": runtime,
+            "inputs": "digits",
+            "size": 64,
             "images": len(x),
-            "top1": round(100 * float((logits.argmax(1) == targets).double().mean()), 3),
-            "differing": len(differing),
-            "explained_by_a_tie": len(ties),
-            "which": " ".join(map(str, differing)),
+            "top1_equal": len(x) - len(differing),
+            "logit_steps": int(((logits - wanted).abs() / scale).round().max()),
+            "float_layers": len(compiled.float_layers),
+            "accuracy": round(100 * float((answers == targets).double().mean()), 3),
+            "differing": " ".join(str(int(i)) for i in differing),
+            "margins": " ".join(str(round(float(behind[i]) / scale)) for i in differing),
         }
 
 
-def _is_tie(logits: Tensor) -> bool:
-    """Whether the two largest logits are the same integer or neighbours."""
-    first, second = logits.topk(2).values
-    step = logits.unique().diff().min() if len(logits.unique()) > 1 else 0.0
-    return bool(first - second <= step * 1.01)
+def head_scale(artifact: Artifact) -> float:
+    """Returns the step between neighbouring logits."""
+    return next(la.scale for la in reversed(artifact.layers.values()) if la.op == "linear")
 
 
-def put(path: Path, row: dict[str, Any], key: tuple[str, ...]) -> None:
-    """Writes a row in place of the one that agrees with it in `key`."""
+def put(path: Path, row: dict[str, Any]) -> None:
+    """Writes a row in place of that of the same measurement."""
     rows = []
     if path.exists():
         with path.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    rows = [r for r in rows if any(r[k] != row[k] for k in key)] + [row]
+    rows = [r for r in rows if any(r[k] != row[k] for k in KEY)] + [row]
     order = {name: i for i, name in enumerate(RUNTIMES)}
-    rows.sort(key=lambda r: (r["model"], order[r["runtime"]], r.get("inputs", "")))
+    rows.sort(key=lambda r: (r["model"], order[r["runtime"]], r["inputs"]))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        writer = csv.DictWriter(file, [*COLUMNS, *environment()], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,0 +1,149 @@
+"""Writes the tables of docs/agreement.md from benchmarks/results/agreement.csv.
+
+python benchmarks/agreement_page.py          # rewrites docs/agreement.md
+python benchmarks/agreement_page.py --check  # exit code 1 if it is out of date
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+Row = dict[str, str]
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results" / "agreement.csv"
+PAGE = ROOT.parent / "docs" / "agreement.md"
+#: One file per builder.
+BUILDERS = ROOT.parent / "weights_meta"
+FACTS = ("size", "layers")
+#: Runtimes whose layers can be looked at one by one, and all of them.
+OPEN = ("torch", "onnxruntime", "openvino")
+RUNTIMES = (*OPEN, "inductor", "executorch")
+NOT_MEASURED = "not measured"
+#: Steps that single roundings may add up to in a logit, as in tests/runtimes/test_runtimes.py.
+CLOSE = 8
+
+
+def read_rows(path: Path = RESULTS) -> list[Row]:
+    """Returns the rows that benchmarks/agreement.py wrote."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def layers_table(rows: list[Row]) -> str:
+    """Returns a line per builder: its runtimes' worst layers over the random and real inputs."""
+    lines = [f"| builder | pixels | layers | {' | '.join(OPEN)} |", "|---|---:|---:|---|---|---|"]
+    for model, found in by_model(rows).items():
+        cells = [_layers(found.get(runtime, [])) for runtime in OPEN]
+        facts = [next((r[k] for of in found.values() for r in of if r[k]), "") for k in FACTS]
+        lines.append(f"| `{model}` | {' | '.join(facts)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _layers(rows: list[Row]) -> str:
+    if not rows:
+        return NOT_MEASURED
+    worst = max(
+        rows, key=lambda r: (int(r["worst_layer_steps"]), float(r["worst_layer_differing"]))
+    )
+    steps, share = int(worst["worst_layer_steps"]), 100 * float(worst["worst_layer_differing"])
+    where = f"{share:.2g} % of `{worst['worst_layer']}`" if steps else "all equal"
+    return f"{steps}: {where}"
+
+
+def logits_table(rows: list[Row]) -> str:
+    """Returns a line per builder: how many of the images each runtime answers as the reference."""
+    lines = [f"| builder | {' | '.join(RUNTIMES)} |", "|---|" + "---|" * len(RUNTIMES)]
+    for model, found in by_model(rows).items():
+        cells = [_logits(found.get(runtime, [])) for runtime in RUNTIMES]
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _logits(rows: list[Row]) -> str:
+    if not rows:
+        return NOT_MEASURED
+    equal, images = (sum(int(row[key]) for row in rows) for key in ("top1_equal", "images"))
+    return f"{equal}/{images}, {max(int(row['logit_steps']) for row in rows)} steps"
+
+
+def digits_table(rows: list[Row]) -> str:
+    """Returns a line per embedded model and runtime: its answers on the held-out digits."""
+    lines = [
+        "| model | runtime | same answers | logits apart, steps | right answers "
+        "| other answers: image (how far behind in the reference) |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    digits = {(r["model"], r["runtime"]): r for r in rows if r["inputs"] == "digits"}
+    for model in dict.fromkeys(model for model, _ in digits):
+        for runtime in RUNTIMES:
+            row = digits.get((model, runtime))
+            if row is None:
+                lines.append(f"| `{model}` | {runtime} | {NOT_MEASURED} | | | |")
+                continue
+            others = zip(row["differing"].split(), row["margins"].split(), strict=True)
+            lines.append(
+                f"| `{model}` | {runtime} | {row['top1_equal']}/{row['images']} | "
+                f"{row['logit_steps'] or NOT_MEASURED} | {float(row['accuracy']):.2f} % | "
+                f"{', '.join(f'{image} ({steps} steps)' for image, steps in others)} |"
+            )
+    return "\n".join(lines)
+
+
+def by_model(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Returns the rows over random and real inputs by builder, all of them, and runtime."""
+    names = sorted(path.stem for path in BUILDERS.glob("*.json") if path.stem != "schema")
+    found: dict[str, dict[str, list[Row]]] = {name: {} for name in names}
+    for row in rows:
+        if row["inputs"] != "digits":
+            found[row["model"]].setdefault(row["runtime"], []).append(row)
+    return found
+
+
+def where_text(rows: list[Row]) -> str:
+    """Returns the machines and versions that the rows were measured with."""
+    keys = ("cpu", "date", "python", "qzoo", "torch", "onnxruntime", "openvino", "executorch")
+    ways = dict.fromkeys(
+        ", ".join(row["cpu"] if k == "cpu" else f"{k} {row[k]}" for k in keys) for row in rows
+    )
+    return "\n".join(f"- {way}" for way in ways)
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "layers": layers_table,
+    "logits": logits_table,
+    "digits": digits_table,
+    "where": where_text,
+}
+
+
+def render(text: str, rows: list[Row]) -> str:
+    """Returns the page's text with each table between its two markers made anew.
+
+    Raises:
+        SystemExit: A table's markers are missing.
+    """
+    for name, table in TABLES.items():
+        start, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
+        head, found, rest = text.partition(start)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise SystemExit(f"{PAGE.name} lacks the markers of the table {name!r}.")
+        text = f"{head}{start}{table(rows)}{end}{tail}"
+    return text
+
+
+def main() -> None:
+    """Rewrites the page, or with --check only says whether it would change."""
+    before = PAGE.read_text(encoding="utf-8")
+    after = render(before, read_rows())
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"{PAGE.name} is out of date." if before != after else 0)
+    PAGE.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The page about agreement says what was measured, and what was measured meets its bar."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import qzoo
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "agreement_page.py"
+EMBEDDED = ("mobilenet_v3_small", "shufflenet_v2_x0_5")
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("agreement_page", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_are_up_to_date() -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_changed_figures_are_noticed(page: ModuleType) -> None:
+    text, rows = page.PAGE.read_text(encoding="utf-8"), page.read_rows()
+    assert page.render(text, rows) == text
+    rows[0] = {**rows[0], "logit_steps": "99999"}
+    assert page.render(text, rows) != text
+    with pytest.raises(SystemExit, match="markers of the table 'layers'"):
+        page.render("nothing", rows)
+
+
+def test_no_layer_is_further_than_a_step_on_any_builder_measured(page: ModuleType) -> None:
+    rows = [row for row in page.read_rows() if row["inputs"] != "digits"]
+    assert list(page.by_model(rows)) == qzoo.list_models()
+    measured = {(row["model"], row["runtime"], row["inputs"]) for row in rows}
+    # Both kinds of images or none: half a measurement would look like a whole one.
+    assert all((model, runtime, "real") in measured for model, runtime, _ in measured)
+    assert all((model, runtime, "random") in measured for model, runtime, _ in measured)
+    for row in rows:
+        assert int(row["images"]) == 64
+        assert int(row["float_layers"]) == 0, row
+        if row["runtime"] in page.OPEN:
+            assert int(row["layers"]) > 0
+            assert int(row["worst_layer_steps"]) <= 1, row
+
+
+@pytest.mark.parametrize("model", EMBEDDED)
+def test_digits_are_answered_alike_but_for_close_calls(page: ModuleType, model: str) -> None:
+    rows = [r for r in page.read_rows() if r["inputs"] == "digits" and r["model"] == model]
+    assert {row["runtime"] for row in rows} >= set(page.OPEN)
+    for row in rows:
+        margins = [int(steps) for steps in row["margins"].split()]
+        assert int(row["images"]) == 445
+        assert len(margins) == len(row["differing"].split()) == 445 - int(row["top1_equal"])
+        assert all(steps <= page.CLOSE for steps in margins), row
+
+
+def test_what_was_not_measured_is_said(page: ModuleType) -> None:
+    rows = [row for row in page.read_rows() if row["inputs"] != "digits"][:1]
+    cells = len(qzoo.list_models()) * len(page.RUNTIMES)
+    assert page.logits_table(rows).count(page.NOT_MEASURED) == cells - 1
