@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import os
 import platform
@@ -17,6 +19,7 @@ from .. import _torch_ao
 from ..backends import (
     BACKENDS,
     SATURATING_ENGINES,
+    available_engines,
     default_backend,
     get_backend,
     quantized_engine,
@@ -28,6 +31,8 @@ from .format import Artifact, ModelInfo
 from .layers import Layer
 
 _INFO = "_qzoo_info"
+#: The engine that a native model's weights are packed for, which packed weights do not say.
+_ENGINE = "_qzoo_engine"
 
 
 def attach_info(model: nn.Module, info: ModelInfo) -> nn.Module:
@@ -96,10 +101,49 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
             BackendWarning,
             stacklevel=3,
         )
-    with quantized_engine(run_engine(backend or str(info.backend), wide)):
+    return _build(skeleton, artifact, run_engine(backend or str(info.backend), wide), consume)
+
+
+def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) -> nn.Module:
+    with quantized_engine(engine):
         tensors = artifact.tensors if consume else dict(artifact.tensors)
         model = _torch_ao.build_native(skeleton, artifact.layers, tensors)
-    return attach_info(model, info)
+    setattr(model, _ENGINE, engine)
+    return attach_info(model, artifact.info)
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns a deep copy; weights are packed again for the engine that the model was built for.
+
+    PyTorch's int8 modules pack a copy's weights for the process's engine, which may round, and even
+    saturate, where the model's own does not.
+    """
+    twin = memo[id(model)] = type(model).__new__(type(model))
+    engine = getattr(model, _ENGINE, None)
+    with quantized_engine(engine) if engine else contextlib.nullcontext():
+        twin.__setstate__(copy.deepcopy(model.__dict__, memo))
+    return twin
+
+
+def pickled_parts(model: nn.Module) -> tuple[Artifact, str] | None:
+    """Returns what `unpickled` builds the model of; None for one that no artifact was built into.
+
+    PyTorch's int8 convolutions come out of a pickle without what every module needs to run.
+    """
+    engine = getattr(model, _ENGINE, None)
+    if engine is None:
+        return None
+    try:
+        return from_native(model), engine
+    except ArtifactError:  # a part was replaced by one of the user's own
+        return None
+
+
+def unpickled(artifact: Artifact, engine: str) -> nn.Module:
+    """Builds a pickled native model, for its own engine where this machine has it."""
+    if engine not in available_engines():
+        engine = run_engine(str(artifact.info.backend), has_wide_depthwise(artifact))
+    return _build(_skeleton(artifact.info), artifact, engine, consume=True)
 
 
 def has_wide_depthwise(artifact: Artifact) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._torch_ao import DeQuantStub, QuantStub, fuse
+from ..artifact.native import copy_model, pickled_parts, unpickled
 
 
 class QuantizableMixin(nn.Module):
@@ -18,6 +19,15 @@ class QuantizableMixin(nn.Module):
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """Copies the model; an int8 one stays with its engine, so that it answers to the bit."""
+        return copy_model(self, memo)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickles an int8 model of the zoo as its artifact, without hooks; others as any module."""
+        parts = pickled_parts(self)
+        return super().__reduce_ex__(protocol) if parts is None else (unpickled, parts)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **info: Any) -> None:
         """Saves an int8 model as a folder to share; see `qzoo.sharing.save_pretrained`."""
