@@ -28,8 +28,12 @@ ROWS = 1 << 15
 DAMPING = 0.05
 #: Passes over all columns; later ones hardly change an integer.
 SWEEPS = 3
-#: Columns between two updates of all the others.
+#: Columns that are chosen between two products with all the others.
 BLOCK = 128
+#: Inputs (rows times K) that are multiplied at a time, at least; 64 MiB.
+CHUNK = 1 << 24
+#: Rows of second moments that are computed at a time.
+STRIPE = 1024
 
 
 def round_adaptively(state: Quantization) -> None:
@@ -56,21 +60,19 @@ def round_adaptively(state: Quantization) -> None:
 
 def _round(state: Quantization, site: Site) -> Tensor:
     """Returns the int8 weight of a layer."""
-    layer, weight = state.layers[site.name], state.weight(site.name)
-    own, cross = _moments(state, site)
-    groups, size = own.shape[:2]
+    weight = state.weight(site.name)
     scale = spread(state.weight_scales[site.name], weight).expand_as(weight)
     # [groups, output channels of a group, K], in steps of each channel's scale.
-    wanted = (weight / scale).double().reshape(groups, -1, size)
-    damping = DAMPING * own.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
-    identity = torch.eye(size, dtype=torch.float64)
-    own = own + (damping + 1e-12) * identity
+    wanted = (weight / scale).reshape(_groups(state, site.name), -1, weight[0].numel())
+    own, target = _moments(state, site, wanted)
+    diagonal = own.diagonal(dim1=1, dim2=2)
+    damping = DAMPING * diagonal.mean(dim=1)[:, None] + 1e-12
+    diagonal.add_(damping)
     # The weights that would be best if they need not be integers lie where the gradient is 0.
-    target = wanted @ (cross + (damping + 1e-12) * identity)
+    target.add_(damping[:, :, None] * wanted)
     low = wanted.floor().clamp(WEIGHT_GRID.low, WEIGHT_GRID.high)
     high = wanted.ceil().clamp(WEIGHT_GRID.low, WEIGHT_GRID.high)
     chosen = descend(own, target, low, high, wanted.round().clamp(low, high))
-    assert layer.op in ("conv2d", "linear")
     return chosen.reshape(weight.shape).to(torch.int8)
 
 
@@ -78,71 +80,128 @@ def descend(own: Tensor, target: Tensor, low: Tensor, high: Tensor, start: Tenso
     """Minimizes q H q' - 2 t q' over integers, one of two for each element.
 
     Args:
-        own: H, float64 [G, K, K], symmetric with a positive diagonal.
-        target: t, float64 [G, O, K].
-        low: The smaller integer of each element, float64 [G, O, K].
-        high: The larger one, float64 [G, O, K].
-        start: Where to start, float64 [G, O, K], elements of `low` or `high`.
+        own: H, float [G, K, K], symmetric with a positive diagonal.
+        target: t, float [G, O, K].
+        low: The smaller integer of each element, float [G, O, K].
+        high: The larger one, float [G, O, K].
+        start: Where to start, float [G, O, K], elements of `low` or `high`.
 
     Returns:
-        The best integers found, float64 [G, O, K]; never worse than `start`.
+        The best integers found, float [G, O, K]; never worse than `start`.
     """
-    chosen = start.clone()
-    slope = chosen @ own - target
+    # [G, K, O], where all that belongs to a column of weights lies side by side.
+    chosen, wanted, low, high = (x.mT.contiguous() for x in (start, target, low, high))
     curvature = own.diagonal(dim1=1, dim2=2)
     size = own.shape[1]
     for _ in range(SWEEPS):
-        before = chosen.clone()
+        changed = False
         for begin in range(0, size, BLOCK):
             end = min(begin + BLOCK, size)
-            block, inner = slope[:, :, begin:end].clone(), own[:, begin:end, begin:end]
-            moved = torch.zeros_like(block)
+            slope = own[:, begin:end] @ chosen - wanted[:, begin:end]
+            inner = own[:, begin:end, begin:end]
+            before = chosen[:, begin:end].clone()
             for k in range(end - begin):
                 column = begin + k
-                old = chosen[:, :, column]
-                free = old - block[:, :, k] / curvature[:, column, None]
-                new = free.round().clamp(low[:, :, column], high[:, :, column])
-                step = new - old
-                moved[:, :, k] = step
-                chosen[:, :, column] = new
-                block += step[:, :, None] * inner[:, None, k, :]
-            slope += moved @ own[:, begin:end, :]
-        if bool((before == chosen).all()):
+                free = before[:, k] - slope[:, k] / curvature[:, column, None]
+                new = free.round_().clamp_(low[:, column], high[:, column])
+                # What is above the diagonal: the block's columns that are still to come.
+                step = (new - before[:, k])[:, None]
+                slope[:, k + 1 :].addcmul_(inner[:, k + 1 :, k, None], step)
+                chosen[:, column] = new
+            changed = changed or not torch.equal(before, chosen[:, begin:end])
+        if not changed:
             break
-    return chosen
+    return chosen.mT
 
 
-def _moments(state: Quantization, site: Site) -> tuple[Tensor, Tensor]:
-    """Returns the covariances of a layer's inputs, as its weights see them.
+def _moments(state: Quantization, site: Site, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns what the error of a layer's outputs depends on.
+
+    With y the int8 inputs that one output sums, x the float ones, C their covariances, and w rows
+    of weights, these are C(y, y) and w C(x, y).
+
+    Args:
+        state: The model.
+        site: The layer, with its inputs.
+        wanted: The float weights, float32 [groups, O, K].
 
     Returns:
-        Of the int8 inputs with themselves and of the float inputs with the int8 ones, float64
-        [groups, K, K], K being the weights that one output sums.
+        Float32 [groups, K, K] and [groups, O, K].
     """
-    layer, weight = state.layers[site.name], state.weight(site.name)
-    groups = layer.groups if layer.op == "conv2d" else 1
-    size = weight[0].numel()
-    own = torch.zeros(groups, size, size, dtype=torch.float64)
-    cross = torch.zeros_like(own)
-    sum_float = torch.zeros(groups, size, dtype=torch.float64)
-    sum_int8 = torch.zeros_like(sum_float)
-    count, most = 0, max(1, ROWS // max(1, len(site.float_inputs)))
-    for a, b in zip(site.float_inputs, site.int8_inputs, strict=True):
+    groups, moments = len(wanted), None
+    most = max(1, ROWS // max(1, len(site.float_inputs)))
+    xs: list[Tensor] = []
+    ys: list[Tensor] = []
+    held = 0
+    for number, (a, b) in enumerate(zip(site.float_inputs, site.int8_inputs, strict=True), 1):
         # Both by the same rows; [groups, rows, K].
         x = _rows(state, site.name, a, groups)
         y = _rows(state, site.name, b.real() if isinstance(b, Integers) else b, groups)
         step = max(1, x.shape[1] // most)
-        x, y = x[:, ::step], y[:, ::step]
-        own += (y.transpose(1, 2) @ y).double()
-        cross += (x.transpose(1, 2) @ y).double()
-        sum_float += x.sum(dim=1, dtype=torch.float64)
-        sum_int8 += y.sum(dim=1, dtype=torch.float64)
-        count += x.shape[1]
-    own /= count
-    cross /= count
-    own -= sum_int8[:, :, None] * sum_int8[:, None, :] / count**2
-    cross -= sum_float[:, :, None] * sum_int8[:, None, :] / count**2
-    return own, cross
+        xs.append(x[:, ::step])
+        ys.append(y[:, ::step])
+        held += xs[-1].numel()
+        # Few large products take a fraction of the time of many small ones.
+        if held >= CHUNK or number == len(site.float_inputs):
+            x, y = torch.cat(xs, dim=1), torch.cat(ys, dim=1)
+            xs, ys, held = [], [], 0
+            if moments is None:
+                moments = _Moments(wanted, x, y)
+            moments.add(x, y)
+    assert moments is not None
+    return moments.result()
+
+
+class _Moments:
+    """Sums up products of inputs, chunk by chunk.
+
+    Values are taken from about their mean, for which the first chunk's serves, so that float32
+    is precise enough; what is left of the mean is taken off in the end.
+
+    Args:
+        wanted: The float weights, [groups, O, K].
+        x: The float inputs of the first chunk, [groups, rows, K].
+        y: Its int8 inputs.
+    """
+
+    def __init__(self, wanted: Tensor, x: Tensor, y: Tensor) -> None:
+        self.wanted, self.count = wanted, 0
+        groups, outputs, size = wanted.shape
+        self.centers = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
+        self.sums = [torch.zeros(groups, 1, size, dtype=torch.float64) for _ in range(2)]
+        self.own = torch.zeros(groups, size, size)
+        #: Whether w C(x, y) is summed up, by the float outputs w x, or C(x, y), which is cheaper
+        #: where a layer has more outputs than inputs.
+        self.by_outputs = 2 * outputs < size
+        self.cross = torch.zeros(groups, outputs if self.by_outputs else size, size)
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Adds a chunk, whose tensors it changes."""
+        x.sub_(self.centers[0])
+        y.sub_(self.centers[1])
+        self.count += x.shape[1]
+        for total, values in zip(self.sums, (x, y), strict=True):
+            total += values.sum(dim=1, keepdim=True, dtype=torch.float64)
+        # Of the symmetric matrix the blocks on and above the diagonal.
+        for begin in range(0, y.shape[2], STRIPE):
+            rows = y[:, :, begin : begin + STRIPE].mT
+            self.own[:, begin : begin + STRIPE, begin:].baddbmm_(rows, y[:, :, begin:])
+        self.cross.baddbmm_(self.wanted @ x.mT if self.by_outputs else x.mT, y)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Returns C(y, y), [groups, K, K], and w C(x, y), [groups, O, K]."""
+        x, y = ((total / self.count).float() for total in self.sums)
+        own = self.own.div_(self.count).baddbmm_(y.mT, y, alpha=-1)
+        own = own.triu_().add_(own.triu(1).mT)
+        target = self.cross.div_(self.count)
+        if not self.by_outputs:
+            target = self.wanted @ target
+        return own, target.baddbmm_(self.wanted @ x.mT, y, alpha=-1)
+
+
+def _groups(state: Quantization, name: str) -> int:
+    layer = state.layers[name]
+    return layer.groups if layer.op == "conv2d" else 1
 
 
 def _rows(state: Quantization, name: str, x: Tensor, groups: int) -> Tensor:

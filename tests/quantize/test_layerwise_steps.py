@@ -112,15 +112,17 @@ def test_adaptive_rounding_lowers_the_error_of_layers(name: str) -> None:
     round_adaptively(state)
 
     def visit(site: Site) -> None:
-        own, cross = _moments(state, site)
         weight = state.weight(site.name)
-        wanted = weight.double().reshape(*own.shape[:1], -1, own.shape[1])
+        layer = state.layers[site.name]
+        groups = layer.groups if layer.op == "conv2d" else 1
+        wanted = weight.reshape(groups, -1, weight[0].numel())
+        own, target = (x.double() for x in _moments(state, site, wanted))
 
         def error(integers: Tensor) -> float:
             scale = state.weight_scales[site.name].reshape(-1, *[1] * (weight.dim() - 1))
             q = (integers * scale).double().reshape(wanted.shape)
             # E|w x - q y|^2 up to a term without q.
-            return float(((q @ own) * q).sum() - 2 * ((wanted @ cross) * q).sum())
+            return float(((q @ own) * q).sum() - 2 * (target * q).sum())
 
         errors.append((error(state.integers(site.name)), error(nearest[site.name])))
 

@@ -28,9 +28,14 @@ NAME = "resnet18"
 PRESET = ImageClassification(crop_size=32, resize_size=32)
 
 
-@pytest.fixture
-def model() -> nn.Module:
+@pytest.fixture(scope="module")
+def fresh() -> nn.Module:
     return float_model(NAME, num_classes=5)
+
+
+@pytest.fixture
+def model(fresh: nn.Module) -> nn.Module:
+    return copy.deepcopy(fresh)  # drawing random weights takes ten times as long
 
 
 @pytest.fixture
