@@ -197,9 +197,10 @@ def main() -> None:
     parser.add_argument("--torch-ao-images", type=int, help="PyTorch's; default: all")
     parser.add_argument("--torch-ao-rounds", type=int, help="PyTorch's; default: all")
     parser.add_argument("--csv", type=Path, help="also write the figures to this file")
+    parser.add_argument("--append", action="store_true", help="keep the file's other models")
     options = parser.parse_args()
-    if options.rounds < 2 or min(options.images, options.batch, options.size) < 2:
-        parser.error("--rounds, --images, --batch and --size should be 2 or more")
+    if options.rounds < 1 or min(options.images, options.batch, options.size) < 2:
+        parser.error("--rounds should be above 0, --images, --batch and --size above 1")
     if "float" not in options.ways:
         options.ways.insert(0, "float")
     if options.torch_ao_images is None:
@@ -221,10 +222,21 @@ def main() -> None:
                 flush=True,
             )
         if options.csv:
-            with options.csv.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            write(options.csv, rows, options.append)
+
+
+def write(path: Path, rows: list[dict[str, Any]], append: bool) -> None:
+    """Writes rows to a CSV file, in place of those of the same configuration where it appends."""
+    key = ("model", "batch", "size", "threads")
+    kept: list[dict[str, Any]] = []
+    if append and path.is_file():
+        new = {tuple(str(row[k]) for k in key) for row in rows}
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [r for r in csv.DictReader(file) if tuple(r[k] for k in key) not in new]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
 
 
 if __name__ == "__main__":
