@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
+import qzoo.quantize.adaround as adaround
 from qzoo.backends import get_backend
 from qzoo.quantize.adaround import _moments, descend, round_adaptively
 from qzoo.quantize.bias_correction import correct_biases
@@ -102,6 +103,48 @@ def test_descent_finds_what_trying_all_finds_or_nearly() -> None:
         assert cost(found) <= cost(start) + 1e-9
         better = sum(c < cost(found) - 1e-9 for c in every)
         assert better <= 12, "far from the best of 256 roundings"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
+def test_moments_tell_the_error_of_outputs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of few layers, in chunks and stripes much smaller than usual, so that there are several."""
+    state = calibrated(name)
+    monkeypatch.setattr(adaround, "CHUNK", 1)
+    monkeypatch.setattr(adaround, "STRIPE", 7)
+    seen = []
+
+    def visit(site: Site) -> None:
+        weight, layer = state.weight(site.name), state.layers[site.name]
+        if weight[0].numel() > 200:
+            return
+        x = torch.cat(site.float_inputs).double()
+        y = torch.cat([part.real() for part in site.int8_inputs]).double()
+
+        def outputs(inputs: Tensor, w: Tensor) -> Tensor:
+            if layer.op == "linear":
+                return nn.functional.linear(inputs, w)
+            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            return nn.functional.conv2d(inputs, w, None, *geometry)
+
+        def directly(q: Tensor) -> float:
+            error = outputs(x, weight.double()) - outputs(y, q)
+            return float(error.transpose(0, 1).flatten(1).var(dim=1, correction=0).sum())
+
+        groups = layer.groups if layer.op == "conv2d" else 1
+        wanted = weight.reshape(groups, -1, weight[0].numel())
+        own, target = (m.double() for m in _moments(state, site, wanted))
+
+        def formula(q: Tensor) -> float:
+            q = q.reshape(wanted.shape)
+            return float(((q @ own) * q).sum() - 2 * (target * q).sum())
+
+        a, b = state.dequantized(site.name).double(), 0.9 * weight.double()
+        difference = directly(a) - directly(b)
+        assert formula(a) - formula(b) == pytest.approx(difference, rel=1e-3), site.name
+        seen.append(2 * wanted.shape[1] < wanted.shape[2])
+
+    walk(state, visit, "measure")
+    assert len(seen) >= 3 and len(set(seen)) == 2  # by outputs, and not
 
 
 @pytest.mark.parametrize("name", MODELS)

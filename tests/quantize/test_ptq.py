@@ -62,7 +62,7 @@ def test_other_bad_input() -> None:
         quantized(images, float_model(NAME).train())
 
 
-@pytest.mark.parametrize("recipe", ["fast", "default"])
+@pytest.mark.parametrize("recipe", ["fast", "default", "best"])
 def test_twice_the_same_bytes_and_nothing_else_changed(recipe: str, tmp_path: Path) -> None:
     model, images = float_model(NAME), small_images(NAME, 8)
     before = {k: v.clone() for k, v in model.state_dict().items()}
