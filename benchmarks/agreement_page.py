@@ -6,18 +6,15 @@ python benchmarks/agreement_page.py --check  # exit code 1 if it is out of date
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-Row = dict[str, str]
+import pages
+from pages import DOCS, Row, places_measured, rewrite
 
-ROOT = Path(__file__).resolve().parent
-RESULTS = ROOT / "results" / "agreement.csv"
-PAGE = ROOT.parent / "docs" / "agreement.md"
+RESULTS = pages.RESULTS / "agreement.csv"
+PAGE = DOCS / "agreement.md"
 #: One file per builder.
-BUILDERS = ROOT.parent / "weights_meta"
+BUILDERS = DOCS.parent / "weights_meta"
 FACTS = ("size", "layers")
 #: Runtimes whose layers can be looked at one by one, and all of them.
 OPEN = ("torch", "onnxruntime", "openvino")
@@ -25,12 +22,6 @@ RUNTIMES = (*OPEN, "inductor", "executorch")
 NOT_MEASURED = "not measured"
 #: Steps that single roundings may add up to in a logit, as in tests/runtimes/test_runtimes.py.
 CLOSE = 8
-
-
-def read_rows(path: Path = RESULTS) -> list[Row]:
-    """Returns the rows that benchmarks/agreement.py wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def layers_table(rows: list[Row]) -> str:
@@ -105,11 +96,9 @@ def by_model(rows: list[Row]) -> dict[str, dict[str, list[Row]]]:
 
 def where_text(rows: list[Row]) -> str:
     """Returns the machines and versions that the rows were measured with."""
-    keys = ("cpu", "date", "python", "qzoo", "torch", "onnxruntime", "openvino", "executorch")
-    ways = dict.fromkeys(
-        ", ".join(row["cpu"] if k == "cpu" else f"{k} {row[k]}" for k in keys) for row in rows
+    return places_measured(
+        rows, ("cpu", "date", "python", "qzoo", "torch", "onnxruntime", "openvino", "executorch")
     )
-    return "\n".join(f"- {way}" for way in ways)
 
 
 TABLES: dict[str, Callable[[list[Row]], str]] = {
@@ -120,30 +109,5 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
 }
 
 
-def render(text: str, rows: list[Row]) -> str:
-    """Returns the page's text with each table between its two markers made anew.
-
-    Raises:
-        SystemExit: A table's markers are missing.
-    """
-    for name, table in TABLES.items():
-        start, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
-        head, found, rest = text.partition(start)
-        _, closed, tail = rest.partition(end)
-        if not (found and closed):
-            raise SystemExit(f"{PAGE.name} lacks the markers of the table {name!r}.")
-        text = f"{head}{start}{table(rows)}{end}{tail}"
-    return text
-
-
-def main() -> None:
-    """Rewrites the page, or with --check only says whether it would change."""
-    before = PAGE.read_text(encoding="utf-8")
-    after = render(before, read_rows())
-    if "--check" in sys.argv[1:]:
-        sys.exit(f"{PAGE.name} is out of date." if before != after else 0)
-    PAGE.write_text(after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(PAGE, RESULTS, TABLES)

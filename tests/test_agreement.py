@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,37 +12,19 @@ import pytest
 import qzoo
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "benchmarks" / "agreement_page.py"
+BENCHMARKS = ROOT / "benchmarks"
 EMBEDDED = ("mobilenet_v3_small", "shufflenet_v2_x0_5")
 
 
 @pytest.fixture(scope="module")
-def page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("agreement_page", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tables_are_up_to_date() -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_changed_figures_are_noticed(page: ModuleType) -> None:
-    text, rows = page.PAGE.read_text(encoding="utf-8"), page.read_rows()
-    assert page.render(text, rows) == text
-    rows[0] = {**rows[0], "logit_steps": "99999"}
-    assert page.render(text, rows) != text
-    with pytest.raises(SystemExit, match="markers of the table 'layers'"):
-        page.render("nothing", rows)
+def page() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("agreement_page")
 
 
 def test_no_layer_is_further_than_a_step_on_any_builder_measured(page: ModuleType) -> None:
-    rows = [row for row in page.read_rows() if row["inputs"] != "digits"]
+    rows = [row for row in page.pages.read_rows(page.RESULTS) if row["inputs"] != "digits"]
     assert list(page.by_model(rows)) == qzoo.list_models()
     measured = {(row["model"], row["runtime"], row["inputs"]) for row in rows}
     # Both kinds of images or none: half a measurement would look like a whole one.
@@ -59,7 +40,11 @@ def test_no_layer_is_further_than_a_step_on_any_builder_measured(page: ModuleTyp
 
 @pytest.mark.parametrize("model", EMBEDDED)
 def test_digits_are_answered_alike_but_for_close_calls(page: ModuleType, model: str) -> None:
-    rows = [r for r in page.read_rows() if r["inputs"] == "digits" and r["model"] == model]
+    rows = [
+        r
+        for r in page.pages.read_rows(page.RESULTS)
+        if r["inputs"] == "digits" and r["model"] == model
+    ]
     assert {row["runtime"] for row in rows} >= set(page.OPEN)
     for row in rows:
         margins = [int(steps) for steps in row["margins"].split()]
@@ -69,6 +54,6 @@ def test_digits_are_answered_alike_but_for_close_calls(page: ModuleType, model: 
 
 
 def test_what_was_not_measured_is_said(page: ModuleType) -> None:
-    rows = [row for row in page.read_rows() if row["inputs"] != "digits"][:1]
+    rows = [row for row in page.pages.read_rows(page.RESULTS) if row["inputs"] != "digits"][:1]
     cells = len(qzoo.list_models()) * len(page.RUNTIMES)
     assert page.logits_table(rows).count(page.NOT_MEASURED) == cells - 1

@@ -1,0 +1,53 @@
+"""The pages about benchmarks say what their results files say."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PAGES = ("agreement_page", "latency_page")
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[dict[str, ModuleType]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield {name: importlib.import_module(name) for name in ("pages", *PAGES)}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_tables_are_up_to_date(name: str) -> None:
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_changed_figures_and_missing_tables_are_noticed(modules: dict[str, ModuleType]) -> None:
+    pages, page = modules["pages"], modules["agreement_page"]
+    text, rows = page.PAGE.read_text(encoding="utf-8"), pages.read_rows(page.RESULTS)
+    assert pages.render(text, rows, page.TABLES, "page") == text
+    rows[0] = {**rows[0], "logit_steps": "99999"}
+    assert pages.render(text, rows, page.TABLES, "page") != text
+    with pytest.raises(SystemExit, match="page lacks the markers of the table 'layers'"):
+        pages.render("nothing", rows, page.TABLES, "page")
+
+
+def test_ratios_are_those_of_the_times(modules: dict[str, ModuleType]) -> None:
+    rows = modules["pages"].read_rows(BENCHMARKS / "results" / "latency.csv")
+    found = modules["latency_page"].by_configuration(rows)
+    assert len(found) == 48, "twelve models, batch 1 and 32, 1 and 2 threads"
+    for candidates in found.values():
+        own = candidates["qzoo auto"]
+        peers = [float(r["median_ms"]) for r in candidates.values() if r["group"] == "peer"]
+        ratio = float(own["median_ms"]) / min(peers)
+        assert float(own["ratio"]) == pytest.approx(ratio, abs=2e-4)
+        assert own["median_ms"] == candidates[f"qzoo {own['executes']}"]["median_ms"]
+    mean = modules["latency_page"].geometric_mean
+    assert mean([0.5, 2.0]) == pytest.approx(1.0)
