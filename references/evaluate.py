@@ -29,9 +29,8 @@ from qzoo.weights import class_names
 @click.option("--data", type=click.Choice(NAMED_DATA), help="Data that need no download.")
 @click.option("--data-path", help="A folder with val/CLASS/* and train/CLASS/*, or CLASS/* alone.")
 @click.option(
-    "--held-out", is_flag=True, help="Of CLASS/*, only what transfer.py with --seed holds out."
+    "--held-out", is_flag=True, help="Of CLASS/*, only the fifth that training holds out."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0)
 @click.option("--checkpoint", help="A float model.safetensors or an int8 artifact.")
 @click.option("--model", help="A model of the zoo instead, with --weights.")
 @click.option("--weights", help="Its weights: int8 or, with --float, torchvision's.")
@@ -57,12 +56,12 @@ def main(**options: Any) -> None:
             raise ArgumentError(f"Give either --data {'|'.join(NAMED_DATA)} or --data-path FOLDER.")
         data = open_data(options["data_path"] or options["data"])
         if options["held_out"] and data.splits == ("all",):
-            data = hold_out(data, training.HELD_OUT, options["seed"])
+            data = hold_out(data, training.sources.HELD_OUT)
         split = "test" if "test" in data.splits else "all"
         if split == "all":
             training.tell(
                 f"{data.name} has no val/: measuring all its pictures, also those that a model may "
-                "have been trained on (--held-out leaves these out after transfer.py)."
+                "have been trained on (--held-out leaves these out)."
             )
         is_float = options["as_float"] or (checkpoint and is_float_checkpoint(checkpoint))
         if is_float and (options["runtime"] or options["backend"]):

@@ -15,14 +15,19 @@ from torch import nn
 
 from qzoo import training
 from qzoo.artifact.native import model_info
+from qzoo.datasets.sources import Data
+from qzoo.errors import ArgumentError
 from qzoo.evaluate import Metrics
 from qzoo.training import Prepared, Start, Trainer
+
+#: The options that say what to start from.
+MODEL = ("model", "weights", "checkpoint")
 
 
 @click.command(cls=training.Command, context_settings={"show_default": True})
 @click.option("--model", help="A model of the zoo; the checkpoint's, where there is one.")
 @click.option("--checkpoint", help="The model.safetensors of train.py or transfer.py.")
-@click.option("--weights", help="torchvision's float weights instead, such as DEFAULT.")
+@click.option("--weights", help="torchvision's float weights instead, such as DEFAULT; or none.")
 @training.qat_options()
 @training.training_options(epochs=10, lr=1e-4, lr_scheduler="cosine")
 def main(**options: Any) -> None:
@@ -34,11 +39,10 @@ def main(**options: Any) -> None:
     """
     with training.joined(options["device"]) as ranks:
         training.set_up(options, ranks)
-        names = ("model", "weights", "checkpoint")
-        model = training.trained_model(*(options[name] for name in names))
+        opened = training.sources.open_data(options["data"], options["data_path"])
+        model = float_model(options, opened)
         name = model_info(model).architecture
-        data = training.prepare_data(options, ranks, name)
-        training.check_classes(model, data.data, own=bool(options["checkpoint"]))
+        data = training.prepare_data(options, ranks, name, data=opened)
         start = training.start_qat(model, data, options, ranks)
         trainer = Trainer(
             start.model,
@@ -49,13 +53,31 @@ def main(**options: Any) -> None:
             hooks=training.Freezing(options),
             loss=training.make_loss(options, data, model),
             optimizer=training.qat_optimizer(start.model, options),
-            settings={**start.settings, **{name: options[name] for name in names}},
+            settings={**start.settings, **{n: options[n] for n in MODEL}},
         )
         metrics = trainer.evaluate() if options["test_only"] else trainer.fit()
         if options["test_only"]:
             training.say(f"{name}, fake quantized: {metrics}")
         elif ranks.first:
             finish(model, start, data, trainer, metrics, options)
+
+
+def float_model(options: dict[str, Any], data: Data) -> nn.Module:
+    """Returns the model to start from: a checkpoint, or one of the zoo with a fitting head."""
+    name, weights, checkpoint = (options[option] for option in MODEL)
+    if checkpoint is not None:
+        model = training.trained_model(name, weights, checkpoint)
+        training.check_classes(model, data, own=True)
+        return model
+    if name is None or weights is None:
+        raise ArgumentError("Give either --checkpoint FILE or --model NAME --weights NAME.")
+    model = training.starting_model(options, data.classes).eval()
+    if model_info(model).classes is None:
+        training.tell(
+            f"The head of {name} has random weights (the other layers {weights}): better train it "
+            "in float first (transfer.py), and start QAT from there."
+        )
+    return model
 
 
 def finish(

@@ -17,6 +17,7 @@ A script is little more than
 
 from ..checkpoint import load_float, save_float
 from ..quantize.data import stratified
+from . import sources
 from .batches import Batches, LoadedBatches, MemoryBatches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined
@@ -39,10 +40,16 @@ from .qat import (
     start_qat,
 )
 from .script import Command, Failure, command_line, environment, mib, say, tell
-from .transfer import HELD_OUT, QUANTIZE, Outcome, measure_latency, summary, transfer
+from .transfer import (
+    QUANTIZE,
+    Outcome,
+    measure_latency,
+    starting_model,
+    summary,
+    transfer,
+)
 
 __all__ = [
-    "HELD_OUT",
     "POSITIVE",
     "QUANTIZE",
     "Batches",
@@ -88,7 +95,9 @@ __all__ = [
     "save_float",
     "say",
     "set_up",
+    "sources",
     "start_qat",
+    "starting_model",
     "stratified",
     "stream",
     "summary",

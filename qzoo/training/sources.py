@@ -11,12 +11,23 @@ from torchvision import transforms as T
 
 from ..datasets import sources
 from ..datasets.fractals import FRACTALS_STANDARD
+from ..datasets.holdout import hold_out
 from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError
 from ..transforms import ImageClassification
 
-__all__ = ["AUGMENTATIONS", "FRACTALS", "NAMED_DATA", "Data", "open_data", "train_transforms"]
+__all__ = [
+    "AUGMENTATIONS",
+    "FRACTALS",
+    "HELD_OUT",
+    "NAMED_DATA",
+    "Data",
+    "open_data",
+    "train_transforms",
+]
 
+#: Where a folder is not split, what is held out of each class.
+HELD_OUT = 0.2
 #: The fractals that are trained and measured on.
 FRACTALS = FRACTALS_STANDARD
 #: The names of `train_transforms`, for --augment.
@@ -24,7 +35,10 @@ AUGMENTATIONS = ("none", "affine", "turn", "crop")
 
 
 def open_data(name: str | None, path: str | None) -> Data:
-    """Opens a named data set, or a folder with `train/CLASS/*` and `val/CLASS/*`.
+    """Opens a named data set, or a folder with `train/CLASS/*` and `val/CLASS/*` or `CLASS/*`.
+
+    Of a folder without these halves, a fifth of each class is held out: the same pictures for
+    every script and seed, so that none measures on what another trained on.
 
     Raises:
         ArgumentError: Neither or both are given, or the folder does not hold such pictures.
@@ -34,11 +48,8 @@ def open_data(name: str | None, path: str | None) -> Data:
         raise ArgumentError(f"Give either --data {'|'.join(NAMED_DATA)} or --data-path FOLDER.")
     if path is None:
         return sources.open_data(str(name), fractals=FRACTALS)
-    if not any((Path(path) / half).is_dir() for half in ("train", "val")):
-        raise ArgumentError(
-            f"{path} should have the folders train and val with one folder per class in each."
-        )
-    return sources.open_folder(Path(path))
+    data = sources.open_data(Path(path))
+    return hold_out(data, HELD_OUT) if data.splits == ("all",) else data
 
 
 def _transposed(picture: Image.Image) -> Image.Image:

@@ -14,8 +14,8 @@ from torch import nn
 from ..artifact.native import attach_info, model_info, save
 from ..benchmark import interleave, torch_threads
 from ..checkpoint import load_float, save_float
-from ..datasets.holdout import check_pictures, hold_out
-from ..datasets.sources import NAMED_DATA, Data, open_data
+from ..datasets.holdout import check_pictures
+from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError, DownloadError
 from ..evaluate import Metrics
 from ..quantize import ptq
@@ -23,6 +23,7 @@ from ..quantize.ptq import default_ptq_backend
 from ..quantize.ranks import spread_calibration
 from ..runtimes.api import compile
 from ..transforms import ImageClassification
+from . import sources
 from .distributed import Ranks, evaluate_all
 from .files import float_model
 from .loop import Trainer
@@ -33,8 +34,6 @@ from .prepare import Prepared, prepare_data
 from .qat import INT8, QAT_DEFAULTS, Freezing, finish_qat, qat_optimizer, start_qat
 from .script import mib, say
 
-#: Where a folder is not split, what is held out of each class.
-HELD_OUT = 0.2
 #: The float weights, in --output-dir.
 FLOAT = "model.safetensors"
 #: What may follow the float training.
@@ -206,12 +205,8 @@ def open_pictures(options: Mapping[str, Any], ranks: Ranks) -> Data:
     Raises:
         ArgumentError: No such data, a single class, or pictures that cannot be read.
     """
-    name, path = options["data"], options["data_path"]
-    if (name is None) == (path is None):
-        raise ArgumentError(f"Give either --data {'|'.join(NAMED_DATA)} or --data-path FOLDER.")
-    data = open_data(path or name)
-    if data.splits == ("all",):
-        data = hold_out(data, HELD_OUT, options["seed"])
+    path = options["data_path"]
+    data = sources.open_data(options["data"], path)
     if path is not None:
         with ranks.first_alone():
             check_pictures(data, progress=ranks.first)

@@ -94,6 +94,13 @@ def test_observers_and_batch_norm_freeze_when_the_flags_say(
     assert seen == [(0, False, False), (1, False, True), (2, True, True)]
 
 
+def test_a_model_of_the_zoo_gets_a_head_for_the_classes(tmp_path: Path) -> None:
+    start = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--epochs", 1, "--lr", 0.001)
+    printed = succeed("qat", *TINY, *start, "--output-dir", tmp_path)
+    assert "random weights" in printed
+    assert len(Artifact.read(tmp_path / "int8.safetensors").tensors["fc.weight"]) == 10
+
+
 @pytest.mark.parametrize("flags", [("--recipe", "none"), ("--flow", "pt2e")])
 def test_other_starts(checkpoint: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     if "pt2e" in flags:
@@ -131,6 +138,9 @@ def test_what_qat_refuses(checkpoint: Path, tmp_path: Path) -> None:
     diverging = ("--lr", 1e30, "--epochs", 1, "--checkpoint", checkpoint)
     assert "diverged" in fail("qat", *TINY, *out, *diverging)
     assert not (tmp_path / "run" / "int8.safetensors").exists()
+    assert "holds a" in fail(
+        "qat", *TINY, *out, "--checkpoint", checkpoint, "--model", "mobilenet_v2"
+    )
     teacher = ("--teacher", "self", "--data", "digits", "--model", "shufflenet_v2_x0_5")
     assert "--teacher self" in fail(
         "train", *teacher, "--train-crop-size", SIZE, "--batch-size", 64, "--output-dir", tmp_path

@@ -283,7 +283,7 @@ PTQ = ["--data", "digits", "--output", "@/i.safetensors"]
     [
         ("train", [*TRAIN, "--model", "resnet19"], "Did you mean 'resnet18'"),
         ("train", TRAIN[2:], "--data digits|fractals or --data-path"),
-        ("train", [*TRAIN[2:], "--data-path", "@/none"], "train and val"),
+        ("train", [*TRAIN[2:], "--data-path", "@/none"], "no data set or folder"),
         ("train", [*TRAIN, "--batch-size", "5000"], "1352 images"),
         ("train", [*TRAIN, "--model", "inception_v3"], "at least 75 pixels"),
         ("train", [*TRAIN, "--val-crop-size", "9", "--val-resize-size", "8"], "larger than"),
