@@ -16,6 +16,7 @@ from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
 from .data import Calibration, open_calibration
 from .flows import FLOWS, torch_artifact
+from .qat_model import InTraining
 from .recipes import STEPS, Recipe, get_recipe
 from .state import Quantization
 
@@ -75,6 +76,11 @@ def ptq(
         MissingDependencyError: The flow needs a package that is not installed.
         UnknownNameError: An unknown backend, recipe, step, observer or flow.
     """
+    if isinstance(model, InTraining):
+        raise ArgumentError(
+            "This model is in quantization-aware training: qat.convert makes it int8, and ptq takes "
+            "the float model."
+        )
     row = get_backend(backend or default_ptq_backend())
     plan = get_recipe(recipe)
     for name, value in (("images", images), ("batch_size", batch_size)):

@@ -189,3 +189,9 @@ def test_two_processes_observe_what_one_would(tmp_path: Path):
         assert torch.equal(two[0]["state"][key], two[1]["state"][key]), key
         if key in ("ranges.minimum", "ranges.maximum", "ranges.scale"):
             assert torch.allclose(two[0]["state"][key], value, rtol=1e-3, atol=1e-6), key
+
+
+def test_ptq_refuses_a_model_in_training():
+    model = qat.prepare(float_model(), data=images(), progress=False)
+    with pytest.raises(qzoo.errors.ArgumentError, match=r"qat\.convert"):
+        ptq(model, images(), progress=False)
