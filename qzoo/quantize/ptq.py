@@ -78,8 +78,8 @@ def ptq(
     """
     if isinstance(model, InTraining):
         raise ArgumentError(
-            "This model is in quantization-aware training: qat.convert makes it int8, and ptq takes "
-            "the float model."
+            "This model is in quantization-aware training: qat.convert makes it int8, while ptq "
+            "takes the float model."
         )
     row = get_backend(backend or default_ptq_backend())
     plan = get_recipe(recipe)
