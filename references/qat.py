@@ -22,6 +22,8 @@ from qzoo.training import Prepared, Start, Trainer
 
 #: The options that say what to start from.
 MODEL = ("model", "weights", "checkpoint")
+#: Points of top-1 that training may end below PTQ without a word.
+LARGE_LOSS = 0.5
 
 
 @click.command(cls=training.Command, context_settings={"show_default": True})
@@ -99,6 +101,12 @@ def finish(
     figures["QAT"] = done.metrics
     for kind, metrics in figures.items():
         training.say(f"{info.architecture} {kind:>5}: {metrics}")
+    lost = figures["PTQ"].top1 - done.metrics.top1 if "PTQ" in figures else 0.0
+    if lost > LARGE_LOSS:
+        training.tell(
+            f"Training ended {lost:.2f} points below PTQ, whose model is {trainer.output}/"
+            f"{training.START}: try a lower --lr, or --batch-norm keep."
+        )
     training.say(f"wrote {done.file} ({training.mib(done.file):.3f} MiB)")
     if not options["results"]:
         return

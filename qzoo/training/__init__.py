@@ -31,6 +31,7 @@ from .order import Order, stream
 from .position import Hooks, Position
 from .prepare import Prepared, measure, prepare_data, set_up
 from .qat import (
+    START,
     Finished,
     Freezing,
     Start,
@@ -52,6 +53,7 @@ from .transfer import (
 __all__ = [
     "POSITIVE",
     "QUANTIZE",
+    "START",
     "Batches",
     "Command",
     "Failure",

@@ -134,31 +134,51 @@ def _quantize(
     output: Path,
     script: str,
 ) -> None:
-    path, before = output / INT8, done.metrics["float"]
-    kept = {"float_metrics": {data.data.held_out: before.to_dict()}}
-    if options["quantize"] != "qat":
-        with spread_calibration():
-            int8 = ptq(
-                done.model,
-                data.data.split("train", data.preset),
-                backend=options["backend"],
-                recipe=options["recipe"],
-                seed=options["seed"],
-                progress=ranks.first,
-            )
-        metrics = evaluate_all(int8, data.test_set, ranks, workers=data.workers)
-        lost = before.top1 - metrics.top1
-        if options["quantize"] == "ptq" or lost <= options["max_drop"]:
-            if ranks.first:
-                recipe = {**model_info(int8).recipe, **kept}
-                save(int8, path, recipe=recipe, metrics={data.data.held_out: metrics.to_dict()})
-            done.int8, done.method = int8, "PTQ"
-            done.metrics["int8"], done.files["int8"] = metrics, path
-            return
+    float_top1 = done.metrics["float"].top1
+    kept = {"float_metrics": {data.data.held_out: done.metrics["float"].to_dict()}}
+    if options["quantize"] == "qat":
+        _train_quantized(done, data, options, ranks, output, script, kept)
+        return
+    with spread_calibration():
+        int8 = ptq(
+            done.model,
+            data.data.split("train", data.preset),
+            backend=options["backend"],
+            recipe=options["recipe"],
+            seed=options["seed"],
+            progress=ranks.first,
+        )
+    metrics = evaluate_all(int8, data.test_set, ranks, workers=data.workers)
+    lost = float_top1 - metrics.top1
+    if options["quantize"] == "auto" and lost > options["max_drop"]:
         say(
             f"PTQ loses {lost:.2f} points of top-1, more than {options['max_drop']:g}: going on "
             "with quantization-aware training."
         )
+        _train_quantized(done, data, options, ranks, output, script, kept)
+        if not ranks.first or done.metrics["int8"].top1 >= metrics.top1:
+            return
+        say(
+            f"Training ended {metrics.top1 - done.metrics['int8'].top1:.2f} points below PTQ, "
+            "whose model is kept: try a lower --qat-lr."
+        )
+    done.int8, done.method = int8, "PTQ"
+    done.metrics["int8"], done.files["int8"] = metrics, output / INT8
+    if ranks.first:
+        recipe = {**model_info(int8).recipe, **kept}
+        figures = {data.data.held_out: metrics.to_dict()}
+        save(int8, done.files["int8"], recipe=recipe, metrics=figures)
+
+
+def _train_quantized(
+    done: Outcome,
+    data: Prepared,
+    options: Mapping[str, Any],
+    ranks: Ranks,
+    output: Path,
+    script: str,
+    kept: Mapping[str, Any],
+) -> None:
     own = {
         **options,
         **QAT_DEFAULTS,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +25,8 @@ from qzoo.datasets import Digits
 from qzoo.datasets.holdout import check_pictures, hold_out
 from qzoo.datasets.sources import open_data
 from qzoo.errors import ArgumentError
+from qzoo.evaluate import Metrics
+from qzoo.training import Finished
 
 TINY = [
     *(
@@ -164,18 +169,31 @@ def test_quantization_aware_training_follows(
 
 
 def test_training_goes_on_where_ptq_loses_too_much(
-    photos: Path, checkpoint: Path, tmp_path: Path
+    photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One scale for all channels is more than these weights bear."""
-    printed = succeed(
-        "transfer", *TINY, "--data-path", photos, "--checkpoint", checkpoint, "--head-epochs", 2,
+    options = (
+        *TINY, "--data-path", photos, "--checkpoint", checkpoint, "--head-epochs", 2,
         "--backend", "qnnpack", "--recipe", "fast", "--qat-epochs", 1, "--output-dir", tmp_path,
     )  # fmt: skip
+    printed = succeed("transfer", *options)
     assert "PTQ loses" in printed
     assert "int8 (QAT)" in printed
     artifact = Artifact.read(tmp_path / "int8.safetensors")
     assert artifact.info.backend == "qnnpack"
     assert artifact.info.recipe["method"] == "QAT"
+    # A training that makes it worse is not what anybody wants to be left with.
+    module = importlib.import_module("qzoo.training.transfer")
+    real = module.finish_qat
+
+    def worse(*args: Any, **kwargs: Any) -> Finished:
+        done = real(*args, **kwargs)
+        return dataclasses.replace(done, metrics=Metrics(done.metrics.n, {1: 0, 5: 0}))
+
+    monkeypatch.setattr(module, "finish_qat", worse)
+    printed = succeed("transfer", *options)
+    assert "below PTQ, whose model is kept" in printed
+    assert Artifact.read(tmp_path / "int8.safetensors").info.recipe["method"].startswith("PTQ")
 
 
 def test_finetune_is_one_command(photos: Path, checkpoint: Path, tmp_path: Path) -> None:
