@@ -39,7 +39,7 @@ def command_of(script: str, having: str) -> list[str]:
     if words[0] == "qzoo":
         return [sys.executable, "-c", "from qzoo.cli import main; main()", *words[1:]]
     assert words[0] == "python"
-    results = ["--results", "results.csv"] if "--results" in words else []
+    results = ["--results", f"{script}.csv"] if "--results" in words else []
     return [sys.executable, *words[1:], *SMALL[script].split(), *results]
 
 
