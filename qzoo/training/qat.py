@@ -20,6 +20,7 @@ from ..quantize import RECIPES, ptq, qat
 from ..quantize.ptq import default_ptq_backend
 from ..quantize.qat_model import InTraining
 from ..quantize.ranks import spread_calibration
+from .checkpoint import resume_path
 from .distributed import Ranks
 from .optim import make_optimizer
 from .options import COUNT, POSITIVE
@@ -147,8 +148,8 @@ def start_qat(model: nn.Module, data: Prepared, options: Mapping[str, Any], rank
     if options["recipe"] == "none":
         return Start(qat.prepare(model, backend, **common), None, settings)
     path = Path(options["output_dir"]) / START
-    resumed = options["resume"] and path.exists()
-    if resumed:
+    # Without a checkpoint to go on from, the file may be of a run with other options.
+    if resume_path(options["resume"], path.parent) is not None and path.exists():
         artifact = Artifact.read(path)
     else:
         with spread_calibration():

@@ -99,10 +99,7 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
         hooks=Unfreezing(head, options["head_epochs"]),
         loss=make_loss(options, data, model),
         optimizer=_optimizer(model, head, options),
-        settings={
-            k: options[k]
-            for k in ("model", "weights", "checkpoint", "head_epochs", "head_lr_factor")
-        },
+        settings={name: options[name] for name in _DECISIVE},
     )
     metrics = trainer.fit()
     model.cpu().eval().requires_grad_()
