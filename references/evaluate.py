@@ -90,7 +90,7 @@ def main(**options: Any) -> None:
             pictures,
             ranks,
             batch_size=options["batch_size"],
-            workers=options["workers"] or 0,
+            workers=data.workers if options["workers"] is None else options["workers"],
         )
         kind = "float" if is_float else "int8"
         where = executed.runtime if executed else "torch"

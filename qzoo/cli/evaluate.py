@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
@@ -12,7 +11,7 @@ from torch.utils.data import DataLoader
 from ..artifact.native import model_info
 from ..benchmark import torch_threads
 from ..checkpoint import is_float_checkpoint
-from ..datasets.sources import NAMED_DATA, Data, Relabelled, open_data
+from ..datasets.sources import Data, Relabelled, open_data
 from ..errors import ArgumentError
 from ..evaluate import Metrics
 from ..evaluate import evaluate as measure
@@ -37,9 +36,7 @@ def labelled_pictures(data: Data, model: nn.Module, batch_size: int) -> DataLoad
     split = "test" if "test" in data.splits else data.splits[0]
     labels = labels_for(data, model_info(model))
     pictures = Relabelled(data.split(split, preset_of(model)), labels)
-    # Named data sets are in memory; to decode files is slower than to classify them.
-    workers = 0 if data.name in NAMED_DATA else min(4, os.cpu_count() or 1)
-    return DataLoader(pictures, batch_size, num_workers=workers)
+    return DataLoader(pictures, batch_size, num_workers=data.workers)
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -121,7 +120,7 @@ def prepare_data(
     )
     workers = options["workers"]
     if workers is None:
-        workers = 0 if data.name in sources.NAMED_DATA else min(4, os.cpu_count() or 1)
+        workers = data.workers
     batches: Batches
     if _in_memory(data, preset, augment) and not any(extra.values()):
         batches = MemoryBatches(train_set, order, preset, augment == "turn")
