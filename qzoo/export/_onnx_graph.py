@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..errors import ArgumentError
 from ..reference import ReferenceModel
-from ..reference.ops import QUANTIZE
+from ..reference.ops import DEQUANTIZE, QUANTIZE
 
 # The two modules register how each operation is written.
 from . import _onnx_moves, _onnx_ops  # noqa: F401
 from ._onnx_writer import EMITTERS, Constant, Value, Writer
+
+aten = torch.ops.aten
 
 
 def write_graph(writer: Writer, model: ReferenceModel, x: Value) -> Value:
@@ -44,6 +47,25 @@ def write_graph(writer: Writer, model: ReferenceModel, x: Value) -> Value:
             if emitter is None:
                 raise ArgumentError(f"ONNX export does not know the operation {node.target}.")
             args = fx.map_arg(node.args, values.__getitem__)
-            step = {"step": node.meta["step"]} if node.target is QUANTIZE else {}
-            values[node] = emitter(writer, *args, **node.kwargs, **step)
+            about = {}
+            if node.target is QUANTIZE:
+                about = {"step": node.meta["step"], "in_between": _in_between(node)}
+            values[node] = emitter(writer, *args, **node.kwargs, **about)
     raise ArgumentError("The reference model's graph has no output.")
+
+
+def _in_between(rounding: fx.Node) -> bool:
+    """Returns whether what is rounded goes on as real numbers only, to the next rounding.
+
+    That is the input of an activation function, and the factor of squeeze and excitation, a number
+    for each channel: nothing multiplies or moves their integers.
+    """
+    reals = list(rounding.users)
+    readers = [reader for real in reals for reader in real.users]
+    functions = {aten.hardswish.default, aten.hardsigmoid.default}
+    source = rounding.args[0]
+    if isinstance(source, fx.Node) and source.target is aten.hardsigmoid.default:
+        functions.add(aten.mul.Tensor)
+    return all(real.target is DEQUANTIZE for real in reals) and all(
+        reader.target in functions for reader in readers
+    )

@@ -22,12 +22,14 @@ BIAS_MAX = 2**30
 
 
 @emits(QUANTIZE)
-def _quantize(w: Writer, x: Value, *arguments: Any, step: str) -> Value:
+def _quantize(w: Writer, x: Value, *arguments: Any, step: str, in_between: bool) -> Value:
     grid = Grid(*arguments)
     if x.grid == grid:
         return x
     if isinstance(x, Pixels):
         result = Value(x.shape, integers=_quantize_pixels(w, x, grid), grid=grid)
+    elif w.openvino and in_between:
+        result = Value(x.shape, w.rounded(w.real(x), grid, step), grid=grid)
     elif x.pieces and x.grid is None:
         result = Value(x.shape, grid=grid, pieces=x.pieces)
     else:
@@ -191,4 +193,9 @@ def _hardswish(w: Writer, x: Value) -> Value:
 
 @emits(aten.hardsigmoid.default)
 def _hardsigmoid(w: Writer, x: Value) -> Value:
-    return Value(x.shape, w.op("HardSigmoid", w.real(x), alpha=1 / 6, beta=0.5))
+    if not w.openvino:
+        return Value(x.shape, w.op("HardSigmoid", w.real(x), alpha=1 / 6, beta=0.5))
+    # OpenVINO knows this form as its own operation and fuses it; ONNX's it computes by itself.
+    raised = w.op("Add", w.real(x), w.number(3.0))
+    clipped = w.op("Clip", raised, w.number(0.0), w.number(6.0))
+    return Value(x.shape, w.op("Mul", clipped, w.number(1 / 6)))

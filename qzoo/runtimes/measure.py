@@ -15,10 +15,13 @@ from .choice import Choice, Measured, choice_key, recall, remember, usable_cores
 
 #: Time for all timed rounds together; first calls come on top. Engines differ clearly, and are
 #: often timed within a choice of runtime, so that they get half of it.
-BUDGET_S = 1.0
+BUDGET_S = 1.5
 MIN_ROUNDS, MAX_ROUNDS = 3, 25
+#: Shorter calls are repeated until it is over, after one that is not timed: the candidate before
+#: has emptied the caches, and its threads may still spin and keep a core.
+TURN_MS = 20.0
 #: A candidate this much slower than the fastest after `MIN_ROUNDS` is not looked at again.
-HOPELESS = 2.0
+HOPELESS = 1.5
 
 
 def choose(
@@ -80,13 +83,18 @@ def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Me
     for call in calls.values():
         call()  # allocates, and compiles where a runtime does that late
     running, end = list(calls), time.perf_counter() + budget_s
+    fastest = {name: _once(calls[name])[0] for name in running}
     for done in range(MAX_ROUNDS):
         for name in running:
-            times[name].append(_once(calls[name]))
+            repeats = max(1, int(TURN_MS / fastest[name]))
+            if repeats > 1:
+                calls[name]()
+            times[name] += [_once(calls[name]) for _ in range(repeats)]
+            # The fastest call says most about each where other work disturbs the rest.
+            fastest[name] = min(times[name])[0]
         if done + 1 >= MIN_ROUNDS:
-            # The fastest call of each says most about it where other work disturbs the rest.
-            fastest = min(min(times[name]) for name in running)[0]
-            running = [name for name in running if min(times[name])[0] <= HOPELESS * fastest]
+            best = min(fastest.values())
+            running = [name for name in running if fastest[name] <= HOPELESS * best]
             if len(running) == 1 or time.perf_counter() > end:
                 break
     return [_summary(name, values) for name, values in times.items()]

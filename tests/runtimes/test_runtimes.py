@@ -111,10 +111,46 @@ def test_openvino_stops_compiling_for_single_shapes(monkeypatch: pytest.MonkeyPa
     model = OpenvinoModel(digits(), 1, input_size=32)
     for batch in range(1, 6):
         assert model(images(batch)).shape == (batch, 10)
-    assert set(model._forms) == {(1, 32, 32), (2, 32, 32), (None, 32, 32)}
+    assert set(model._forms) == {(1, 32, 32, 1), (2, 32, 32, 1), (None, 32, 32, 1)}
     for side in (40, 48):
         model(images(9, side))
     assert len(model._forms) == 3
+
+
+def test_openvino_divides_batches_evenly_and_leaves_nobody_out() -> None:
+    for threads in (1, 2, 3, 8, 64):
+        for batch in range(1, 200):
+            rows, streams = openvino.division(batch, threads)
+            parts = -(-batch // rows)
+            assert (parts - 1) * rows < batch <= parts * rows
+            assert 1 <= rows <= openvino.PART_MOST and 1 <= streams <= threads
+            assert streams == 1 or rows >= openvino.PART_LEAST
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_openvino_answers_large_batches_as_single_pictures(threads: int, fixed: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(0, 10, (21,), generator=generator)
+    x = images(10)[chosen] + 0.3 * torch.randn(21, 3, 32, 32, generator=generator)
+    single = qzoo.compile(digits(), "openvino", 1, 1, 32)
+    expected = torch.cat([single(row) for row in x.split(1)])
+    model = qzoo.compile(digits(), "openvino", threads, len(x) if fixed else None, 32)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for logits in pool.map(model, [x] * 16):
+            assert torch.equal(logits, expected)
+
+
+def test_openvino_rounds_before_an_activation_without_a_pass_of_its_own() -> None:
+    weights = "DIGITS_X86_V1"
+    artifact = from_native(qzoo.mobilenet_v3_small(weights=weights, quantize=True))
+    model = OpenvinoModel(artifact, 1, 1, 64)
+    form = next(iter(model._forms.values()))
+    for op in form.compiled.get_runtime_model().get_ordered_ops():
+        facts = {k: str(getattr(v, "value", v)) for k, v in op.get_rt_info().items()}
+        if facts["layerType"] in ("Subgraph", "Math"):
+            assert "HardS" not in facts["originalLayersNames"], facts["originalLayersNames"]
+    assert model.float_layers == ()
 
 
 @pytest.mark.parametrize("runtime", QUICK)
