@@ -5,11 +5,10 @@
 
 Each builder's float model (random weights, batch norms that have seen a batch) is quantized once
 by `qzoo.quantize.ptq`; then 64 random and 64 real inputs (handwritten digits of scikit-learn,
-enlarged) go through all realisations of the same artifact. `torch`, `onnxruntime` and `openvino`
-are compared layer by layer, each layer given the same integers in both, so that differences do not
-add up; `inductor` and `executorch` cannot be cut open, so their logits are compared. A difference
-is counted in steps of the output's scale. With --digits the two models that come with the package
-answer all 445 held-out digits on every runtime. Needs the extra "all".
+enlarged) go through all realisations of the same artifact. Layers are compared one by one, each
+given the same integers in both, so that differences do not add up. A difference is counted in steps
+of the output's scale. With --digits the two models that come with the package answer all 445
+held-out digits on every runtime. Needs the extra "all".
 
 Both write benchmarks/results/agreement.csv, each row in place of an earlier one of the same
 measurement; benchmarks/agreement_page.py makes the tables of docs/agreement.md of it.
@@ -22,8 +21,9 @@ import csv
 import gc
 import os
 import platform
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,21 @@ from qzoo.artifact.format import Artifact
 from qzoo.artifact.native import from_native
 from qzoo.datasets.digits import Digits, digits_transforms
 from qzoo.export.onnx_compare import compare_onnx_layers
-from qzoo.reference import ReferenceModel, build_reference, differences, reference_outputs
-from qzoo.reference.compare import native_outputs
+from qzoo.reference import (
+    LayerDifference,
+    ReferenceModel,
+    build_reference,
+    differences,
+    native_outputs,
+    reference_outputs,
+)
 from qzoo.runtimes.choice import machine, version
 from qzoo.weights import read_metadata
+
+sys.path.insert(0, str(Path(__file__).parent))
+from steps import recorder
+
+Run = Callable[[Tensor], tuple[Tensor, list[LayerDifference]]]
 
 COUNT = 64
 BATCH = 16
@@ -80,17 +91,17 @@ def main() -> None:
         side = max(args.size, *read_metadata(name)["min_size"])
         artifact = from_native(quantized(name, side))
         reference = build_reference(artifact)
-        for inputs, x in (("random", random_inputs(side)), ("real", real_inputs(side))):
-            expected = [reference_outputs(reference, part) for part in x.split(BATCH)]
-            with torch.no_grad():
-                logits = torch.cat([reference(part) for part in x.split(BATCH)])
-            for runtime in args.runtimes:
-                start = time.perf_counter()
+        kinds = {"random": random_inputs(side), "real": real_inputs(side)}
+        for runtime in args.runtimes:
+            start = time.perf_counter()
+            run, float_layers = realisation(artifact, reference, runtime, side)
+            for inputs, x in kinds.items():
                 row = {"model": name, "runtime": runtime, "inputs": inputs, "size": side}
-                row |= compare(artifact, reference, runtime, x, expected, logits)
+                row |= compare(reference, run, x) | {"float_layers": len(float_layers)}
                 put(args.out, {**row, **environment()})
                 print(row, f"{time.perf_counter() - start:.1f} s", flush=True)
-                gc.collect()
+            del run
+            gc.collect()
 
 
 def quantized(name: str, side: int) -> nn.Module:
@@ -121,50 +132,59 @@ def real_inputs(side: int) -> Tensor:
     return torch.stack([data[i * len(data) // COUNT][0] for i in range(COUNT)])
 
 
-def compare(
-    artifact: Artifact,
-    reference: ReferenceModel,
-    runtime: str,
-    x: Tensor,
-    expected: list[dict[str, Tensor]],
-    logits: Tensor,
-) -> dict[str, Any]:
+def realisation(
+    artifact: Artifact, reference: ReferenceModel, runtime: str, side: int
+) -> tuple[Run, tuple[str, ...]]:
+    """Makes a runtime ready.
+
+    Returns:
+        What turns pictures into logits and how far each layer is from the reference model's, given
+        the same integers; and the layers that run in float.
+    """
+    if runtime in ("inductor", "executorch"):
+        record, float_layers = recorder(artifact, runtime, BATCH, side)
+
+        def recorded(x: Tensor) -> tuple[Tensor, list[LayerDifference]]:
+            logits, seen = record(x)
+            return logits, differences(reference, seen, reference_outputs(reference, x, seen))
+
+        return recorded, float_layers
+    compiled: Any = qzoo.compile(artifact, runtime, threads=1, input_size=side)
+
+    def run(x: Tensor) -> tuple[Tensor, list[LayerDifference]]:
+        if runtime == "torch":
+            seen = native_outputs(compiled.model, reference, x)
+            given = differences(reference, seen, reference_outputs(reference, x, seen))
+        else:
+            given = compare_onnx_layers(reference, x, reference_outputs(reference, x), runtime)
+        return compiled(x), given
+
+    return run, compiled.float_layers
+
+
+def compare(reference: ReferenceModel, run: Run, x: Tensor) -> dict[str, Any]:
     """Returns how far a runtime's layers and answers are from the reference model's."""
-    side = x.shape[-1]
-    fixed = BATCH if runtime in ("inductor", "executorch") else None
-    compiled = qzoo.compile(artifact, runtime, threads=1, batch_size=fixed, input_size=side)
-    with torch.no_grad():
-        own = torch.cat([compiled(part) for part in x.split(BATCH)])
-    steps = ((own - logits).abs() / head_scale(artifact)).round()
     layers: dict[str, tuple[int, float]] = {}
-    if runtime in ("torch", "onnxruntime", "openvino"):
-        for part, integers in zip(x.split(BATCH), expected, strict=True):
-            if runtime == "torch":
-                given = isolated(compiled.model, reference, part, integers)
-            else:
-                given = compare_onnx_layers(reference, part, integers, runtime)
-            for d in given:
-                most, share = layers.get(d.name, (0, 0.0))
-                layers[d.name] = (max(most, d.max_steps), share + d.differing * len(part) / len(x))
-    worst = max(layers, key=lambda n: layers[n], default=None)
+    answers, expected = [], []
+    for part in x.split(BATCH):
+        logits, given = run(part)
+        answers.append(logits)
+        with torch.no_grad():
+            expected.append(reference(part))
+        for d in given:
+            most, share = layers.get(d.name, (0, 0.0))
+            layers[d.name] = (max(most, d.max_steps), share + d.differing * len(part) / len(x))
+    own, wanted = torch.cat(answers), torch.cat(expected)
+    worst = max(layers, key=lambda name: layers[name])
     return {
         "images": len(x),
-        "top1_equal": int((own.argmax(1) == logits.argmax(1)).sum()),
-        "logit_steps": int(steps.max()),
-        "layers": len(layers) or None,
-        "worst_layer_steps": layers[worst][0] if worst else None,
+        "top1_equal": int((own.argmax(1) == wanted.argmax(1)).sum()),
+        "logit_steps": int(((own - wanted).abs() / head_scale(reference.artifact)).round().max()),
+        "layers": len(layers),
+        "worst_layer_steps": layers[worst][0],
         "worst_layer": worst,
-        "worst_layer_differing": round(layers[worst][1], 6) if worst else None,
-        "float_layers": len(compiled.float_layers),
+        "worst_layer_differing": round(layers[worst][1], 6),
     }
-
-
-def isolated(
-    native: nn.Module, reference: ReferenceModel, x: Tensor, integers: dict[str, Tensor]
-) -> list[Any]:
-    """Compares the reference model's layers with a native model's, given what the native saw."""
-    seen = native_outputs(native, reference, x)
-    return differences(reference, seen, reference_outputs(reference, x, seen))
 
 
 def environment() -> dict[str, Any]:

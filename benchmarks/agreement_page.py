@@ -17,8 +17,7 @@ PAGE = DOCS / "agreement.md"
 BUILDERS = DOCS.parent / "weights_meta"
 FACTS = ("size", "layers")
 #: Runtimes whose layers can be looked at one by one, and all of them.
-OPEN = ("torch", "onnxruntime", "openvino")
-RUNTIMES = (*OPEN, "inductor", "executorch")
+RUNTIMES = ("torch", "onnxruntime", "openvino", "inductor", "executorch")
 NOT_MEASURED = "not measured"
 #: Steps that single roundings may add up to in a logit, as in tests/runtimes/test_runtimes.py.
 CLOSE = 8
@@ -26,9 +25,12 @@ CLOSE = 8
 
 def layers_table(rows: list[Row]) -> str:
     """Returns a line per builder: its runtimes' worst layers over the random and real inputs."""
-    lines = [f"| builder | pixels | layers | {' | '.join(OPEN)} |", "|---|---:|---:|---|---|---|"]
+    lines = [
+        f"| builder | pixels | layers | {' | '.join(RUNTIMES)} |",
+        "|---|---:|---:|" + "---|" * len(RUNTIMES),
+    ]
     for model, found in by_model(rows).items():
-        cells = [_layers(found.get(runtime, [])) for runtime in OPEN]
+        cells = [_layers(found.get(runtime, [])) for runtime in RUNTIMES]
         facts = [next((r[k] for of in found.values() for r in of if r[k]), "") for k in FACTS]
         lines.append(f"| `{model}` | {' | '.join(facts)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -30,6 +30,7 @@ import torch
 
 import qzoo
 import qzoo.quantize
+from qzoo.backends import quantized_engine
 from qzoo.benchmark import torch_threads
 from qzoo.runtimes.choice import machine, version
 from qzoo.weights import read_metadata
@@ -45,6 +46,8 @@ PACKAGES = ("qzoo", "torch", "torchvision", "onnxruntime", "openvino", "nncf")
 #: A candidate this much slower than the fastest is timed once: it decides nothing.
 HOPELESS = 3.0
 MIN_ROUNDS = 3
+#: Takes turns with the candidates, but decides nothing.
+PEAK, PEAK_SIDE = "int8 product", 2048
 #: Shorter calls are repeated until it is over, after one that is not timed: whoever ran before has
 #: emptied the caches, and its threads may still spin and keep a core.
 TURN_MS = 50
@@ -60,7 +63,6 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = args.out / "latency.csv"
     rows = read(path) if args.append else []
-    peaks = {threads: peak_gmacs(threads) for threads in args.threads}
     for name in args.models:
         side = 299 if name == "inception_v3" else 224
         skipped: dict[str, str] = {}
@@ -68,7 +70,7 @@ def main() -> None:
         model = quantized(name, peers.samples)
         for batch, threads in itertools.product(args.batch, args.threads):
             rows = [r for r in rows if configuration(r) != (name, str(batch), str(threads))]
-            rows += measure(name, model, peers, side, batch, threads, args, peaks[threads])
+            rows += measure(name, model, peers, side, batch, threads, args)
             write(path, rows)
             print(summary(rows[-1]), flush=True)
         for peer, why in skipped.items():
@@ -112,7 +114,6 @@ def measure(
     batch: int,
     threads: int,
     args: argparse.Namespace,
-    peak: float,
 ) -> list[dict[str, Any]]:
     """Times all candidates of one configuration and returns a row for each."""
     x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -123,21 +124,23 @@ def measure(
             compiled = qzoo.compile(model, runtime, threads, batch, side)
             calls[f"qzoo {runtime}"] = lambda compiled=compiled: compiled(x)
             kinds[f"qzoo {runtime}"] = ("qzoo", "int8")
-        calls["qzoo default"] = lambda: model(x)
-        kinds["qzoo default"] = ("qzoo", "int8")
         for peer, precision, call in peers.calls(batch, threads, x):
             calls[peer], kinds[peer] = call, ("peer", precision)
+        calls[PEAK] = int8_product()
         times = take_turns(calls, args.rounds, args.seconds)
         chosen = qzoo.compile(model, "auto", threads, batch, side).runtime
     times["qzoo auto"], kinds["qzoo auto"] = times[f"qzoo {chosen}"], ("qzoo", "int8")
     walls = {n: [wall for wall, _ in pairs] for n, pairs in times.items()}
     medians = {n: statistics.median(v) for n, v in walls.items()}
     busy = {n: statistics.median(cpu for _, cpu in pairs) for n, pairs in times.items()}
-    names = [n for n in times if kinds[n][0] == "peer"]
+    names = [n for n in kinds if kinds[n][0] == "peer"]
     best_peer, least_busy = min(names, key=medians.__getitem__), min(busy[n] for n in names)
     gmacs = read_metadata(name)["gmacs"] * batch
+    peak = PEAK_SIDE**3 / medians[PEAK] / 1e6
     rows = []
     for candidate, values in walls.items():
+        if candidate == PEAK:
+            continue
         low, median, high = statistics.quantiles(values * 2, n=4, method="inclusive")
         rows.append(
             {
@@ -165,16 +168,23 @@ def measure(
 
 
 def take_turns(
-    calls: dict[str, Call], rounds: int, seconds: float
+    calls: dict[str, Call], rounds: int, seconds: float, kept: tuple[str, ...] = (PEAK,)
 ) -> dict[str, list[tuple[float, float]]]:
     """Times the callables in turn until the rounds or the seconds are used up.
+
+    Args:
+        calls: The callables by name.
+        rounds: At most so many turns each.
+        seconds: When they are over, nobody gets another turn.
+        kept: Those that are timed however slow they are.
 
     Returns:
         For each callable its rounds' times per call, on the clock and of the CPU, in milliseconds.
     """
     first = {name: timed(call, 1) for name, call in calls.items()}
     # A first call may compile; one that takes far longer than all others' is hopeless all the same.
-    running = [n for n in calls if first[n][0] <= 4 * HOPELESS * min(first.values())[0]]
+    best = min(first[n] for n in calls if n != PEAK)[0]
+    running = [n for n in calls if n in kept or first[n][0] <= 4 * HOPELESS * best]
     times = {name: [] if name in running else [first[name]] for name in calls}
     repeats, order = dict.fromkeys(calls, 1), random.Random(0)
     end = time.perf_counter() + seconds
@@ -183,9 +193,11 @@ def take_turns(
         for name in running:
             times[name].append(timed(calls[name], repeats[name]))
         if done == 1:
-            fastest = min(min(times[n])[0] for n in running)
-            running = [n for n in running if min(times[n])[0] <= HOPELESS * fastest]
-            repeats = {n: max(1, int(TURN_MS / min(times[n])[0])) for n in running}
+            fastest = {n: min(times[n])[0] for n in running}
+            best = min(fastest[n] for n in running if n != PEAK)
+            running = [n for n in running if n in kept or fastest[n] <= HOPELESS * best]
+            repeats = {n: max(1, int(TURN_MS / fastest[n])) for n in running}
+            times |= {n: [] for n in running if repeats[n] > 1}  # single calls say less
         if done + 1 >= MIN_ROUNDS and time.perf_counter() > end:
             break
     return times
@@ -206,19 +218,13 @@ def timed(call: Call, repeats: int) -> tuple[float, float]:
     return (end[0] - wall) / repeats * 1e3, (end[1] - cpu) / repeats * 1e3
 
 
-def peak_gmacs(threads: int, side: int = 2048) -> float:
-    """Measures the machine's int8 matrix product (u8 by s8, oneDNN), in 10^9 MACs a second."""
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "onednn"
-    try:
-        with torch_threads(threads), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            layer = torch.ao.nn.quantized.Linear(side, side)
-            x = torch.quantize_per_tensor(torch.rand(side, side), 1 / 255, 0, torch.quint8)
-            call = {"product": lambda: layer(x)}
-            return side**3 / min(take_turns(call, 15, 3.0)["product"])[0] / 1e6
-    finally:
-        torch.backends.quantized.engine = before
+def int8_product() -> Call:
+    """Returns a product of two square int8 matrices (u8 by s8, oneDNN), the machine's int8 peak."""
+    with quantized_engine("onednn"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = torch.ao.nn.quantized.Linear(PEAK_SIDE, PEAK_SIDE)
+        x = torch.quantize_per_tensor(torch.rand(PEAK_SIDE, PEAK_SIDE), 1 / 255, 0, torch.quint8)
+    return lambda: layer(x)
 
 
 def environment() -> dict[str, Any]:

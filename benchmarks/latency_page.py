@@ -1,4 +1,4 @@
-"""Writes the tables of docs/latency.md from benchmarks/results/latency.csv.
+"""Writes the tables of docs/latency.md from benchmarks/results/latency.csv and native.csv.
 
 python benchmarks/latency_page.py          # rewrites docs/latency.md
 python benchmarks/latency_page.py --check  # exit code 1 if it is out of date
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 
-from pages import DOCS, RESULTS, Row, places_measured, rewrite
+from pages import DOCS, RESULTS, Row, places_measured, read_rows, rewrite
 
 #: Batch sizes and threads, in the order of the columns.
 COLUMNS = (("1", "1"), ("1", "2"), ("32", "1"), ("32", "2"))
-AUTO, DEFAULT = "qzoo auto", "qzoo default"
-TORCHVISION = ("torchvision fbgemm", "torchvision x86")
+AUTO = "qzoo auto"
+#: What benchmarks/native.py measured.
+NATIVE = RESULTS / "native.csv"
 
 
 def by_configuration(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:
@@ -57,8 +58,7 @@ def _auto(row: dict[str, Row]) -> tuple[str, float]:
 
 
 def _default(row: dict[str, Row]) -> tuple[str, float]:
-    peer = min(float(row[name]["median_ms"]) for name in TORCHVISION if name in row)
-    ratio = float(row[DEFAULT]["median_ms"]) / peer
+    ratio = float(row["qzoo"]["ratio"])
     return f"{ratio:.2f}", ratio
 
 
@@ -91,7 +91,12 @@ def where(rows: list[Row]) -> str:
     )
 
 
-TABLES = {"auto": auto_table, "default": default_table, "peers": peers_table, "where": where}
+TABLES = {
+    "auto": auto_table,
+    "default": lambda _: default_table(read_rows(NATIVE)),
+    "peers": peers_table,
+    "where": where,
+}
 
 if __name__ == "__main__":
     rewrite(DOCS / "latency.md", RESULTS / "latency.csv", TABLES)

@@ -69,8 +69,8 @@ class Peers:
         for name, precision, build in (
             ("torch fp32", "fp32", self._torch_fp32),
             ("torch bf16", "bf16", self._torch_bf16),
-            ("torchvision fbgemm", "int8", lambda *a: self._torchvision_int8("fbgemm", *a)),
-            ("torchvision x86", "int8", lambda *a: self._torchvision_int8("x86", *a)),
+            ("torchvision fbgemm", "int8", lambda *a: self.torchvision_int8("fbgemm", a[-1])),
+            ("torchvision x86", "int8", lambda *a: self.torchvision_int8("x86", a[-1])),
             ("onnxruntime fp32", "fp32", lambda *a: self._onnxruntime(self._onnx(), *a)),
             ("onnxruntime int8", "int8", lambda *a: self._onnxruntime(self._onnx_int8(), *a)),
             ("openvino fp32", "fp32", lambda *a: self._openvino(self._ir(), "f32", *a)),
@@ -92,7 +92,12 @@ class Peers:
         model, narrow = copy.deepcopy(float_model(self.name)).bfloat16(), x.bfloat16()
         return lambda: model(narrow)
 
-    def _torchvision_int8(self, engine: str, batch: int, threads: int, x: Tensor) -> Call:
+    def torchvision_int8(self, engine: str, x: Tensor) -> Call:
+        """Returns the call of torchvision's eager int8 model on one of PyTorch's engines.
+
+        oneDNN prepares a layer for the threads and pictures of its first call, and anew in each
+        call with others, so that every configuration gets a model that never ran.
+        """
         if engine not in self._torchvision:
             from torch.ao.quantization import convert, get_default_qconfig, prepare
 
@@ -104,7 +109,8 @@ class Peers:
             for sample in self.samples:
                 model(sample)
             self._torchvision[engine] = convert(model, inplace=True)
-        model = self._torchvision[engine]
+        torch.backends.quantized.engine = engine  # which copies are packed for
+        model = copy.deepcopy(self._torchvision[engine])
         return lambda: model(x)
 
     def _onnxruntime(self, path: Path, batch: int, threads: int, x: Tensor) -> Call:

@@ -13,6 +13,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PAGES = ("agreement_page", "latency_page")
+TORCHVISION = ("torchvision fbgemm", "torchvision x86")
 
 
 @pytest.fixture(scope="module")
@@ -49,5 +50,12 @@ def test_ratios_are_those_of_the_times(modules: dict[str, ModuleType]) -> None:
         ratio = float(own["median_ms"]) / min(peers)
         assert float(own["ratio"]) == pytest.approx(ratio, abs=2e-4)
         assert own["median_ms"] == candidates[f"qzoo {own['executes']}"]["median_ms"]
+    native = modules["latency_page"].by_configuration(
+        modules["pages"].read_rows(modules["latency_page"].NATIVE)
+    )
+    assert native.keys() == found.keys()
+    for candidates in native.values():
+        own, *theirs = (float(candidates[n]["median_ms"]) for n in ("qzoo", *TORCHVISION))
+        assert float(candidates["qzoo"]["ratio"]) == pytest.approx(own / min(theirs), abs=2e-4)
     mean = modules["latency_page"].geometric_mean
     assert mean([0.5, 2.0]) == pytest.approx(1.0)

@@ -69,7 +69,7 @@ class _Rewriter:
                 case "placeholder":
                     self.real[node] = self.graph.placeholder(node.name)
                 case "output":
-                    self.graph.output(self._real(node.args[0]))
+                    self.graph.output(fx.map_arg(node.args[0], self._result))
                 case "get_attr":
                     pass  # copied where something reads it
                 case _:
@@ -150,6 +150,9 @@ class _Rewriter:
         return values, None if bool(zero_point.any()) else scale
 
     # Nodes of the new graph.
+
+    def _result(self, node: Node) -> Node:
+        return self._integers(node) if node.target is QUANTIZE else self._real(node)
 
     def _integers(self, node: Node) -> Node:
         if node not in self.integers:

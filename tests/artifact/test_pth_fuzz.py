@@ -17,7 +17,6 @@ import torch
 from qzoo.artifact.pth import QuantizedArray, read_checkpoint
 from qzoo.errors import ArtifactError
 
-COUNT = 10_000
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, *b".(cR)b}]Qq\x85\x81\x8a\x93\x94uXht")
 
 
@@ -140,16 +139,17 @@ def test_base_files_are_sound(tmp_path: Path) -> None:
         assert outcome(tmp_path / "x.pth")
 
 
-def test_ten_thousand_mutations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [2000, pytest.param(10_000, marks=pytest.mark.extended)])
+def test_mutations(count: int, tmp_path: Path) -> None:
     mutator = Mutator(seed=20)
     path = tmp_path / "x.pth"
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = 0
-    for index in range(COUNT):
+    for index in range(count):
         path.write_bytes(mutator.make(index))
         read += outcome(path)
     # Some mutations are harmless; if none or nearly all were, the test would test nothing.
-    assert COUNT // 50 < read < COUNT // 2
+    assert count // 50 < read < count // 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 128 << 10  # KiB
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
 

@@ -80,7 +80,10 @@ def torchvision_loads(monkeypatch: pytest.MonkeyPatch, name: str, path: Path) ->
 LARGE = {"resnext101_32x8d", "resnext101_64x4d"}
 
 
-@pytest.mark.parametrize("name", ph.BUILDERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.extended) if n in LARGE else n for n in ph.BUILDERS],
+)
 def test_published_files_give_torchvisions_logits(name, site, monkeypatch):
     member: Any = qzoo.get_model_weights(name).DEFAULT
     engine = ph.BUILDERS[name]

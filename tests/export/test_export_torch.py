@@ -99,6 +99,7 @@ def check_about(about: dict[str, Any], name: str) -> None:
     assert about["input"]["height"] == about["input"]["width"] == PIXELS
 
 
+@pytest.mark.extended
 def test_torch_export_gives_the_references_numbers(tmp_path):
     name = "shufflenet_v2_x0_5"
     artifact, path = model_of(name), tmp_path / "model.pt2"
@@ -122,6 +123,7 @@ def test_torch_export_can_keep_the_quantize_operators(tmp_path):
         program.module()(images[:1])
 
 
+@pytest.mark.extended
 def test_preprocessing_goes_into_the_graph(tmp_path):
     artifact, path = model_of("shufflenet_v2_x0_5"), tmp_path / "model.pt2"
     export_torch(artifact, path, preprocess=True)
@@ -131,6 +133,7 @@ def test_preprocessing_goes_into_the_graph(tmp_path):
     assert torch.equal(logits, reference_logits(artifact, normalized(pixels)))
 
 
+@pytest.mark.extended
 def test_aoti_package_runs_alone_with_preprocessing(tmp_path):
     artifact, path = model_of("resnet18"), tmp_path / "model.pt2"
     export_aoti(artifact, path, preprocess=True)
@@ -142,6 +145,7 @@ def test_aoti_package_runs_alone_with_preprocessing(tmp_path):
     assert about["float_layers"] == []
 
 
+@pytest.mark.extended
 def test_executorch_program_runs_alone(tmp_path):
     pytest.importorskip("executorch")
     artifact, path = model_of("resnet18"), tmp_path / "model.pte"

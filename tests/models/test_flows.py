@@ -48,7 +48,9 @@ def assert_saves(model: nn.Module, images: Tensor, folder: Path) -> None:
     assert float(logits.std()) > 0
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.extended) if n in SLIM else n for n in BUILDERS]
+)
 def test_eager_ptq(name: str, tmp_path: Path) -> None:
     model, images = float_model(name), small_images(name)
     int8 = eager_ptq(model, images, ENGINE)

@@ -59,6 +59,7 @@ def load_in_a_fresh_process(folder: Path) -> list[list[str]]:
     return [line.split() for line in done.stdout.splitlines()]
 
 
+@pytest.mark.extended
 def test_every_builder_comes_back_in_a_fresh_process(tmp_path: Path) -> None:
     for name in BUILDERS:
         model = uncalibrated(name, **SLIM.get(name, {}))

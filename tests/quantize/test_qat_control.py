@@ -172,6 +172,7 @@ def _train(rank: int, world: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.extended
 def test_two_processes_observe_what_one_would(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_train, args=(r, 2, str(tmp_path))) for r in range(2)]

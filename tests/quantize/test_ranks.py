@@ -94,6 +94,7 @@ def test_a_constant_lies_in_one_narrow_bin(value: float) -> None:
     assert max(value, 0) == pytest.approx(float(high))
 
 
+@pytest.mark.extended
 def test_ptq_in_two_processes_gives_the_bytes_of_one(tmp_path: Path) -> None:
     for world in (1, 2):
         done = subprocess.run(

@@ -82,6 +82,7 @@ def compared(
     return results
 
 
+@pytest.mark.extended
 def test_every_installed_method_gets_a_row(
     compared: Path, scripts: dict[str, ModuleType], checkpoints: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_every_installed_method_gets_a_row(
             assert float(row["seconds"]) > 0
 
 
+@pytest.mark.extended
 def test_all_calibrate_on_the_same_images_but_torchvision(compared: Path) -> None:
     rows = read(compared)
     digests = {n: r["calibration_sha256"] for n, r in rows.items() if n != "float"}
@@ -113,6 +115,7 @@ def test_all_calibrate_on_the_same_images_but_torchvision(compared: Path) -> Non
     assert rows["torchvision"]["backend"] == "fbgemm"
 
 
+@pytest.mark.extended
 def test_qzoo_runs_on_onnxruntime_with_the_same_accuracy(compared: Path) -> None:
     for name, row in read(compared).items():
         if name.startswith(("qzoo", "torchvision")):

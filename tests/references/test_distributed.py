@@ -62,6 +62,7 @@ def both(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.extended
 def test_two_processes_compute_what_one_does(pictures: Path, tmp_path: Path) -> None:
     """In double precision, where what differs is not rounding."""
     driver = Path(__file__).with_name("parallel.py")
@@ -81,6 +82,7 @@ def test_two_processes_compute_what_one_does(pictures: Path, tmp_path: Path) -> 
         assert torch.allclose(value.double(), two["state"][name].double(), 1e-6, 1e-8), name
 
 
+@pytest.mark.extended
 def test_two_processes_have_the_loss_curve_of_one(
     pictures: Path, both: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +101,7 @@ def test_two_processes_have_the_loss_curve_of_one(
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes in /proc")
+@pytest.mark.extended
 def test_a_killed_process_ends_the_run_and_resume_goes_on(
     pictures: Path, both: Path, tmp_path: Path
 ) -> None:

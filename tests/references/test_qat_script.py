@@ -64,6 +64,7 @@ def test_qat_trains_converts_and_measures(checkpoint: Path, tmp_path: Path) -> N
     assert f"top-1 {metrics.top1:.2f} %" in printed
 
 
+@pytest.mark.extended
 def test_resumed_qat_ends_like_an_uninterrupted_one(checkpoint: Path, tmp_path: Path) -> None:
     options = (*TINY, "--checkpoint", checkpoint, "--lr", 0.001, "--lr-scheduler", "step")
     options += ("--num-observer-update-epochs", 1)

@@ -66,6 +66,7 @@ def run(folder: Path, script: str, having: str) -> str:
     return done.stdout
 
 
+@pytest.mark.extended
 def test_training_then_ptq_of_the_bundled_weights(folder: Path) -> None:
     having = "shufflenet_v2_x0_5_digits"
     assert "wrote runs/shufflenet_v2_x0_5_digits/model" in run(folder, "train.py", having)
@@ -74,12 +75,14 @@ def test_training_then_ptq_of_the_bundled_weights(folder: Path) -> None:
     assert (folder / "qzoo" / "embedded" / "shufflenet_v2_x0_5_digits_x86.safetensors").exists()
 
 
+@pytest.mark.extended
 def test_training_then_qat_on_digits(folder: Path) -> None:
     run(folder, "train.py", "runs/digits/resnet18")
     printed = run(folder, "qat.py", "runs/digits/resnet18")
     assert all(f"{kind}: top-1" in printed for kind in ("float", "PTQ", "QAT"))
 
 
+@pytest.mark.extended
 def test_your_own_pictures(folder: Path) -> None:
     assert "qzoo classify picture.jpg" in run(folder, "transfer.py", "--data-path photos")
     assert "on 4 images" in run(folder, "evaluate.py", "--data-path photos")

@@ -79,6 +79,7 @@ def straight(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.extended
 def test_killed_at_ten_random_moments(pictures: Path, straight: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     options = ("--data-path", pictures, *OPTIONS, "--output-dir", output, "--resume", "auto")

@@ -133,6 +133,7 @@ def test_sizes_below_the_models_are_refused_before_compiling():
         InductorModel(artifact, input_size=64)
 
 
+@pytest.mark.extended
 def test_no_layer_of_the_digits_model_is_float_and_all_digits_get_the_same_class(tmp_path):
     member = qzoo.get_weight("ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1")
     artifact = member.artifact()

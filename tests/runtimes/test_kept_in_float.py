@@ -159,6 +159,7 @@ def test_preprocessing_in_front_of_a_first_layer_in_float() -> None:
     assert steps_apart(m, torch.from_numpy(given), expected) < 2 * MAX_STEPS
 
 
+@pytest.mark.extended
 def test_torch_export_gives_the_references_numbers(tmp_path: Path) -> None:
     m = case("shufflenet_v2_x0_5")
     export_torch(m.artifact, tmp_path / "model.pt2", input_size=32)

@@ -226,6 +226,7 @@ def test_nothing_of_the_process_changes(runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", QUICK)
+@pytest.mark.extended
 def test_compiling_again_and_again_does_not_pile_up(runtime: str) -> None:
     def compile_and_run(times: int) -> float:
         for _ in range(times):
