@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import (
@@ -58,6 +59,11 @@ SLIM = {
     "wide_resnet101_2": {"width_per_group": 16},
 }
 ENGINES = tuple(qzoo.backends.available_engines())
+
+
+def with_large(names: Sequence[str]) -> list[Any]:
+    """Returns parameters for tests of many builders; the largest run among the extended tests."""
+    return [pytest.param(n, marks=pytest.mark.extended) if n in SLIM else n for n in names]
 
 
 def small_images(name: str, batch: int = 2) -> Tensor:

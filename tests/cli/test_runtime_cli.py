@@ -52,6 +52,7 @@ def test_benchmark_json() -> None:
     assert any(row["fastest"] for row in rows[:3])
 
 
+@pytest.mark.extended
 def test_benchmark_csv_carries_the_environment_and_memory() -> None:
     options = ("--size", 32, "--rounds", 1, "--runtimes", "onnxruntime", "--csv")
     code, out, _ = run("benchmark", *MODEL, *options)

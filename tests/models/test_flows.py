@@ -22,6 +22,7 @@ from zoo_cases import (
     quiet,
     small_images,
     uncalibrated,
+    with_large,
 )
 
 import qzoo
@@ -48,9 +49,7 @@ def assert_saves(model: nn.Module, images: Tensor, folder: Path) -> None:
     assert float(logits.std()) > 0
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.extended) if n in SLIM else n for n in BUILDERS]
-)
+@pytest.mark.parametrize("name", with_large(BUILDERS))
 def test_eager_ptq(name: str, tmp_path: Path) -> None:
     model, images = float_model(name), small_images(name)
     int8 = eager_ptq(model, images, ENGINE)
@@ -89,7 +88,7 @@ def test_fx_ptq(name: str) -> None:
     assert unused == (6 if name == "googlenet" else 0)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", with_large(BUILDERS))
 def test_pt2e_ptq(name: str) -> None:
     pytest.importorskip("torchao", reason="the pt2e extra is not installed")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -109,7 +108,7 @@ def test_pt2e_ptq(name: str) -> None:
     assert weighted == sum("dequantize_per_channel" in t for t in called) > 0
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", with_large(BUILDERS))
 def test_int8_model_scripts_traces_and_copies(name: str) -> None:
     model, images = uncalibrated(name, **SLIM.get(name, {})), small_images(name)
     with quiet(), torch.no_grad():

@@ -69,6 +69,7 @@ def test_every_builder_comes_back_in_a_fresh_process(tmp_path: Path) -> None:
     assert {r[2] for r in results} == {"same"}
 
 
+@pytest.mark.extended
 def test_every_backend_comes_back_in_a_fresh_process(tmp_path: Path) -> None:
     name = "mobilenet_v3_small"
     for backend in ENGINES:

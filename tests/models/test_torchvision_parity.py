@@ -20,6 +20,7 @@ from zoo_cases import (
     small_images,
     uncalibrated,
     vary,
+    with_large,
 )
 
 import qzoo
@@ -74,7 +75,7 @@ def test_int8_model_takes_the_state_of_torchvisions_builder(name: str) -> None:
             assert_same_logits(ours, theirs, name)
 
 
-@pytest.mark.parametrize("name", [n for n in TORCHVISION if n != "mobilenet_v3_large"])
+@pytest.mark.parametrize("name", with_large([n for n in TORCHVISION if n != "mobilenet_v3_large"]))
 def test_int8_model_takes_the_state_of_torchvisions_quantization(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

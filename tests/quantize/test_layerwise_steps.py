@@ -147,7 +147,9 @@ def test_moments_tell_the_error_of_outputs(name: str, monkeypatch: pytest.Monkey
     assert len(seen) >= 3 and len(set(seen)) == 2  # by outputs, and not
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("resnet18", marks=pytest.mark.extended), *MODELS[1:]]
+)
 def test_adaptive_rounding_lowers_the_error_of_layers(name: str) -> None:
     state = calibrated(name)
     errors: list[tuple[float, float]] = []

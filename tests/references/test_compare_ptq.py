@@ -150,6 +150,7 @@ def test_torchvision_sees_the_first_images_of_a_sorted_folder(
     assert (seen["backend"], seen["recipe"], seen["images"]) == ("qnnpack", "torchvision", 1024)
 
 
+@pytest.mark.extended
 def test_rows_are_kept_until_something_changes(
     compared: Path, checkpoints: Path, tmp_path: Path, scripts: dict[str, ModuleType]
 ) -> None:
@@ -165,6 +166,7 @@ def test_rows_are_kept_until_something_changes(
     assert read(results)["qzoo-best"] == read(compared)["qzoo-best"]
 
 
+@pytest.mark.extended
 def test_a_failing_method_loses_its_row_and_says_so(
     compared: Path,
     checkpoints: Path,

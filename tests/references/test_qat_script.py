@@ -78,6 +78,7 @@ def test_resumed_qat_ends_like_an_uninterrupted_one(checkpoint: Path, tmp_path: 
     assert all(torch.equal(v, two.tensors[k]) for k, v in one.tensors.items())
 
 
+@pytest.mark.extended
 def test_observers_and_batch_norm_freeze_when_the_flags_say(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

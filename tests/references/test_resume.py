@@ -92,6 +92,7 @@ def test_killed_at_ten_random_moments(pictures: Path, straight: Path, tmp_path: 
     }  # fmt: skip
 
 
+@pytest.mark.extended
 def test_workers_and_checkpoints_change_nothing(
     pictures: Path, straight: Path, tmp_path: Path
 ) -> None:

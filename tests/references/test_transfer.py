@@ -148,6 +148,7 @@ def test_the_head_learns_alone_at_first(photos: Path, checkpoint: Path, tmp_path
     assert not torch.equal(after.conv1[0].weight, before.conv1[0].weight)
 
 
+@pytest.mark.extended
 def test_quantization_aware_training_follows(
     photos: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -168,6 +169,7 @@ def test_quantization_aware_training_follows(
     assert all(torch.equal(v, resumed.tensors[k]) for k, v in artifact.tensors.items())
 
 
+@pytest.mark.extended
 def test_training_goes_on_where_ptq_loses_too_much(
     photos: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

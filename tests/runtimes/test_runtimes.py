@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo_cases import BUILDERS, eager_ptq, float_model, quiet, small_images, uncalibrated
+from zoo_cases import (
+    BUILDERS,
+    eager_ptq,
+    float_model,
+    quiet,
+    small_images,
+    uncalibrated,
+    with_large,
+)
 
 import qzoo
 from qzoo.artifact.native import from_native
@@ -59,7 +67,7 @@ def logit_step(artifact: qzoo.Artifact) -> float:
     return next(layer.scale for layer in reversed(artifact.layers.values()) if layer.op == "linear")
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", with_large(BUILDERS))
 def test_every_builder_gives_the_same_answers_on_every_runtime(name: str) -> None:
     x = small_images(name, 3)
     artifact = from_native(eager_ptq(float_model(name, slim=True), x))
