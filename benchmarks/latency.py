@@ -64,7 +64,7 @@ def main() -> None:
     path = args.out / "latency.csv"
     rows = read(path) if args.append else []
     for name in args.models:
-        side = 299 if name == "inception_v3" else 224
+        side = side_of(name)
         skipped: dict[str, str] = {}
         peers = Peers(name, side, folder, skipped)
         model = quantized(name, peers.samples)
@@ -83,11 +83,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--models", type=lambda t: t.split(","), default=MODELS.split(","))
-    parser.add_argument("--batch", type=numbers, default=[1, 32])
-    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser = parser_of_configurations(__doc__)
     parser.add_argument("--rounds", type=int, default=60, help="at most, per configuration")
     parser.add_argument("--seconds", type=float, default=20, help="of timing, per configuration")
     parser.add_argument("--runtimes", default="torch,onnxruntime,openvino", help="of qzoo")
@@ -96,6 +92,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--append", action="store_true", help="keep the CSV's other rows")
     parser.add_argument("--plot", action="store_true", help="draw latency.png (extra: plot)")
     return parser.parse_args()
+
+
+def parser_of_configurations(about: str | None) -> argparse.ArgumentParser:
+    """Returns a parser with the options that say what is measured."""
+    parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
+    parser.add_argument("--models", type=lambda t: t.split(","), default=MODELS.split(","))
+    parser.add_argument("--batch", type=_numbers, default=[1, 32])
+    parser.add_argument("--threads", type=_numbers, default=[1, 2])
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def side_of(name: str) -> int:
+    """Returns height and width of a model's pictures, in pixels."""
+    return 299 if name == "inception_v3" else 224
 
 
 def quantized(name: str, samples: list[torch.Tensor]) -> torch.nn.Module:

@@ -11,7 +11,6 @@ docs/latency.md shows.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 import statistics
@@ -20,7 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latency import MODELS, configuration, environment, quantized, read, take_turns, write
+from latency import (
+    MODELS,
+    configuration,
+    environment,
+    parser_of_configurations,
+    quantized,
+    read,
+    side_of,
+    take_turns,
+    write,
+)
 from peers import Peers
 
 from qzoo.benchmark import torch_threads
@@ -30,17 +39,13 @@ OWN = "qzoo"
 
 def main() -> None:
     """Measures, and writes a CSV file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser.add_argument("--models", type=lambda t: t.split(","), default=MODELS.split(","))
-    parser.add_argument("--batch", type=numbers, default=[1, 32])
-    parser.add_argument("--threads", type=numbers, default=[1, 2])
+    parser = parser_of_configurations(__doc__)
     parser.add_argument("--seconds", type=float, default=5, help="of timing, per configuration")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/native.csv")
     args = parser.parse_args()
     rows = read(args.out)
     for name in args.models:
-        side = 299 if name == "inception_v3" else 224
+        side = side_of(name)
         peers = Peers(name, side, Path(tempfile.gettempdir()), {})
         model = quantized(name, peers.samples)
         for batch, threads in itertools.product(args.batch, args.threads):
