@@ -18,6 +18,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from qzoo.backends import quantized_engine
+
 Call = Callable[[], object]
 #: Models with auxiliary classifiers, which nobody runs.
 AUX = ("googlenet", "inception_v3")
@@ -98,20 +100,22 @@ class Peers:
         oneDNN prepares a layer for the threads and pictures of its first call, and anew in each
         call with others, so that every configuration gets a model that never ran.
         """
-        if engine not in self._torchvision:
-            from torch.ao.quantization import convert, get_default_qconfig, prepare
-
-            torch.backends.quantized.engine = engine
-            model = copy.deepcopy(float_model(self.name))
-            model.fuse_model(is_qat=False)  # type: ignore[operator]
-            model.qconfig = get_default_qconfig(engine)  # type: ignore[assignment]
-            prepare(model, inplace=True)
-            for sample in self.samples:
-                model(sample)
-            self._torchvision[engine] = convert(model, inplace=True)
-        torch.backends.quantized.engine = engine  # which copies are packed for
-        model = copy.deepcopy(self._torchvision[engine])
+        with quantized_engine(engine):  # which weights are packed for, those of copies too
+            if engine not in self._torchvision:
+                self._torchvision[engine] = self._quantize_eagerly(engine)
+            model = copy.deepcopy(self._torchvision[engine])
         return lambda: model(x)
+
+    def _quantize_eagerly(self, engine: str) -> nn.Module:
+        from torch.ao.quantization import convert, get_default_qconfig, prepare
+
+        model = copy.deepcopy(float_model(self.name))
+        model.fuse_model(is_qat=False)  # type: ignore[operator]
+        model.qconfig = get_default_qconfig(engine)  # type: ignore[assignment]
+        prepare(model, inplace=True)
+        for sample in self.samples:
+            model(sample)
+        return convert(model, inplace=True)
 
     def _onnxruntime(self, path: Path, batch: int, threads: int, x: Tensor) -> Call:
         import onnxruntime

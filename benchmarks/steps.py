@@ -99,6 +99,7 @@ def _executorch(plan: Plan) -> tuple[Run, tuple[str, ...]]:
     program = Runtime.get().load_program(file)
     forward = program.load_method("forward")
 
+    # A method does not keep its program, nor that its file, and would read freed memory.
     def run(x: Tensor, kept_alive: tuple[Any, ...] = (file, program)) -> Sequence[Tensor]:
         outputs: Sequence[Tensor] = forward.execute([x])
         return outputs
