@@ -44,7 +44,7 @@ class Measured:
         low_ms: 25th percentile.
         high_ms: 75th percentile.
         cpu_ms: Median of the CPU time that the process spent in a call, over all its threads.
-        rounds: Timed rounds.
+        rounds: Timed calls.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Choice:
         lines = [f"{self.name}: fastest at {what}{' (remembered)' if self.remembered else ''}"]
         lines += [
             f"  {m.name:<12} {m.median_ms:9.3f} ms  ({m.low_ms:.3f} to {m.high_ms:.3f} in "
-            f"{m.rounds} rounds; CPU {m.cpu_ms:.3f} ms)"
+            f"{m.rounds} calls; CPU {m.cpu_ms:.3f} ms)"
             for m in self.measured
         ]
         lines += [f"  {name:<12} not measured: {why}" for name, why in self.skipped.items()]
