@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
+from .builder_kwargs import validate_builder_kwargs
 from .errors import ArgumentError, UnknownNameError, did_you_mean
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -43,21 +44,32 @@ class Entry:
     def skeleton(self, kwargs: Mapping[str, Any]) -> nn.Module:
         """Makes the float module on the meta device: shapes only, nothing drawn or allocated.
 
+        The keywords may come from a file of unknown origin: they are checked first.
+
         Raises:
-            ArgumentError: The keywords do not build this model, or one of absurd depth.
+            ArgumentError: The keywords do not build this model, or one of absurd depth or size.
         """
+        validate_builder_kwargs(self.name, self.construct, kwargs)
         drawing = {"init_weights": False} if self.aux else {}
         try:
             with torch.device("meta"), _BoundedWork():
-                return self.construct(**{**kwargs, **drawing}).eval()
+                model = self.construct(**{**kwargs, **drawing}).eval()
         except BUILD_ERRORS as error:
             raise ArgumentError(build_failure(self.name, kwargs, error)) from None
+        if (size := sum(p.numel() for p in model.parameters())) > MAX_PARAMETERS:
+            raise ArgumentError(
+                f"Cannot build {self.name} with these keywords: it would have {size:,} parameters, "
+                f"and {MAX_PARAMETERS:,} are allowed."
+            )
+        return model
 
 
 #: What torchvision's constructors and PyTorch raise for keywords that make no sense.
 BUILD_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError)
 #: Calls of torch functions while a skeleton is built; the largest model of the zoo needs 5,200.
 MAX_BUILD_CALLS = 50_000
+#: Of a model that a file asks for; the largest of the zoo has 127 million.
+MAX_PARAMETERS = 500_000_000
 
 
 class _BoundedWork(TorchFunctionMode):

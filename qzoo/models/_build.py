@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
 from ..artifact.native import attach_info, to_native
 from ..artifact.plan import plan
 from ..backends import Backend, default_backend, get_backend
+from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
 from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
 from ..weights import (
@@ -161,7 +161,8 @@ def _check_same_keywords(
     own = {k: v for k, v in _plain_kwargs(kwargs).items() if k != "num_classes"}
     if not own:
         return
-    made_with = {**_defaults(entry, entry.skeleton({**stored, **own})), **stored}
+    entry.skeleton({**stored, **own})  # says what is wrong with keywords that build nothing
+    made_with = {**builder_keywords(entry.construct), **stored}
     for key, value in own.items():
         if key not in made_with or value != made_with[key]:
             raise ArgumentError(
@@ -233,15 +234,3 @@ def _transforms_dict(member: Any) -> dict[str, Any] | None:
 def _plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keywords to store: `init_weights` says nothing about a finished model."""
     return {k: v for k, v in kwargs.items() if k != "init_weights"}
-
-
-def _defaults(entry: Entry, model: nn.Module) -> dict[str, Any]:
-    """Returns the defaults of the keywords that the model's constructor takes."""
-    construct = getattr(entry.construct, "func", entry.construct)
-    takers = [*reversed(type(model).__mro__[:-1]), construct]
-    return {
-        key: parameter.default
-        for taker in takers
-        for key, parameter in inspect.signature(taker).parameters.items()
-        if parameter.default is not parameter.empty
-    }

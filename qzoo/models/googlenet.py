@@ -59,7 +59,7 @@ class QuantizableGoogLeNet(QuantizableMixin, GoogLeNet):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         blocks = [QuantizableBasicConv2d, QuantizableInception, QuantizableInceptionAux]
-        super().__init__(*args, **{**kwargs, "blocks": blocks})
+        super().__init__(*args, blocks=blocks, **kwargs)
         replace_relu(self)
 
     def forward(self, x: Tensor) -> GoogLeNetOutputs:

@@ -89,7 +89,7 @@ class QuantizableInception3(QuantizableMixin, tv.Inception3):
             QuantizableInceptionE,
             QuantizableInceptionAux,
         ]
-        super().__init__(*args, **{**kwargs, "inception_blocks": blocks})
+        super().__init__(*args, inception_blocks=blocks, **kwargs)
         replace_relu(self)
 
     def forward(self, x: Tensor) -> tv.InceptionOutputs:

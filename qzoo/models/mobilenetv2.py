@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
@@ -42,8 +43,10 @@ class QuantizableMobileNetV2(SequentialForwardMixin, MobileNetV2):
     As in torchvision's quantizable model, ReLU6 is a plain ReLU, which fuses with convolutions.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"block": QuantizableInvertedResidual, **kwargs})
+    def __init__(
+        self, *args: Any, block: Callable[..., nn.Module] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, block=block or QuantizableInvertedResidual, **kwargs)
         replace_relu(self)
 
     def fuse_model(self, is_qat: bool | None = None) -> None:

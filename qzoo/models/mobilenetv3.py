@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,8 +52,10 @@ class QuantizableInvertedResidual(InvertedResidual):
 class QuantizableMobileNetV3(SequentialForwardMixin, MobileNetV3):
     """MobileNet V3 with quantization markers; same state dict as torchvision's."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"block": QuantizableInvertedResidual, **kwargs})
+    def __init__(
+        self, *args: Any, block: Callable[..., nn.Module] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, block=block or QuantizableInvertedResidual, **kwargs)
         replace_relu(self)
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
@@ -71,12 +74,22 @@ def _construct(
     width_mult: float = 1.0,
     reduced_tail: bool = False,
     dilated: bool = False,
-    **kwargs: Any,
+    num_classes: int = 1000,
+    dropout: float = 0.2,
+    block: Callable[..., nn.Module] | None = None,
+    norm_layer: Callable[..., nn.Module] | None = None,
 ) -> QuantizableMobileNetV3:
     setting, last_channel = _mobilenet_v3_conf(
         arch, width_mult=width_mult, reduced_tail=reduced_tail, dilated=dilated
     )
-    return QuantizableMobileNetV3(setting, last_channel, **kwargs)
+    return QuantizableMobileNetV3(
+        setting,
+        last_channel,
+        num_classes=num_classes,
+        dropout=dropout,
+        block=block,
+        norm_layer=norm_layer,
+    )
 
 
 class MobileNet_V3_Large_QuantizedWeights(QuantizedWeightsEnum):
