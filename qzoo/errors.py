@@ -10,9 +10,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from .safe_text import printable
+
 
 class QzooError(Exception):
-    """Base of all errors that qzoo raises on purpose."""
+    """Base of all errors that qzoo raises on purpose.
+
+    As text it is one line without control characters, whatever the names in it hold.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UnknownNameError(QzooError, ValueError):

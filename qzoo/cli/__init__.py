@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import QzooError
+from ..safe_text import printable
 from . import (
     analyze,
     benchmark,
@@ -21,6 +22,7 @@ from . import (
     quantize,
     tune,
 )
+from ._output import print_error, print_warning
 
 
 class _Group(click.Group):
@@ -30,15 +32,18 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except QzooError as error:
-            click.echo(f"Error: {error}", err=True)
+            print_error(error)
             sys.exit(2)
+        except click.ClickException as error:  # it quotes what was typed, such as a file's name
+            error.message = printable(error.message)
+            raise
         except BrokenPipeError:  # the reader (head, less) has seen enough
             sys.stderr.close()
             sys.exit(0)
 
 
 def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    print_warning(message)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,19 +1,58 @@
-"""How commands print: tables for people, JSON for programs."""
+"""How commands print: lines and tables for people, JSON and CSV for programs.
+
+Everything that a command says goes through here, because names of classes, files and servers may
+hold what a terminal obeys (`qzoo.safe_text`), and because not every terminal writes Unicode.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from ..safe_text import encodable, printable_json, terminal_text
+
+
+def print_line(text: object = "", *, err: bool = False) -> None:
+    """Prints one line, on stdout or stderr; line breaks within it are escaped."""
+    click.echo(terminal_text(text, sys.stderr if err else sys.stdout), err=err)
+
+
+def print_error(error: object) -> None:
+    """Prints what ended a command, on stderr."""
+    print_line(f"Error: {error}", err=True)
+
+
+def print_warning(message: object) -> None:
+    """Prints a warning on stderr; where it has several lines, the further ones are indented."""
+    first, *others = str(message).rstrip().split("\n")
+    print_line(f"Warning: {first}", err=True)
+    for line in others:
+        print_line(f"  {line}", err=True)
 
 
 def print_json(value: Any) -> None:
     """Prints a value as indented JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    text = printable_json(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(encodable(text, sys.stdout.encoding, json=True))
+
+
+def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints rows with the same keys as CSV on stdout, the keys as its heading."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow(["" if value is None else _cell(value) for value in row.values()])
+    click.echo(text.getvalue(), nl=False)
 
 
 def print_table(
@@ -27,15 +66,20 @@ def print_table(
         rows: One sequence of cells per row.
         right: One character per column; "r" aligns it to the right.
     """
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=200)
+        console = Console(highlight=False, width=200)
     if title is not None:
-        console.print(title, style="bold", soft_wrap=True)
+        console.print(Text(_cell(title), style="bold"), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for index, heading in enumerate(columns):
         align = "right" if right[index : index + 1] == "r" else "left"
         table.add_column(heading, justify=align, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*[str(cell) for cell in row])
+        # As Text, in which neither [markup] nor an :emoji: means anything.
+        table.add_row(*[Text(_cell(cell)) for cell in row])
     console.print(table)
+
+
+def _cell(value: object) -> str:
+    return terminal_text(value, sys.stdout)

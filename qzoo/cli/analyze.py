@@ -15,7 +15,7 @@ from ..benchmark import torch_threads
 from ..datasets.sources import Data, Relabelled, open_data
 from ..errors import ArgumentError
 from ._models import labels_for, load_float_model, load_model, preset_of
-from ._output import print_json, print_table
+from ._output import print_json, print_line, print_table
 from .evaluate import DATA_HELP
 
 
@@ -92,7 +92,8 @@ def analyze_command(
         return
     report(diagnosis, top)
     if html is not None:
-        click.echo(f"\nwrote {html}")
+        print_line()
+        print_line(f"wrote {html}")
 
 
 def check_folder(path: Path | None) -> None:
@@ -107,7 +108,7 @@ def check_folder(path: Path | None) -> None:
 
 def report(diagnosis: Diagnosis, top: int) -> None:
     """Prints a diagnosis: accuracy, the layers to look at first, and what to try next."""
-    click.echo(_accuracy(diagnosis))
+    print_line(_accuracy(diagnosis))
     rows = []
     for place, suspect in enumerate(diagnosis.ranking[:top], 1):
         layer = diagnosis.comparison.layer(suspect.name)
@@ -126,21 +127,22 @@ def report(diagnosis: Diagnosis, top: int) -> None:
             )
         )
     columns = ("", "layer", "op", "logits dB", "outputs dB", "weights dB", "cut off", "")
-    click.echo()
+    print_line()
     print_table(
         "Layers to look at first (signal-to-noise ratios with this layer alone in int8)",
         columns,
         rows,
         "rllrrrr",
     )
-    click.echo("\nWhat to try next")
+    print_line()
+    print_line("What to try next")
     for finding in diagnosis.findings:
-        click.echo(f"- {finding.title}")
+        print_line(f"- {finding.title}")
         for advice in finding.advice:
             gain = "" if advice.gain_db is None else f" ({advice.gain_db:+.1f} dB when tried)"
-            click.echo(f"    {advice.text}{gain}")
+            print_line(f"    {advice.text}{gain}")
             if advice.command or advice.python:
-                click.echo(f"      {advice.command or advice.python}")
+                print_line(f"      {advice.command or advice.python}")
 
 
 def _accuracy(diagnosis: Diagnosis) -> str:

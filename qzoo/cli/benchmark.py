@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import platform
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
@@ -23,7 +21,7 @@ from ..runtimes.base import CompiledModel
 from ..runtimes.choice import machine, version
 from ..runtimes.footprint import footprint
 from ._models import load_model
-from ._output import print_json, print_table
+from ._output import print_csv, print_json, print_table, print_warning
 
 _PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
 
@@ -91,9 +89,7 @@ def benchmark(
         print_json(rows)
     elif as_csv:
         environment = _environment()
-        writer = csv.DictWriter(sys.stdout, [*rows[0], *environment], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, **environment} for row in rows)
+        print_csv([{**row, **environment} for row in rows])
     else:
         columns = ("model", "batch", "threads", "runtime", "ms", "quartiles", "images/s", "MiB", "")
         print_table(None, columns, [_cells(row) for row in rows], "lrrlrrrr")
@@ -157,7 +153,7 @@ def _measure(
                     artifact, compiled[runtime].runtime, threads, batch, (height, width)
                 )
             except QzooError as error:
-                click.echo(f"Warning: {error}", err=True)
+                print_warning(error)
         rows.append(row)
     return rows
 

@@ -17,7 +17,7 @@ from ..classify import classify as classify_images
 from ..images import load_image
 from ..registry import get_entry, get_model, get_weight
 from ._models import load_model
-from ._output import print_json, print_table
+from ._output import print_json, print_line, print_table
 
 DEMO_WEIGHTS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 _DIGITS = Path(__file__).parent.parent / "embedded" / "digits"
@@ -124,7 +124,7 @@ def demo(as_json: bool) -> None:
         rows,
         "lllr",
     )
-    click.echo()
+    print_line()
     cells = [
         (
             f["model"],

@@ -17,7 +17,7 @@ from ..evaluate import Metrics
 from ..evaluate import evaluate as measure
 from ..runtimes.api import RUNTIMES, compile
 from ._models import is_file, labels_for, load_float_model, load_model, preset_of
-from ._output import print_json
+from ._output import print_json, print_line
 
 DATA_HELP = "digits, fractals, or a folder: with train/ and val/, or with a folder per class."
 
@@ -127,4 +127,4 @@ def evaluate(
         print_json(row)
         return
     note = f", {len(kept)} layers in float" if kept else ""
-    click.echo(f"{info.architecture}, {kind}, {where}{note}, {opened.name}: {sentence(metrics)}")
+    print_line(f"{info.architecture}, {kind}, {where}{note}, {opened.name}: {sentence(metrics)}")

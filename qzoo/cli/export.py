@@ -12,6 +12,7 @@ import click
 
 from ..runtimes.api import to_artifact
 from ._models import load_model
+from ._output import print_line
 
 
 @dataclass(frozen=True)
@@ -84,4 +85,4 @@ def export(
     write(artifact, path, batch_size=batch, input_size=size, preprocess=preprocess)
     files = [path, path.with_suffix(".bin")] if target == "openvino" else [path]
     for file in files:
-        click.echo(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")
+        print_line(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")

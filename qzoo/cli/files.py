@@ -22,7 +22,7 @@ from ..errors import ArgumentError, ArtifactError, QzooError
 from ..hub.cache import Expected
 from ..registry import find_member, get_entry
 from ..sharing import push_artifact
-from ._output import print_json, print_table
+from ._output import print_error, print_json, print_line, print_table
 
 _SUFFIXES = {".safetensors", ".pth", ".pt"}
 
@@ -78,7 +78,7 @@ def convert(
     artifact = read_model(source, classes=names, **options)
     content = artifact.to_bytes() if kind == "artifact" else state_dict_bytes(artifact)
     write_atomically(target, content)
-    click.echo(f"{target}: {describe(artifact)}, {len(content) / 2**20:.1f} MiB")
+    print_line(f"{target}: {describe(artifact)}, {len(content) / 2**20:.1f} MiB")
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -117,7 +117,7 @@ def download(models: tuple[str, ...], weights: str) -> None:
         else:
             members.extend(enum)
     for member in dict.fromkeys(members):
-        click.echo(member.file(progress=True))
+        print_line(member.file(progress=True))
 
 
 @click.command()
@@ -137,12 +137,12 @@ def verify(ctx: click.Context, paths: tuple[Path, ...]) -> None:
     bad = 0
     for name, check in _checks(paths):
         try:
-            click.echo(f"ok   {name}: {check()}")
+            print_line(f"ok   {name}: {check()}")
         except QzooError as error:
             bad += 1
-            click.echo(f"BAD  {str(error) if str(name) in str(error) else f'{name}: {error}'}")
+            print_line(f"BAD  {str(error) if str(name) in str(error) else f'{name}: {error}'}")
     if bad:
-        click.echo(f"Error: {bad} of the files are bad.", err=True)
+        print_error(f"{bad} of the files are bad.")
         ctx.exit(2)
 
 
@@ -197,7 +197,7 @@ def push(path: Path, repo: str, message: str | None, **options: Any) -> None:
     artifact = read_model(path)
     if message is not None:
         options["message"] = message
-    click.echo(push_artifact(artifact, repo, **options))
+    print_line(push_artifact(artifact, repo, **options))
 
 
 @click.command()
@@ -227,4 +227,4 @@ def cache(clear: bool, as_json: bool) -> None:
     if cells:
         print_table(None, ("MiB", "file", "from"), cells, "r")
     done = "Removed" if clear else "Cache"
-    click.echo(f"{done}: {len(files)} files, {total:.1f} MiB, {hub.cache_dir()}")
+    print_line(f"{done}: {len(files)} files, {total:.1f} MiB, {hub.cache_dir()}")

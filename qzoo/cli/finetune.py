@@ -11,7 +11,7 @@ from ..artifact.native import model_info
 from ..backends import BACKENDS
 from ..datasets.sources import NAMED_DATA
 from ..quantize import RECIPES
-from ._output import print_json
+from ._output import print_json, print_line
 from .evaluate import figures
 
 
@@ -105,4 +105,4 @@ def finetune(
         print_json(row)
         return
     for line in training.summary(done):
-        click.echo(line)
+        print_line(line)

@@ -8,7 +8,7 @@ import click
 
 from ..registry import get_entry, list_models
 from ..weights import read_metadata
-from ._output import print_json, print_table
+from ._output import print_json, print_line, print_table
 
 
 @click.command("list")
@@ -32,7 +32,7 @@ def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: boo
         print_json(rows)
         return
     if not rows:
-        click.echo("No model matches.")
+        print_line("No model matches.")
         return
     columns = ("model", "params (M)", "GMACs", "int8 weights", "backend", "top-1 (%)", "MiB")
     print_table(None, columns, [_cells(row) for row in rows], "lrrllrr")
@@ -53,18 +53,19 @@ def info(model: str, as_json: bool) -> None:
     if as_json:
         print_json(meta)
         return
-    click.echo(
+    print_line(
         f"{entry.name}: {meta['num_params']:,} parameters, {meta['gmacs']} GMACs, smallest input "
         f"{meta['min_size'][0]}x{meta['min_size'][1]}"
     )
-    click.echo(f"float weights: torchvision.models.{meta['float_weights']}")
+    print_line(f"float weights: torchvision.models.{meta['float_weights']}")
     if not meta["weights"]:
-        click.echo("int8 weights: none published yet; quantize it with references/ptq.py")
+        print_line("int8 weights: none published yet; quantize it with references/ptq.py")
     for name, weights in meta["weights"].items():
         default = " (DEFAULT)" if name == meta["default"] else ""
-        click.echo(f"\n{entry.weights.__name__}.{name}{default}")
+        print_line()
+        print_line(f"{entry.weights.__name__}.{name}{default}")
         for key, value in _facts(weights).items():
-            click.echo(f"  {key:<12} {value}")
+            print_line(f"  {key:<12} {value}")
 
 
 def _weights(name: str) -> list[dict[str, Any] | None]:

@@ -18,7 +18,7 @@ from ..evaluate import evaluate as measure
 from ..quantize import RECIPES, ptq
 from ..quantize.flows import FLOWS
 from ._models import load_float_model, preset_of
-from ._output import print_json
+from ._output import print_json, print_line, print_warning
 from .evaluate import DATA_HELP, figures, labelled_pictures, sentence
 
 #: Points of top-1 that int8 may lose without a word.
@@ -99,10 +99,9 @@ def quantize(
         _report(loaded, int8, out, found)
     lost = found["float"].top1 - found["int8"].top1 if found else 0.0
     if lost > LARGE_LOSS:
-        click.echo(
-            f"Warning: int8 loses {lost:.2f} points of top-1: try --recipe best, another --backend "
-            "with a scale per channel, or --keep-float.",
-            err=True,
+        print_warning(
+            f"int8 loses {lost:.2f} points of top-1: try --recipe best, another --backend "
+            "with a scale per channel, or --keep-float."
         )
 
 
@@ -137,12 +136,12 @@ def _report(model: nn.Module, int8: nn.Module, out: Path, found: dict[str, Metri
     info = model_info(int8)
     before, after = _float_bytes(model) / 2**20, out.stat().st_size / 2**20
     images = info.recipe["calibration_images"]
-    click.echo(f"{info.architecture}, {info.backend}, calibrated on {images} images")
+    print_line(f"{info.architecture}, {info.backend}, calibrated on {images} images")
     if changed := info.recipe.get("changed"):
-        click.echo(f"{len(changed)} places round differently from the flow's own model (recorded)")
-    click.echo(f"{out}: {before:.2f} MiB float, {after:.2f} MiB int8")
+        print_line(f"{len(changed)} places round differently from the flow's own model (recorded)")
+    print_line(f"{out}: {before:.2f} MiB float, {after:.2f} MiB int8")
     for kind, metrics in found.items():
-        click.echo(f"{kind:5}: {sentence(metrics)}")
+        print_line(f"{kind:5}: {sentence(metrics)}")
 
 
 def _float_bytes(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ from ..benchmark import torch_threads
 from ..datasets.sources import open_data
 from ..quantize import RECIPES, Tuned, tune
 from ._models import load_float_model, preset_of
-from ._output import print_json, print_table
+from ._output import print_json, print_line, print_table, print_warning
 from .analyze import check_folder, pictures_to_measure
 from .evaluate import DATA_HELP
 
@@ -92,10 +92,9 @@ def tune_command(
     else:
         _report(tuned, out)
     if not tuned.met:
-        click.echo(
-            f"Warning: the target was missed by {tuned.drop - tuned.max_drop:.2f} points "
-            f"({tuned.stopped}); the best found was written.",
-            err=True,
+        print_warning(
+            f"the target was missed by {tuned.drop - tuned.max_drop:.2f} points "
+            f"({tuned.stopped}); the best found was written."
         )
         raise click.exceptions.Exit(1)
 
@@ -114,10 +113,11 @@ def _report(tuned: Tuned, out: Path) -> None:
     ]
     lost = "changed" if tuned.top1 is None else "lost"
     print_table(None, ("tried", "in float", "top-1", lost, "met", "after"), rows, "lrrrlr")
-    click.echo(f"\n{tuned.stopped}")
+    print_line()
+    print_line(tuned.stopped)
     if tuned.float_top1 is not None:
-        click.echo(f"float: top-1 {tuned.float_top1:.2f} %")
-        click.echo(f"int8:  top-1 {tuned.top1:.2f} %")
-    click.echo(f"{out}: {len(tuned.float_layers)} layers in float")
+        print_line(f"float: top-1 {tuned.float_top1:.2f} %")
+        print_line(f"int8:  top-1 {tuned.top1:.2f} %")
+    print_line(f"{out}: {len(tuned.float_layers)} layers in float")
     for name in tuned.float_layers:
-        click.echo(f"  {name}")
+        print_line(f"  {name}")

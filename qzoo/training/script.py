@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..artifact.native import package_versions
 from ..errors import QzooError
+from ..safe_text import terminal_text
 
 
 class Failure(click.ClickException):
@@ -49,12 +50,13 @@ def one_sentence(error: BaseException) -> str:
 def say(line: str) -> None:
     """Prints a line of results on stdout; of several processes, only the first one does."""
     if rank() == 0:
-        tqdm.write(line)
+        tqdm.write(terminal_text(line, sys.stdout))
 
 
 def tell(line: str) -> None:
     """Prints a line about the run on stderr; processes other than the first one give their rank."""
-    click.echo(line if rank() == 0 else f"[rank {rank()}] {line}", err=True)
+    line = line if rank() == 0 else f"[rank {rank()}] {line}"
+    click.echo(terminal_text(line, sys.stderr), err=True)
 
 
 def rank() -> int:
