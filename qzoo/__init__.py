@@ -1,145 +1,54 @@
-"""qzoo: a zoo of quantized image-classification models for PyTorch, stored as plain integers."""
+"""qzoo: a zoo of quantized image-classification models for PyTorch, stored as plain integers.
 
-from .artifact.format import Artifact, ModelInfo
-from .artifact.native import load, save
-from .backends import BACKENDS, Backend
-from .errors import (
-    ArgumentError,
-    ArtifactError,
-    BackendWarning,
-    DownloadError,
-    ImageError,
-    MissingDependencyError,
-    QzooError,
-    UncalibratedWarning,
-    UnknownNameError,
-    UploadError,
-)
-from .models import (
-    GoogLeNet_QuantizedWeights,
-    Inception_V3_QuantizedWeights,
-    MobileNet_V2_QuantizedWeights,
-    MobileNet_V3_Large_QuantizedWeights,
-    MobileNet_V3_Small_QuantizedWeights,
-    QuantizableGoogLeNet,
-    QuantizableInception3,
-    QuantizableMobileNetV2,
-    QuantizableMobileNetV3,
-    QuantizableResNet,
-    QuantizableShuffleNetV2,
-    ResNet18_QuantizedWeights,
-    ResNet34_QuantizedWeights,
-    ResNet50_QuantizedWeights,
-    ResNet101_QuantizedWeights,
-    ResNet152_QuantizedWeights,
-    ResNeXt50_32X4D_QuantizedWeights,
-    ResNeXt101_32X8D_QuantizedWeights,
-    ResNeXt101_64X4D_QuantizedWeights,
-    ShuffleNet_V2_X0_5_QuantizedWeights,
-    ShuffleNet_V2_X1_0_QuantizedWeights,
-    ShuffleNet_V2_X1_5_QuantizedWeights,
-    ShuffleNet_V2_X2_0_QuantizedWeights,
-    Wide_ResNet50_2_QuantizedWeights,
-    Wide_ResNet101_2_QuantizedWeights,
-    googlenet,
-    inception_v3,
-    mobilenet_v2,
-    mobilenet_v3_large,
-    mobilenet_v3_small,
-    resnet18,
-    resnet34,
-    resnet50,
-    resnet101,
-    resnet152,
-    resnext50_32x4d,
-    resnext101_32x8d,
-    resnext101_64x4d,
-    shufflenet_v2_x0_5,
-    shufflenet_v2_x1_0,
-    shufflenet_v2_x1_5,
-    shufflenet_v2_x2_0,
-    wide_resnet50_2,
-    wide_resnet101_2,
-)
-from .registry import (
-    get_model,
-    get_model_builder,
-    get_model_weights,
-    get_weight,
-    list_models,
-)
-from .runtimes import available_runtimes, compile
-from .sharing import from_pretrained, push_to_hub, save_pretrained
+The names of `qzoo/_api.py`, and the subpackages, are imported when they are first used: the command
+line shows its help, and completes words, without the seconds that importing PyTorch takes.
+"""
 
-__all__ = [
-    "BACKENDS",
-    "ArgumentError",
-    "Artifact",
-    "ArtifactError",
-    "Backend",
-    "BackendWarning",
-    "DownloadError",
-    "GoogLeNet_QuantizedWeights",
-    "ImageError",
-    "Inception_V3_QuantizedWeights",
-    "MissingDependencyError",
-    "MobileNet_V2_QuantizedWeights",
-    "MobileNet_V3_Large_QuantizedWeights",
-    "MobileNet_V3_Small_QuantizedWeights",
-    "ModelInfo",
-    "QuantizableGoogLeNet",
-    "QuantizableInception3",
-    "QuantizableMobileNetV2",
-    "QuantizableMobileNetV3",
-    "QuantizableResNet",
-    "QuantizableShuffleNetV2",
-    "QzooError",
-    "ResNeXt50_32X4D_QuantizedWeights",
-    "ResNeXt101_32X8D_QuantizedWeights",
-    "ResNeXt101_64X4D_QuantizedWeights",
-    "ResNet18_QuantizedWeights",
-    "ResNet34_QuantizedWeights",
-    "ResNet50_QuantizedWeights",
-    "ResNet101_QuantizedWeights",
-    "ResNet152_QuantizedWeights",
-    "ShuffleNet_V2_X0_5_QuantizedWeights",
-    "ShuffleNet_V2_X1_0_QuantizedWeights",
-    "ShuffleNet_V2_X1_5_QuantizedWeights",
-    "ShuffleNet_V2_X2_0_QuantizedWeights",
-    "UncalibratedWarning",
-    "UnknownNameError",
-    "UploadError",
-    "Wide_ResNet50_2_QuantizedWeights",
-    "Wide_ResNet101_2_QuantizedWeights",
-    "available_runtimes",
-    "compile",
-    "from_pretrained",
-    "get_model",
-    "get_model_builder",
-    "get_model_weights",
-    "get_weight",
-    "googlenet",
-    "inception_v3",
-    "list_models",
-    "load",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "push_to_hub",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "save",
-    "save_pretrained",
-    "shufflenet_v2_x0_5",
-    "shufflenet_v2_x1_0",
-    "shufflenet_v2_x1_5",
-    "shufflenet_v2_x2_0",
-    "wide_resnet50_2",
-    "wide_resnet101_2",
-]
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import (
+        analysis,
+        artifact,
+        backends,
+        benchmark,
+        checkpoint,
+        classify,
+        convert,
+        datasets,
+        errors,
+        evaluate,
+        export,
+        hub,
+        images,
+        models,
+        quantize,
+        reference,
+        registry,
+        runtimes,
+        sharing,
+        training,
+        transforms,
+        weights,
+    )
+    from ._api import *
+else:
+    from ._lazy import module_getattr, public_modules
+
+    _module = module_getattr(__name__, __path__)
+
+    def __getattr__(name):
+        if name in public_modules(__path__) or (name.startswith("_") and name != "__all__"):
+            return _module(name)
+        from . import _api
+
+        if name == "__all__":
+            return _api.__all__
+        if name not in _api.__all__:
+            return _module(name)  # which says that there is none
+        return globals().setdefault(name, getattr(_api, name))
+
+    def __dir__():
+        return sorted({*globals(), *public_modules(__path__), *__getattr__("__all__")})

@@ -98,6 +98,13 @@ def build_failure(name: str, kwargs: Mapping[str, Any], error: BaseException) ->
 _ENTRIES: dict[str, Entry] = {}
 
 
+def _entries() -> dict[str, Entry]:
+    """Returns all entries; the model files make them when they are imported."""
+    from . import models  # noqa: F401
+
+    return _ENTRIES
+
+
 def register_model(
     weights: type[WeightsEnum],
     float_weights: type[WeightsEnum],
@@ -124,7 +131,7 @@ def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
     """
     key = name.lower() if isinstance(name, str) else getattr(name, "__name__", str(name))
     key = key.removeprefix("quantized_")
-    entry = _ENTRIES.get(key)
+    entry = _entries().get(key)
     if entry is None:
         raise UnknownNameError(
             f"Unknown model {str(name)[:80]!r}.{did_you_mean(key, _ENTRIES)}"
@@ -147,7 +154,7 @@ def list_models(
     """
     include = [include] if isinstance(include, str) else include
     exclude = [exclude] if isinstance(exclude, str) else exclude
-    names = set(_ENTRIES)
+    names = set(_entries())
     if include is not None:
         names = {n for pattern in include for n in fnmatch.filter(names, pattern)}
     for pattern in exclude or ():
@@ -195,7 +202,7 @@ def get_weight(name: str) -> WeightsEnum:
         UnknownNameError: No such enum or member; the message suggests the nearest.
     """
     enum_name, _, member = str(name).partition(".")
-    enums = {e.__name__: e for x in _ENTRIES.values() for e in (x.weights, x.float_weights)}
+    enums = {e.__name__: e for x in _entries().values() for e in (x.weights, x.float_weights)}
     if enum_name not in enums or not member:
         known = [f"{e}.{m}" for e, enum in enums.items() for m in enum.__members__]
         raise UnknownNameError(

@@ -1,5 +1,8 @@
 """Diagnosis: where an int8 model loses accuracy, and what to do about it."""
 
+from typing import TYPE_CHECKING
+
+from .._lazy import module_getattr
 from ..quantize.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 from .compare import Comparison, LayerComparison, compare
 from .diagnose import Diagnosis, analyze
@@ -19,3 +22,6 @@ __all__ = [
     "compare",
     "measure_sensitivity",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = module_getattr(__name__, __path__)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ArtifactError
 from .layers import check_weight_shape
 
-_EPS = torch.tensor([torch.finfo(torch.float32).eps])
+_EPS = torch.tensor([torch.finfo(torch.float32).eps], dtype=torch.float32, device="cpu")
 #: How far PyTorch's QAT weight observers move per step (MovingAverageMinMaxObserver).
 _AVERAGING = 0.01
 #: Batch norm entries of ConvBn modules before version 2.

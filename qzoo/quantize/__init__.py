@@ -1,5 +1,8 @@
 """Quantization: from a float model of the zoo to an int8 one."""
 
+from typing import TYPE_CHECKING
+
+from .._lazy import module_getattr
 from . import qat
 from .dynamic import DynamicReport, quantize_dynamic
 from .observers import OBSERVERS, Grid, make_observer
@@ -27,3 +30,6 @@ __all__ = [
     "quantize_weight_only",
     "tune",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = module_getattr(__name__, __path__)
