@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,23 +48,110 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArtifactError: The file is missing, damaged, or of a run with other settings.
     """
+    state = read_checkpoint(path)
+    stored = state["settings"]
+    for name, value in settings.items():
+        if not _same(stored.get(name), value):
+            raise ArtifactError(
+                f"{path} belongs to a run with {name}={_shown(stored.get(name))}, not "
+                f"{_shown(value)}: resume with the same options, or start anew without --resume."
+            )
+    return state
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads what `save_checkpoint` wrote, of whichever run, and checks what can be checked alone.
+
+    Raises:
+        ArtifactError: The file is missing or damaged, or one of its fields is of another type or
+            has an impossible value.
+    """
     if not path.is_file():
         raise ArtifactError(f"There is no checkpoint {path} to resume from.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = state["settings"]
     except Exception as error:  # torch.load fails in many ways on a file that is none of its own
         reason = str(error).partition("\n")[0][:120]
         raise ArtifactError(
             f"{path} is not a checkpoint of the reference scripts, or is damaged ({reason})."
         ) from None
-    for name, value in settings.items():
-        if stored.get(name) != value:
-            raise ArtifactError(
-                f"{path} belongs to a run with {name}={stored.get(name)!r}, not {value!r}: resume "
-                "with the same options, or start anew without --resume."
-            )
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+        raise ArtifactError(
+            f"{path} is not a checkpoint of the reference scripts: it names no settings."
+        )
+    wrong = [name for name, good in _FIELDS.items() if name not in state or not good(state[name])]
+    if wrong:
+        raise ArtifactError(
+            f"{path} is no whole checkpoint of the reference scripts: the field {wrong[0]!r} is "
+            "missing or impossible. Resume from another one, or start anew."
+        )
     return state
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _tensors(value: Any) -> bool:
+    return _texts(value) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _log(value: Any) -> bool:
+    plain = (int, float, str)
+    return isinstance(value, list) and all(
+        _texts(row)
+        and _count(row.get("epoch"))
+        and row.keys() == value[0].keys()
+        and all(type(v) in plain for v in row.values())
+        for row in value
+    )
+
+
+#: No run comes near so many epochs, steps or threads.
+_MOST = 10**9
+#: What every field of a checkpoint must be, whatever the run.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "settings": _texts,
+    "threads": lambda v: _count(v) and v > 0,
+    "data_sha256": lambda v: isinstance(v, str),
+    "epoch": _count,
+    "step": _count,
+    "sums": lambda v: isinstance(v, list) and len(v) == 3 and all(map(_number, v)),
+    "seconds": lambda v: _number(v) and v >= 0,
+    "random": lambda v: isinstance(v, list) and len(v) > 0 and all(map(_texts, v)),
+    "log": _log,
+    "model": _tensors,
+    "optimizer": lambda v: (
+        _texts(v) and isinstance(v.get("state"), dict) and isinstance(v.get("param_groups"), list)
+    ),
+    "schedule": _texts,
+    "scaler": _texts,
+    "ema": lambda v: v is None or _tensors(v),
+}
+
+
+def _same(stored: Any, value: Any) -> bool:
+    """Whether two settings are equal; those of a file may be anything, such as tensors."""
+    if isinstance(value, (list, tuple)):
+        return (
+            isinstance(stored, (list, tuple))
+            and len(stored) == len(value)
+            and all(map(_same, stored, value))
+        )
+    return isinstance(stored, (type(None), bool, int, float, str)) and stored == value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def resume_path(resume: str | None, output: Path) -> Path | None:
@@ -107,11 +195,20 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Sets every random number generator of this process to what `random_state` returned."""
-    torch.set_rng_state(state["torch"])
-    internal, gauss = state["python"]
-    random.setstate((3, tuple(internal.tolist()), gauss))
-    keys, place, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), place, has_gauss, cached))
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    """Sets every random number generator of this process to what `random_state` returned.
+
+    Raises:
+        ArtifactError: It is no such state.
+    """
+    try:
+        torch.set_rng_state(state["torch"])
+        internal, gauss = state["python"]
+        random.setstate((3, tuple(internal.tolist()), gauss))
+        keys, place, has_gauss, cached = state["numpy"]
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), place, has_gauss, cached))
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except Exception as error:  # each generator has its own way to refuse what is not its own
+        raise ArtifactError(
+            f"The checkpoint's state of random numbers cannot be restored ({str(error)[:120]})."
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -154,13 +155,69 @@ class Learner:
         Raises:
             ArtifactError: It is of another model or optimizer.
         """
+        own = {
+            "optimizer": self.optimizer.state_dict()["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            # A schedule takes every key for an attribute of its own.
+            known = {k: state["schedule"][k] for k in own["schedule"] if k in state["schedule"]}
+            self.schedule.load_state_dict({**known, "lr_lambdas": own["schedule"]["lr_lambdas"]})
+            self.scaler.load_state_dict(state["scaler"])
+            if self.ema:
+                self.ema.load(state["ema"], self.model)
+        except Exception as error:  # PyTorch refuses in many ways what is not its own
             reason = " ".join(str(error).split())[:200]
             raise ArtifactError(f"The checkpoint does not fit this model ({reason}).") from None
-        self.schedule.load_state_dict(state["schedule"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.ema:
-            self.ema.load(state["ema"])
+        # The rest PyTorch takes as it comes, and would fail on it later or compute with it.
+        now = {
+            "optimizer": self.optimizer.state_dict()["param_groups"],
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        for what, before in own.items():
+            if not _alike(before, now[what]):
+                raise ArtifactError(f"The checkpoint's {what} is not that of such a run.")
+        if not self._good_moments():
+            raise ArtifactError("The checkpoint's optimizer does not fit this model's weights.")
+        if not self.finite():
+            raise ArtifactError("The checkpoint has weights that are not finite numbers.")
+
+    def _good_moments(self) -> bool:
+        """Whether what the optimizer remembers of each parameter has its shape and is finite."""
+        known = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        for parameter, moments in self.optimizer.state.items():
+            if id(parameter) not in known or not isinstance(moments, dict):
+                return False
+            for name, value in moments.items():
+                if name == "momentum_buffer" and value is None:
+                    continue
+                if not isinstance(value, Tensor) or not bool(torch.isfinite(value).all()):
+                    return False
+                if value.shape != (() if name == "step" else parameter.shape):
+                    return False
+        return True
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """Whether two states have the same structure, and numbers that are finite where numbers belong.
+
+    Versions of PyTorch differ in their flags, so that one that is off or unset may be missing.
+    """
+    if isinstance(before, dict):
+        return isinstance(after, dict) and all(
+            _alike(value, after[key]) if key in after else not value
+            for key, value in before.items()
+        )
+    if isinstance(before, (list, tuple)):
+        return (
+            isinstance(after, (list, tuple))
+            and len(before) == len(after)
+            and all(map(_alike, before, after))
+        )
+    if type(before) in (int, float):
+        return type(after) in (int, float) and math.isfinite(after)
+    return type(before) is type(after)

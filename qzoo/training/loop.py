@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArtifactError
 from ..evaluate import Metrics
 from . import checkpoint
 from .distributed import Ranks, evaluate_all
@@ -152,6 +152,7 @@ class Trainer:
             ArtifactError: It is missing, damaged, or of another run.
         """
         state = checkpoint.load_checkpoint(path, self.settings)
+        self._check_position(path, state)
         self.learner.load(state)
         self.at = self.at._replace(epoch=state["epoch"], step=state["step"])
         self.log, self._earlier = state["log"], state["seconds"]
@@ -172,6 +173,23 @@ class Trainer:
             tell(
                 f"It was written with {' and '.join(changed)}, so that the result will not be bit "
                 "for bit that of an uninterrupted run."
+            )
+
+    def _check_position(self, path: Path, state: Mapping[str, Any]) -> None:
+        """Checks that a checkpoint is of a moment of this run."""
+        epoch, step, log = state["epoch"], state["step"], state["log"]
+        if epoch > self.options["epochs"] or step >= self.at.steps:
+            raise ArtifactError(
+                f"{path} is in epoch {epoch + 1}, step {step}, but this run has "
+                f"{self.options['epochs']} epochs of {self.at.steps} steps: resume with the same "
+                "options and pictures."
+            )
+        done = log[-1]["epoch"] if log else 0
+        # Without a log nothing was finished; --start-epoch may have left out what came before.
+        if epoch != done and (log or epoch == self.options["epochs"]):
+            raise ArtifactError(
+                f"{path} says that {epoch} epochs are done, but its log ends with epoch {done}: it "
+                "is damaged. Resume from another one, or start anew."
             )
 
     def _open(self) -> None:

@@ -157,7 +157,14 @@ class Ema:
         finally:
             model.load_state_dict(own)
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Goes on from a `state` that was kept."""
+    def load(self, state: Mapping[str, Tensor], model: nn.Module) -> None:
+        """Goes on from a `state` that was kept.
+
+        Raises:
+            ValueError: It is not of this model.
+        """
+        shapes = {name: value.shape for name, value in model.state_dict().items()}
+        if shapes != {name: value.shape for name, value in state.items()}:
+            raise ValueError("the averaged weights are those of another model")
         for name, value in state.items():
             self.state[name] = value.to(self.state[name].device).clone()
