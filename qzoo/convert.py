@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from .artifact.format import Artifact, ModelInfo
+from .artifact.names import unwrapped
 from .artifact.native import to_native
 from .artifact.pth import QuantizedArray, read_checkpoint
-from .artifact.published import from_checkpoint, read_published, unwrapped
+from .artifact.published import from_checkpoint, read_published
 from .errors import ArgumentError, ArtifactError
 from .hub.cache import file_sha256
 from .registry import get_entry, get_weight, list_models

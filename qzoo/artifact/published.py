@@ -20,6 +20,7 @@ from ..errors import ArtifactError
 from ..registry import Entry, get_entry
 from .format import Artifact, ModelInfo
 from .layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
+from .names import unwrapped, warn_of_others
 from .native import package_versions
 from .plan import plan
 from .pth import Checkpoint, QuantizedArray, read_checkpoint
@@ -68,6 +69,7 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
     entry = get_entry(info.architecture)
     if info.backend is not None:
         get_backend(info.backend)
+    warn_of_others(checkpoint.entries)
     entries = _without_aux(entry, unwrapped(checkpoint.entries))
     if consume:
         checkpoint.entries.clear()
@@ -187,19 +189,6 @@ def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]
         elif isinstance(module, nn.Conv2d):
             previous = name
     return eps
-
-
-def unwrapped(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries under the model's own names.
-
-    DistributedDataParallel, DataParallel and averaged models (`model_ema`) put "module." before
-    every name.
-    """
-    prefix = "module."
-    inner = {k: v for k, v in entries.items() if k != "n_averaged"}
-    if inner and all(key.startswith(prefix) for key in inner):
-        return {key.removeprefix(prefix): value for key, value in inner.items()}
-    return dict(entries)
 
 
 def _without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,21 @@
 """The globals that a checkpoint may refer to, each mapped to inert data or a function of our own.
 
 The names are those that `torch.save` writes for state dicts and training checkpoints
-(`torch._utils`, `torch.storage`, `Tensor.__reduce_ex__`). Anything else is refused by name.
+(`torch._utils`, `torch.storage`, `Tensor.__reduce_ex__`). What other code put beside the weights
+stays a name (`Foreign`); of Python's own modules, whose functions hostile files call, only those
+that hold plain values are on the list, and anything else is refused by name.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
 
 from qzoo.artifact.pth.inert import (
     Dtype,
+    Foreign,
     Function,
     Namespace,
     OrderedItems,
@@ -90,8 +94,53 @@ _TORCH_NAMES = frozenset(
 )
 
 
+# Modules and names of Python that stand for plain values. Nothing of them is run or kept either.
+_PLAIN_MODULES = frozenset(
+    ["datetime", "decimal", "fractions", "pathlib", "typing", "uuid", "zoneinfo"]
+)
+_PLAIN_NAMES = frozenset(
+    [
+        ("_codecs", "encode"),  # how protocol 2 writes bytes
+        ("functools", "partial"),
+        ("time", "struct_time"),
+        *(
+            (module, name)
+            for module in ("builtins", "__builtin__")
+            for name in (
+                *("Ellipsis", "bool", "bytearray", "bytes", "complex", "dict", "float", "int"),
+                *(
+                    "list",
+                    "long",
+                    "object",
+                    "range",
+                    "slice",
+                    "str",
+                    "tuple",
+                    "type",
+                    "unicode",
+                    "xrange",
+                ),
+            )
+        ),
+    ]
+)
+# Python's modules, and those whose name was another one in Python 2, which protocol 2 writes.
+_PYTHON = sys.stdlib_module_names | {"__builtin__", "commands", "copy_reg"}
+
+
 def _ordered_dict() -> OrderedItems:
     return OrderedItems()
+
+
+def _default_dict(factory: object = None) -> OrderedItems:
+    return OrderedItems()
+
+
+def _sequence(items: object = (), most: object = None) -> list[object]:
+    if not isinstance(items, (list, tuple)):
+        raise RefusedError("is damaged: a set or deque is not made of a list")
+    # A list is handed on instead of copied, as in _counter.
+    return items if isinstance(items, list) else list(items)
 
 
 def _counter(items: object = None) -> object:
@@ -194,6 +243,12 @@ _FUNCTIONS = {
     (module, name): Function(f"{module}.{name}", run)
     for module, name, run in (
         ("collections", "OrderedDict", _ordered_dict),
+        ("collections", "defaultdict", _default_dict),
+        ("collections", "deque", _sequence),
+        ("builtins", "set", _sequence),
+        ("builtins", "frozenset", _sequence),
+        ("__builtin__", "set", _sequence),
+        ("__builtin__", "frozenset", _sequence),
         ("collections", "Counter", _counter),
         ("torch._utils", "_rebuild_tensor", _tensor),
         ("torch._utils", "_rebuild_tensor_v2", _tensor_v2),
@@ -205,15 +260,17 @@ _FUNCTIONS = {
         ("torch", "device", _device),
         ("torch.serialization", "_get_layout", _layout),
         ("argparse", "Namespace", _namespace),
+        ("types", "SimpleNamespace", _namespace),
     )
 }
 
 
-def find_global(module: str, name: str) -> Function | Dtype | str:
+def find_global(module: str, name: str) -> Function | Dtype | Foreign | str:
     """What stands for the global `module.name`.
 
     Raises:
-        RefusedError: The global is not on the list; nothing has been imported or run.
+        RefusedError: The global is one of Python's that is not on the list; nothing has been
+            imported or run.
     """
     function = _FUNCTIONS.get((module, name))
     if function is not None:
@@ -222,11 +279,21 @@ def find_global(module: str, name: str) -> Function | Dtype | str:
         return _STORAGES[name]
     if module == "torch" and name in _TORCH_NAMES:
         return f"torch.{name}"
-    raise RefusedError(
-        f"refers to {shown(module)}.{shown(name)}, which qzoo never runs; if you trust the file, "
-        "load it with PyTorch and save its model.state_dict() alone"
+    root = module.partition(".")[0]
+    if root in _PYTHON and root not in _PLAIN_MODULES and (module, name) not in _PLAIN_NAMES:
+        raise never_run(f"{module}.{name}")
+    return Foreign(f"{module}.{name}")
+
+
+def never_run(name: str) -> RefusedError:
+    """The refusal of a file that needs what `name` would do."""
+    return RefusedError(
+        f"refers to {shown(name)}, which qzoo never runs; if you trust the file, load it with "
+        "PyTorch and save its model.state_dict() alone"
     )
 
 
 def _described(value: object) -> str:
+    if isinstance(value, Foreign):
+        return shown(value.name)
     return shown(value) if isinstance(value, str) else type(value).__name__

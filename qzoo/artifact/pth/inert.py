@@ -20,7 +20,7 @@ MAX_QPARAMS = 1 << 20  # scales of all per-channel tensors together
 MAX_DIMENSIONS = 16
 MAX_DEPTH = 64  # containers in containers
 MAX_NAME = 256  # characters of a module or class name
-MAX_INT_BYTES = 16
+MAX_INT_BYTES = 32
 MAX_KEY = 1 << 60  # larger integers can be built to collide in a dict
 MAX_ZIP_ENTRIES = 1 << 16
 MAX_ZIP_DIRECTORY = 16 << 20
@@ -57,6 +57,25 @@ class Namespace:
 
     def __init__(self) -> None:
         self.fields: dict[Any, Any] | None = None
+
+
+class Foreign:
+    """Stands for a class or function of other code that the file names, and for what it makes.
+
+    Nothing is known of it but its name, and what was set on it as on a dict.
+    """
+
+    __slots__ = ("items", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.items: dict[Any, Any] = {}
+
+
+class OddKey:
+    """Stands for a dict key that is neither text nor a small integer; equal to no other."""
+
+    __slots__ = ()
 
 
 class Dtype:

@@ -12,8 +12,10 @@ from qzoo.artifact.pth.inert import (
     MAX_INT_BYTES,
     MAX_KEY,
     Dtype,
+    Foreign,
     Function,
     Namespace,
+    OddKey,
     OrderedItems,
     RefusedError,
     StorageRef,
@@ -45,6 +47,7 @@ def _proto(vm: Unpickler) -> None:
     version = vm.take(1)[0]
     if not 2 <= version <= 5:
         raise RefusedError(f"uses pickle protocol {version}; torch.save writes 2 to 5")
+    vm.protocol = version
 
 
 @_instruction(pickle.FRAME)
@@ -106,6 +109,30 @@ def _text4(vm: Unpickler) -> None:
     vm.push(vm.take(_UINT32.unpack(vm.take(4))[0]).decode("utf-8"))
 
 
+# Bytes lie beside the weights only, and nothing asks for them.
+@_instruction(pickle.SHORT_BINBYTES)
+def _bytes1(vm: Unpickler) -> None:
+    _skip_bytes(vm, "SHORT_BINBYTES", 1, since=3)
+
+
+@_instruction(pickle.BINBYTES)
+def _bytes4(vm: Unpickler) -> None:
+    _skip_bytes(vm, "BINBYTES", 4, since=3)
+
+
+@_instruction(pickle.BYTEARRAY8)
+def _bytearray8(vm: Unpickler) -> None:
+    _skip_bytes(vm, "BYTEARRAY8", 8, since=5)
+
+
+def _skip_bytes(vm: Unpickler, name: str, width: int, since: int) -> None:
+    """Skips bytes whose count takes `width` bytes, where the pickle's protocol has them."""
+    if vm.protocol < since:
+        raise unknown_instruction(name)
+    vm.take(int.from_bytes(vm.take(width), "little"))
+    vm.push(Foreign("bytes"))
+
+
 @_instruction(pickle.EMPTY_TUPLE)
 def _empty_tuple(vm: Unpickler) -> None:
     vm.push(())
@@ -139,7 +166,13 @@ def _tuple(vm: Unpickler) -> None:
     vm.push(tuple(items))
 
 
-@_instruction(pickle.EMPTY_LIST)
+# Sets, as protocol 4 writes them, come out as lists.
+@_instruction(pickle.FROZENSET)
+def _frozenset(vm: Unpickler) -> None:
+    vm.push(vm.pop_mark())
+
+
+@_instruction(pickle.EMPTY_LIST, pickle.EMPTY_SET)
 def _empty_list(vm: Unpickler) -> None:
     vm.push([])
 
@@ -150,7 +183,7 @@ def _append(vm: Unpickler) -> None:
     _as_list(vm.top()).append(item)
 
 
-@_instruction(pickle.APPENDS)
+@_instruction(pickle.APPENDS, pickle.ADDITEMS)
 def _appends(vm: Unpickler) -> None:
     items = vm.pop_mark()
     _as_list(vm.top()).extend(items)
@@ -223,8 +256,14 @@ def _inst(vm: Unpickler) -> None:
 @_instruction(pickle.REDUCE, pickle.NEWOBJ)
 def _call(vm: Unpickler) -> None:
     arguments, function = vm.pop(), vm.pop()
-    if not isinstance(function, Function) or not isinstance(arguments, tuple):
+    if not isinstance(function, (Function, Foreign)) or not isinstance(arguments, tuple):
         raise RefusedError("is damaged: it calls something that is no function")
+    if isinstance(function, Foreign):
+        vm.push(Foreign(function.name))
+        return
+    if arguments and isinstance(arguments[0], Foreign) and function.name.startswith("torch."):
+        vm.push(arguments[0])  # a tensor made of what is never made is as foreign
+        return
     try:
         vm.push(function.run(*arguments))
     except TypeError as error:
@@ -236,6 +275,8 @@ def _call(vm: Unpickler) -> None:
 @_instruction(pickle.BUILD)
 def _build(vm: Unpickler) -> None:
     state, target = vm.pop(), vm.top()
+    if isinstance(target, Foreign):
+        return
     if isinstance(target, Namespace) and isinstance(state, dict) and target.fields is None:
         target.fields = state
     elif isinstance(target, OrderedItems) and isinstance(state, dict):
@@ -255,6 +296,9 @@ def _persistent(vm: Unpickler) -> None:
     saved = vm.pop()
     if not isinstance(saved, tuple) or not saved or saved[0] != "storage":
         if isinstance(saved, tuple) and saved and saved[0] == "module":
+            if len(saved) == 4 and isinstance(saved[1], Foreign):  # a class and its source
+                vm.push(saved[1])
+                return
             raise RefusedError("holds a whole module; save its state_dict() alone")
         raise RefusedError("is damaged: it refers to something that is no storage")
     if len(saved) == 6 and saved[5] is not None:
@@ -275,19 +319,27 @@ def _persistent(vm: Unpickler) -> None:
     vm.push(ref)
 
 
+def unknown_instruction(name: str) -> RefusedError:
+    """The refusal of a file with an instruction that is not among the handlers."""
+    return RefusedError(
+        f"uses the pickle instruction {name}, which no checkpoint needs and qzoo never runs; save "
+        "the model's state_dict() with torch.save"
+    )
+
+
 def _as_list(target: object) -> list[object]:
+    if isinstance(target, Foreign):
+        return []  # its items are as foreign as itself
     if not isinstance(target, list):
         raise RefusedError("is damaged: it appends to something that is no list")
     return target
 
 
 def _set_items(target: object, items: list[object]) -> None:
+    target = target.items if isinstance(target, Foreign) else target
     if not isinstance(target, dict) or len(items) % 2:
         raise RefusedError("is damaged: it sets items of something that is no dict")
     for index in range(0, len(items), 2):
         key = items[index]
-        if not (isinstance(key, str) or (type(key) is int and -MAX_KEY < key < MAX_KEY)):
-            raise RefusedError(
-                "has a dict key that is neither text nor a small integer; save a state_dict()"
-            )
-        target[key] = items[index + 1]
+        plain = isinstance(key, str) or (type(key) is int and -MAX_KEY < key < MAX_KEY)
+        target[key if plain else OddKey()] = items[index + 1]

@@ -7,7 +7,9 @@ from typing import Any
 
 from qzoo.artifact.pth.file import File, Span
 from qzoo.artifact.pth.inert import (
+    Foreign,
     Namespace,
+    OddKey,
     OrderedItems,
     RefusedError,
     TensorRef,
@@ -19,8 +21,13 @@ from qzoo.artifact.pth.values import Checkpoint
 from qzoo.artifact.pth.zipped import MAGIC, read_zip
 from qzoo.errors import ArtifactError
 
-# Where training scripts put the state dict, the most wanted first.
-_PARTS = ("model", "state_dict", "model_ema")
+# Where training scripts put the state dict, the most wanted first: what was trained before averages
+# of it. One may lie in another ("ema" holding "module"), but not endlessly.
+PARTS = (
+    *("model", "state_dict", "model_state_dict", "model_state", "net", "network", "weights"),
+    *("module", "model_ema", "ema", "state_dict_ema", "ema_state_dict", "model_ema_state_dict"),
+)
+_MAX_PARTS = 4
 
 
 def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> Checkpoint:
@@ -32,9 +39,9 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> Ch
 
     Args:
         path: The file.
-        part: Key of the state dict in a training checkpoint such as `{"model": ..., "epoch": 3}`.
-            By default `model`, `state_dict` or `model_ema`, the first that exists, unless the
-            file is a state dict itself.
+        part: Key of the state dict in a training checkpoint such as `{"model": ..., "epoch": 3}`,
+            or several ("ema.module"). By default the first of `PARTS` that exists, or the only
+            one that holds tensors, unless the file is a state dict itself.
 
     Raises:
         ArtifactError: The file does not exist, is of another kind, is damaged, or refers to
@@ -87,26 +94,73 @@ def _other_kind(head: bytes) -> str:
 
 
 def _checkpoint(value: object, converter: Converter, part: str | None) -> Checkpoint:
-    outer = value.fields if isinstance(value, Namespace) else value
-    if not isinstance(outer, dict):
-        what = "a tensor" if isinstance(value, TensorRef) else f"a {type(value).__name__}"
-        raise RefusedError(f"holds {what} instead of a state dict; save model.state_dict()")
-    if part is None and not any(isinstance(item, TensorRef) for item in outer.values()):
-        part = next((name for name in _PARTS if isinstance(outer.get(name), dict)), None)
-    others: tuple[str, ...] = ()
-    chosen: Any = outer
+    outer = _as_dict(value)
+    if outer is None:
+        raise RefusedError(f"holds {_what(value)} instead of a state dict; save model.state_dict()")
+    chosen, keys = outer, []
     if part is not None:
-        others = tuple(str(key) for key in outer if key != part)
-        chosen = outer.get(part)
-        chosen = chosen.fields if isinstance(chosen, Namespace) else chosen
-        if not isinstance(chosen, dict):
-            known = ", ".join(shown(name) for name in others[:8])
-            raise RefusedError(f"holds no dict under '{shown(part)}'; it has {known or 'no keys'}")
+        chosen, keys = _named_part(outer, part)
+    while len(keys) < _MAX_PARTS and (key := _likely_part(chosen)) is not None:
+        inner = _as_dict(chosen[key])
+        assert inner is not None
+        chosen, keys = inner, [*keys, key]
+    if any(isinstance(key, OddKey) for key in chosen):
+        raise RefusedError(
+            "is no state dict: it has a dict key that is neither text nor a small integer"
+        )
     if not all(isinstance(key, str) for key in chosen):
         raise RefusedError("is no state dict: some of its keys are numbers")
-    entries = converter.convert(chosen)
+    entries = converter.convert(dict(chosen))
     assert isinstance(entries, dict)
-    return Checkpoint(entries, _metadata(chosen, converter), part, others)
+    others = tuple(k for k in outer if isinstance(k, str) and keys and k != keys[0])
+    metadata = _metadata(chosen, converter)
+    return Checkpoint(entries, metadata, ".".join(keys) if keys else None, others)
+
+
+def _named_part(outer: dict[Any, Any], part: str) -> tuple[dict[Any, Any], list[str]]:
+    """The dict under the key `part`, or under several that are joined by dots, and the keys."""
+    for keys in ([part], part.split(".")):
+        found: dict[Any, Any] | None = outer
+        for key in keys:
+            found = None if found is None else _as_dict(found.get(key))
+        if found is not None:
+            return found, keys
+    known = ", ".join(shown(str(name)) for name in list(outer)[:8] if isinstance(name, str))
+    raise RefusedError(f"holds no dict under '{shown(part)}'; it has {known or 'no keys'}")
+
+
+def _likely_part(outer: dict[Any, Any]) -> str | None:
+    """The key under which the state dict lies, None where `outer` is one or nothing tells."""
+    if _holds_weights(outer):
+        return None
+    inner = {key: _as_dict(item) for key, item in outer.items() if isinstance(key, str)}
+    named = next((name for name in PARTS if inner.get(name)), None)
+    if named is not None:
+        return named
+    holding = [key for key, items in inner.items() if _holds_weights(items)]
+    return holding[0] if len(holding) == 1 else None
+
+
+def _holds_weights(items: dict[Any, Any] | None) -> bool:
+    """Whether it holds tensors of modules ("conv1.weight"), and not only such as a random state."""
+    return any(
+        isinstance(key, str) and "." in key and isinstance(item, TensorRef)
+        for key, item in (items or {}).items()
+    )
+
+
+def _as_dict(value: object) -> dict[Any, Any] | None:
+    if isinstance(value, Namespace):
+        return value.fields or {}
+    if isinstance(value, Foreign):  # a dict of another kind keeps its items
+        return value.items or None
+    return value if isinstance(value, dict) else None
+
+
+def _what(value: object) -> str:
+    if isinstance(value, Foreign):
+        return f"an object of {shown(value.name)}, which qzoo never runs,"
+    return "a tensor" if isinstance(value, TensorRef) else f"a {type(value).__name__}"
 
 
 def _metadata(state: dict[Any, Any], converter: Converter) -> dict[str, dict[str, Any]]:

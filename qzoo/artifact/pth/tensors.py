@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from qzoo.artifact.pth.allowed import never_run
 from qzoo.artifact.pth.file import File, Span
 from qzoo.artifact.pth.inert import (
     MAX_DEPTH,
@@ -15,7 +16,9 @@ from qzoo.artifact.pth.inert import (
     MAX_INSTRUCTIONS,
     MAX_QPARAMS,
     MAX_TENSORS,
+    Foreign,
     Namespace,
+    OddKey,
     RefusedError,
     StorageRef,
     TensorRef,
@@ -78,7 +81,8 @@ class Converter:
         if isinstance(value, dict):
             items: dict[Any, Value] = {}
             for key, item in value.items():
-                items[key], size = self._convert(item)
+                known = f"<key {len(items)}>" if isinstance(key, OddKey) else key
+                items[known], size = self._convert(item)
                 weight += size
             return items, weight
         if isinstance(value, (list, tuple)):
@@ -88,6 +92,11 @@ class Converter:
                 sequence.append(converted)
                 weight += size
             return (tuple(sequence) if isinstance(value, tuple) else sequence), weight
+        if isinstance(value, Foreign):
+            # What PyTorch's own code would make is a tensor of a kind that is not read.
+            if value.name.startswith("torch."):
+                raise never_run(value.name)
+            return f"<{shown(value.name)}>", weight
         if isinstance(value, StorageRef):
             raise RefusedError("holds a bare storage; save tensors instead")
         raise RefusedError("is damaged: it holds a type where a value belongs")

@@ -19,7 +19,7 @@ from qzoo.artifact.pth.inert import (
     StorageRef,
     TruncatedError,
 )
-from qzoo.artifact.pth.instructions import HANDLERS
+from qzoo.artifact.pth.instructions import HANDLERS, unknown_instruction
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
@@ -29,12 +29,14 @@ class Unpickler:
 
     Attributes:
         position: Offset of the next byte to read.
+        protocol: Of the pickle that is being read, as it says itself.
         storages: The storages that persistent ids have named so far, by key.
     """
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.position = 0
+        self.protocol = 2
         self.storages: dict[str, StorageRef] = {}
         self._left = MAX_INSTRUCTIONS
         self._stack: list[object] = []
@@ -73,11 +75,7 @@ class Unpickler:
                 break
             handler = handlers.get(code)
             if handler is None:
-                what = _NAMES.get(code, f"0x{code:02x}")
-                raise RefusedError(
-                    f"uses the pickle instruction {what}, which no checkpoint needs and qzoo "
-                    "never runs; save the model's state_dict() with torch.save"
-                )
+                raise unknown_instruction(_NAMES.get(code, f"0x{code:02x}"))
             handler(self)
         (result,) = self._stack if len(self._stack) == 1 else (None,)
         if len(self._stack) != 1 or self._marks:

@@ -31,7 +31,8 @@ class QuantizedArray:
 
 
 # Dtypes, qschemes, layouts and devices come out as the text that names them ("torch.qint8",
-# "torch.per_tensor_affine", "torch.strided", "cuda:0"); `argparse.Namespace` as a dict.
+# "torch.per_tensor_affine", "torch.strided", "cuda:0"); `argparse.Namespace` and defaultdicts as
+# dicts, sets as lists; an object of other code as the name of its class ("<pathlib.PosixPath>").
 Value: TypeAlias = (
     torch.Tensor
     | QuantizedArray
@@ -55,8 +56,8 @@ class Checkpoint:
             dtypes; the linear modules' `_packed_params` of version 3 is a tuple
             `(QuantizedArray, bias or None)`.
         metadata: The state dict's `_metadata`: module path to `{"version": n}`; empty when absent.
-        part: The key of the file's outer dict under which the state dict lay, `None` when the
-            file is the state dict itself.
+        part: The key of the file's outer dict under which the state dict lay ("ema.module" for
+            one in another), `None` when the file is the state dict itself.
         others: The outer dict's other keys (`optimizer`, `epoch`, ...), which were not read.
     """
 
