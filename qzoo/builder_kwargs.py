@@ -126,7 +126,8 @@ def validate_builder_kwargs(
     for key, value in kwargs.items():
         if key not in known:
             raise ArgumentError(
-                f"{name} has no keyword {reprlib.repr(key)}.{did_you_mean(str(key)[:80], known)}"
+                f"Cannot build {name}: it has no keyword {reprlib.repr(key)}."
+                + did_you_mean(str(key)[:80], known)
             )
         if not _RULES[key].fits(value):
             raise ArgumentError(
