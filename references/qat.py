@@ -45,6 +45,7 @@ def main(**options: Any) -> None:
         model = float_model(options, opened)
         name = model_info(model).architecture
         data = training.prepare_data(options, ranks, name, data=opened)
+        training.open_run(options, ranks)
         start = training.start_qat(model, data, options, ranks)
         trainer = Trainer(
             start.model,

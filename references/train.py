@@ -39,6 +39,7 @@ def main(**options: Any) -> None:
         training.set_up(options, ranks)
         data = training.prepare_data(options, ranks, options["model"])
         model = training.float_model(options["model"], options["weights"], len(data.classes))
+        training.open_run(options, ranks)
         trainer = training.Trainer(
             model,
             data,

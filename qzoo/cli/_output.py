@@ -10,7 +10,8 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import click
@@ -37,6 +38,17 @@ def print_warning(message: object) -> None:
     print_line(f"Warning: {first}", err=True)
     for line in others:
         print_line(f"  {line}", err=True)
+
+
+@contextmanager
+def only_json(wanted: bool) -> Iterator[None]:
+    """Keeps stdout for one JSON document: what is printed within goes to stderr.
+
+    Args:
+        wanted: Whether JSON was asked for; else nothing changes.
+    """
+    with redirect_stdout(sys.stderr) if wanted else nullcontext():
+        yield
 
 
 def print_json(value: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +11,11 @@ from ..artifact.native import model_info
 from ..backends import BACKENDS
 from ..datasets.sources import NAMED_DATA
 from ..quantize import RECIPES
-from ._output import print_json, print_line
+from ._output import only_json, print_json, print_line
 from .evaluate import figures
+
+if TYPE_CHECKING:
+    from ..training import Outcome
 
 
 @click.command()
@@ -25,20 +28,51 @@ from .evaluate import figures
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", show_default=True)
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="Numeric configuration.")
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), help="Folder to write.  [default: PHOTOS-MODEL]"
+    "--out",
+    "-o",
+    type=click.Path(path_type=Path),
+    help="Folder to write.  [default: PHOTOS-MODEL or, where that is taken, PHOTOS-MODEL-2, ...]",
 )
 @click.option("--epochs", default=10, show_default=True, type=click.IntRange(1))
 @click.option("--lr", default=0.0003, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option(
+    "--lr-warmup-epochs",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Epochs in which the learning rate rises.",
+)
+@click.option(
+    "--clip-grad-norm",
+    type=click.FloatRange(0, min_open=True),
+    help="Longest gradient of a step.  [default: no limit]",
+)
+@click.option(
+    "--qat-lr",
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate of training with quantization.  [default: a tenth of --lr]",
+)
 @click.option("--batch-size", "-b", type=click.IntRange(1), help="[default: 32, or all there are]")
 @click.option("--size", type=click.IntRange(1), help="Side of the pictures.  [default: 224]")
 @click.option("--augment", type=click.Choice(["none", "affine", "turn", "crop"]), help="By data.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU where there is one]")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run in the same folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON at the end.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the interrupted run that has the same options, in its folder.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
 def finetune(
-    photos: str, int8: bool, qat: bool, out: Path | None, size: int | None, **chosen: Any
+    photos: str,
+    int8: bool,
+    qat: bool,
+    out: Path | None,
+    size: int | None,
+    as_json: bool,
+    **chosen: Any,
 ) -> None:
     """Fine-tune a model on your own pictures and quantize it to int8.
 
@@ -53,19 +87,32 @@ def finetune(
       qzoo finetune photos/ --checkpoint earlier/model.safetensors
       qzoo finetune digits --model shufflenet_v2_x0_5 --weights none --epochs 30 --lr 0.002
     """
+    with only_json(as_json):
+        row, lines = _finetune(photos, int8, qat, out, size, **chosen)
+    if as_json and row:
+        print_json(row)
+    elif not as_json:
+        for line in lines:
+            print_line(line)
+
+
+def _finetune(
+    photos: str, int8: bool, qat: bool, out: Path | None, size: int | None, **chosen: Any
+) -> tuple[dict[str, Any], list[str]]:
+    """Runs the training; returns its figures as JSON values and as lines, for the first process."""
     # Training machinery that no other command needs.
     from .. import training
 
-    checkpoint, as_json = chosen.pop("checkpoint"), chosen.pop("as_json")
+    checkpoint = chosen.pop("checkpoint")
     chosen["resume"] = "auto" if chosen["resume"] else None
-    source = {"data": photos} if photos in NAMED_DATA else {"data_path": photos}
+    source = {"data": photos} if photos in NAMED_DATA else {"data_path": str(Path(photos))}
     name = Path(photos).resolve().name if "data_path" in source else photos
     started = "own" if checkpoint else chosen["model"]
-    special = {k: chosen.pop(k) for k in ("model", "weights", "recipe", "backend")}
+    special = {k: chosen.pop(k) for k in ("model", "weights", "recipe", "backend", "qat_lr")}
     options = training.option_values(
         **source,
         **chosen,
-        output_dir=str(out or f"{name}-{started}"),
+        output_dir=str(out) if out else None,
         train_crop_size=size,
         opt="adamw",
         weight_decay=0.01,
@@ -82,27 +129,47 @@ def finetune(
         "quantize": ("qat" if qat else "auto") if int8 else "none",
         "max_drop": 0.5,
         "qat_epochs": 3,
-        "qat_lr": None,
     }
     with training.joined(options["device"]) as ranks:
+        if not out:
+            base = Path(f"{name}-{started}")
+            options["output_dir"] = ranks.gather(_folder(base, options) if ranks.first else "")[0]
         training.set_up(options, ranks)
         done = training.transfer(options, ranks, "finetune", training.command_line("qzoo"))
         if not ranks.first:
-            return
+            return {}, []
         training.measure_latency(done, options["threads"] or 1)
-    if as_json:
-        row: dict[str, Any] = {"model": model_info(done.model).architecture, "data": name}
-        row["method"] = done.method
-        for kind, metrics in done.metrics.items():
-            milliseconds, runtime = done.latency_ms[kind]
-            row[kind] = {
-                "file": str(done.files[kind]),
-                "bytes": done.files[kind].stat().st_size,
-                **figures(metrics),
-                "latency_ms": round(milliseconds, 4),
-                "runtime": runtime,
-            }
-        print_json(row)
-        return
-    for line in training.summary(done):
-        print_line(line)
+    return _row(done, name), training.summary(done)
+
+
+def _folder(base: Path, options: dict[str, Any]) -> str:
+    """Returns the folder of a new run, or of the one to go on with."""
+    from .. import training
+
+    if options["overwrite"] and not options["resume"]:
+        return str(base)
+    if options["resume"]:
+        settings = {key: options[key] for key in training.DECISIVE}
+        last = training.FLOAT if options["quantize"] == "none" else training.INT8
+        if found := training.find_run(base, settings, last):
+            return str(found)
+        training.tell("There is no interrupted run to go on with: this one starts anew.")
+    folder = training.new_folder(base)
+    if folder != base:
+        training.tell(f"{base} is taken, by an earlier run perhaps: this one goes to {folder}.")
+    return str(folder)
+
+
+def _row(done: Outcome, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": model_info(done.model).architecture, "data": name}
+    row["method"] = done.method
+    for kind, metrics in done.metrics.items():
+        milliseconds, runtime = done.latency_ms[kind]
+        row[kind] = {
+            "file": str(done.files[kind]),
+            "bytes": done.files[kind].stat().st_size,
+            **figures(metrics),
+            "latency_ms": round(milliseconds, 4),
+            "runtime": runtime,
+        }
+    return row

@@ -31,7 +31,6 @@ from .order import Order, stream
 from .position import Hooks, Position
 from .prepare import Prepared, measure, prepare_data, set_up
 from .qat import (
-    START,
     Finished,
     Freezing,
     Start,
@@ -40,8 +39,10 @@ from .qat import (
     qat_options,
     start_qat,
 )
+from .runs import FLOAT, INT8, START, check_run, find_run, new_folder, open_run
 from .script import Command, Failure, command_line, environment, mib, say, tell
 from .transfer import (
+    DECISIVE,
     QUANTIZE,
     Outcome,
     measure_latency,
@@ -51,6 +52,9 @@ from .transfer import (
 )
 
 __all__ = [
+    "DECISIVE",
+    "FLOAT",
+    "INT8",
     "POSITIVE",
     "QUANTIZE",
     "START",
@@ -72,10 +76,12 @@ __all__ = [
     "Start",
     "Trainer",
     "check_classes",
+    "check_run",
     "check_size",
     "command_line",
     "environment",
     "evaluate_all",
+    "find_run",
     "finish_qat",
     "float_model",
     "joined",
@@ -87,6 +93,8 @@ __all__ = [
     "measure",
     "measure_latency",
     "mib",
+    "new_folder",
+    "open_run",
     "option_values",
     "parameter_groups",
     "prepare_data",

@@ -19,12 +19,13 @@ from ..errors import ArtifactError
 CHECKPOINT = "checkpoint.pth"
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+def save_checkpoint(path: Path, state: Mapping[str, Any], resume: str = "--resume") -> None:
     """Writes all that a resumed run needs, whole or not at all.
 
     Args:
         path: The file; one that is there stays as it is until the new one is complete.
         state: Tensors, and plain values, lists and dictionaries of them.
+        resume: The option that goes on from it, for the message of an error.
 
     Raises:
         ArtifactError: The file cannot be written; an earlier one is still there.
@@ -34,7 +35,7 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     try:
         write_atomically(path, cast("bytes", buffer.getbuffer()))
     except ArtifactError as error:
-        earlier = f" The one before it is whole: make room, then --resume {path}."
+        earlier = f" The one before it is whole: make room, then {resume}."
         raise ArtifactError(f"{error}{earlier if path.exists() else ''}") from None
 
 
@@ -51,7 +52,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     state = read_checkpoint(path)
     stored = state["settings"]
     for name, value in settings.items():
-        if not _same(stored.get(name), value):
+        if not same(stored.get(name), value):
             raise ArtifactError(
                 f"{path} belongs to a run with {name}={_shown(stored.get(name))}, not "
                 f"{_shown(value)}: resume with the same options, or start anew without --resume."
@@ -60,11 +61,10 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, of whichever run, and checks what can be checked alone.
+    """Reads what `save_checkpoint` wrote, of whichever run.
 
     Raises:
-        ArtifactError: The file is missing or damaged, or one of its fields is of another type or
-            has an impossible value.
+        ArtifactError: The file is missing or damaged, or names no settings.
     """
     if not path.is_file():
         raise ArtifactError(f"There is no checkpoint {path} to resume from.")
@@ -79,13 +79,22 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is not a checkpoint of the reference scripts: it names no settings."
         )
-    wrong = [name for name, good in _FIELDS.items() if name not in state or not good(state[name])]
-    if wrong:
-        raise ArtifactError(
-            f"{path} is no whole checkpoint of the reference scripts: the field {wrong[0]!r} is "
-            "missing or impossible. Resume from another one, or start anew."
-        )
     return state
+
+
+def check_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint has all that a run writes, and that each field can be such.
+
+    Raises:
+        ArtifactError: One is missing, of another type, or has an impossible value.
+    """
+    for name, good in _FIELDS.items():
+        if name not in state or not good(state[name]):
+            what = "is not what a run writes" if name in state else "is missing"
+            raise ArtifactError(
+                f"{path} is a damaged checkpoint: its field {name!r} {what}. Resume from another "
+                "one, or start anew."
+            )
 
 
 def _count(value: Any) -> bool:
@@ -138,13 +147,13 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _same(stored: Any, value: Any) -> bool:
-    """Whether two settings are equal; those of a file may be anything, such as tensors."""
+def same(stored: Any, value: Any) -> bool:
+    """Returns whether a setting from a file, which may be anything, is the one that is wanted."""
     if isinstance(value, (list, tuple)):
         return (
             isinstance(stored, (list, tuple))
             and len(stored) == len(value)
-            and all(map(_same, stored, value))
+            and all(map(same, stored, value))
         )
     return isinstance(stored, (type(None), bool, int, float, str)) and stored == value
 

@@ -104,7 +104,10 @@ def joined(device: str | None) -> Iterator[Ranks]:
 
 
 #: What to do after a run of several processes broke off.
-GO_ON = "Start it again with --resume auto: it goes on from its last checkpoint."
+GO_ON = (
+    "Start it again with --resume auto (qzoo finetune: --resume): it goes on from its last "
+    "checkpoint."
+)
 
 
 def _device(name: str | None, world: int) -> torch.device:

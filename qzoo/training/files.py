@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..artifact.format import write_atomically
 from ..artifact.native import model_info
@@ -82,6 +83,15 @@ def check_classes(model: nn.Module, data: Data, own: bool) -> None:
             f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
             "do not belong together."
         )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the sha256 of a model's numbers and their names, in hexadecimal."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -24,6 +24,7 @@ from .loss import Loss
 from .options import DECISIVE
 from .position import Hooks, Position
 from .prepare import Prepared
+from .runs import check_run
 from .script import say, tell
 
 
@@ -143,7 +144,9 @@ class Trainer:
             **self.learner.state(),
         }
         if self.ranks.first:
-            checkpoint.save_checkpoint(self.output / checkpoint.CHECKPOINT, state)
+            path = self.output / checkpoint.CHECKPOINT
+            resume = f"--resume {path}" if self.script.endswith(".py") else "--resume"
+            checkpoint.save_checkpoint(path, state, resume)
 
     def load(self, path: Path) -> None:
         """Goes on from a checkpoint.
@@ -152,6 +155,7 @@ class Trainer:
             ArtifactError: It is missing, damaged, or of another run.
         """
         state = checkpoint.load_checkpoint(path, self.settings)
+        checkpoint.check_state(path, state)
         self._check_position(path, state)
         self.learner.load(state)
         self.at = self.at._replace(epoch=state["epoch"], step=state["step"])
@@ -197,8 +201,8 @@ class Trainer:
         path = checkpoint.resume_path(self.options["resume"], self.output)
         if path is not None:
             self.load(path)
-        elif self.ranks.first and (self.output / checkpoint.CHECKPOINT).exists():
-            tell(f"{self.output} holds the checkpoint of an earlier run, which will be replaced.")
+        elif self.ranks.first:
+            check_run(self.options, self.ranks, (checkpoint.CHECKPOINT,))
         self.ranks.barrier()
         if self.ranks.first:
             checkpoint.remove_leftovers(self.output)
@@ -280,10 +284,13 @@ class Trainer:
         path = self.output / checkpoint.CHECKPOINT
         what = "weights are" if math.isfinite(mean) else "loss is"
         kept = f"the last good checkpoint is kept in {path}" if path.exists() else "none was kept"
+        # In a run of two trainings, the second one's learning rate has an option of its own.
+        own = self.options.get("lr_option")
+        lower = f"Lower {own or '--lr'} (now {self.learner.lr:g})"
+        others = "--clip-grad-norm" if own else "--lr-warmup-epochs or --clip-grad-norm"
         raise ArgumentError(
-            f"Training diverged: in {self.at} the {what} "
-            f"no longer finite. Lower --lr (now {self.learner.lr:g}), or try --lr-warmup-epochs or "
-            f"--clip-grad-norm; {kept}."
+            f"Training diverged: in {self.at} the {what} no longer finite. {lower}, or try "
+            f"{others}; {kept}."
         )
 
     def _elapsed(self) -> float:

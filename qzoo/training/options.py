@@ -119,7 +119,13 @@ SPECS: tuple[Spec, ...] = (
     _spec("--use-deterministic-algorithms", is_flag=True, help="Also on a GPU."),
     # Output
     _spec("--output-dir", required=True, help="Where checkpoints, weights and the log go."),
-    _spec("--resume", help='A checkpoint.pth of the same run; "auto": the folder\'s, if any.'),
+    _spec(
+        "--resume",
+        is_flag=False,
+        flag_value="auto",
+        help='A checkpoint.pth of the same run; alone or "auto": the folder\'s, if any.',
+    ),
+    _spec("--overwrite", is_flag=True, help="Replace the run that --output-dir holds."),
     _spec("--checkpoint-steps", type=POSITIVE, help="Checkpoints within epochs, too."),
     _spec("--eval-every", type=POSITIVE, default=1, help="Epochs between measurements."),
     _spec("--print-freq", type=POSITIVE, default=10, help="Steps between shown figures."),

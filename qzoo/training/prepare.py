@@ -20,6 +20,7 @@ from .batches import Batches, LoadedBatches, MemoryBatches
 from .distributed import Ranks, evaluate_all
 from .files import check_size
 from .order import Order
+from .runs import check_run
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ def set_up(options: Mapping[str, Any], ranks: Ranks) -> None:
     """Sets this process's threads and random seeds as the options `threads`, `seed` and so on say.
 
     The random numbers of dropout differ between processes, as their images do.
+
+    Raises:
+        ArgumentError: The output folder holds another run.
     """
+    check_run(options, ranks)
     if options["threads"]:
         torch.set_num_threads(options["threads"])
     seed = options["seed"] + ranks.rank

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,16 @@ from ..quantize.qat_model import InTraining
 from ..quantize.ranks import spread_calibration
 from .checkpoint import resume_path
 from .distributed import Ranks
+from .files import digest
 from .optim import make_optimizer
 from .options import COUNT, POSITIVE
 from .position import Hooks, Position
 from .prepare import Prepared, measure
+from .runs import INT8, START
 from .script import tell
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The PTQ result that training starts from, in --output-dir.
-START = "ptq.safetensors"
-#: The int8 model, in --output-dir.
-INT8 = "int8.safetensors"
 #: Recipes that training can start from; the last one is no PTQ at all.
 STARTS = (*RECIPES, "none")
 
@@ -166,17 +163,9 @@ def start_qat(model: nn.Module, data: Prepared, options: Mapping[str, Any], rank
         if ranks.first:
             path.parent.mkdir(parents=True, exist_ok=True)
             save(int8, path)
-    settings["ptq_sha256"] = _digest(artifact)
+    settings["ptq_sha256"] = digest(artifact.tensors)
     prepared = qat.prepare(model, backend, from_ptq=artifact, **common)
     return Start(prepared, to_native(artifact), settings)
-
-
-def _digest(artifact: Artifact) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(artifact.tensors):
-        digest.update(name.encode())
-        digest.update(artifact.tensors[name].contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class Freezing(Hooks):

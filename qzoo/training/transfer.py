@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..benchmark import interleave, torch_threads
 from ..checkpoint import load_float, save_float
 from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data
-from ..errors import ArgumentError, DownloadError
+from ..errors import ArgumentError, ArtifactError, DownloadError
 from ..evaluate import Metrics
 from ..quantize import ptq
 from ..quantize.ptq import default_ptq_backend
@@ -24,22 +25,25 @@ from ..quantize.ranks import spread_calibration
 from ..runtimes.api import compile
 from ..transforms import ImageClassification
 from . import sources
+from .checkpoint import CHECKPOINT, read_checkpoint
 from .distributed import Ranks, evaluate_all
-from .files import float_model
+from .files import digest, float_model
 from .loop import Trainer
 from .loss import SELF, make_loss
 from .optim import make_optimizer
+from .options import DECISIVE as ENGINES
 from .position import Hooks, Position
 from .prepare import Prepared, prepare_data
-from .qat import INT8, QAT_DEFAULTS, Freezing, finish_qat, qat_optimizer, start_qat
-from .script import mib, say
+from .qat import QAT_DEFAULTS, Freezing, finish_qat, qat_optimizer, start_qat
+from .runs import FLOAT, INT8, QAT, open_run
+from .script import mib, say, tell
 
-#: The float weights, in --output-dir.
-FLOAT = "model.safetensors"
 #: What may follow the float training.
 QUANTIZE = ("auto", "ptq", "qat", "none")
-#: Options that change the weights, besides the engine's.
-_DECISIVE = ("model", "weights", "checkpoint", "head_epochs", "head_lr_factor")
+#: Options that change the float weights, besides the engine's.
+_OWN = ("model", "weights", "checkpoint", "head_epochs", "head_lr_factor")
+#: All of them.
+DECISIVE = (*_OWN, *ENGINES)
 
 
 @dataclass
@@ -90,6 +94,7 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
     name = model_info(model).architecture
     data = prepare_data(options, ranks, name, data=source)
     head = head_name(model)
+    open_run(options, ranks)
     trainer = Trainer(
         model,
         data,
@@ -99,7 +104,7 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
         hooks=Unfreezing(head, options["head_epochs"]),
         loss=make_loss(options, data, model),
         optimizer=_optimizer(model, head, options),
-        settings={name: options[name] for name in _DECISIVE},
+        settings={name: options[name] for name in _OWN},
     )
     metrics = trainer.fit()
     model.cpu().eval().requires_grad_()
@@ -116,11 +121,25 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
         ),
     )
     if ranks.first:
-        save_float(model, output / FLOAT)
+        _save_float(model, output)
     done = Outcome(model, {"float": metrics}, {"float": output / FLOAT})
     if options["quantize"] != "none":
         _quantize(done, data, options, ranks, output, script)
     return done
+
+
+def _save_float(model: nn.Module, output: Path) -> None:
+    """Writes the float model; an int8 model of other weights does not stay beside it."""
+    path, int8 = output / FLOAT, output / INT8
+    if int8.exists():
+        try:
+            kept = digest(load_float(path).state_dict()) == digest(model.state_dict())
+        except ArtifactError:
+            kept = False
+        if not kept:
+            int8.unlink()
+            tell(f"Removed {int8}, which was made of other float weights.")
+    save_float(model, path)
 
 
 def _quantize(
@@ -176,6 +195,12 @@ def _train_quantized(
     script: str,
     kept: Mapping[str, Any],
 ) -> None:
+    folder, float_sha256 = output / QAT, digest(done.model.state_dict())
+    resume = "auto" if options["resume"] else None
+    if ranks.first and folder.exists() and not (resume and _is_of(folder, float_sha256)):
+        tell(f"{folder} is of another float model: training with quantization starts anew.")
+        shutil.rmtree(folder)
+    ranks.barrier()
     own = {
         **options,
         **QAT_DEFAULTS,
@@ -183,13 +208,14 @@ def _train_quantized(
         "recipe": options["recipe"],
         "epochs": options["qat_epochs"],
         "lr": options["qat_lr"] or options["lr"] / 10,
+        "lr_option": "--qat-lr",
         "lr_scheduler": "cosine",
         "lr_warmup_epochs": 0,
         "start_epoch": 0,
         "model_ema": False,
         "teacher": SELF,
-        "output_dir": str(output / "qat"),
-        "resume": "auto" if options["resume"] else None,
+        "output_dir": str(folder),
+        "resume": resume,
         "plot": False,
     }
     start = start_qat(done.model, data, own, ranks)
@@ -202,7 +228,7 @@ def _train_quantized(
         hooks=Freezing(own),
         loss=make_loss(own, data, done.model),
         optimizer=qat_optimizer(start.model, own),
-        settings=start.settings,
+        settings={**start.settings, "float_sha256": float_sha256},
     )
     trained = trainer.fit()
     ranks.barrier()
@@ -212,6 +238,15 @@ def _train_quantized(
         )
         done.int8, done.method = finished.int8, "QAT"
         done.metrics["int8"], done.files["int8"] = finished.metrics, finished.file
+
+
+def _is_of(folder: Path, float_sha256: str) -> bool:
+    """Whether training with quantization in a folder started from this float model."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return False
+    stored: object = read_checkpoint(path)["settings"].get("float_sha256")
+    return stored == float_sha256
 
 
 def open_pictures(options: Mapping[str, Any], ranks: Ranks) -> Data:

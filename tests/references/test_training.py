@@ -87,10 +87,27 @@ def test_a_finished_run_resumed_just_measures(pictures: Path, tmp_path: Path) ->
     assert (tmp_path / "model.safetensors").read_bytes()[-10000:] == model[-10000:]
 
 
-def test_an_earlier_run_is_not_replaced_without_a_word(pictures: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_replaced_only_where_that_is_asked_for(
+    pictures: Path, tmp_path: Path
+) -> None:
     options = ("--data-path", pictures, "--output-dir", tmp_path, "--epochs", 1)
-    assert "will be replaced" not in succeed(*options)
-    assert "will be replaced" in succeed(*options)
+    succeed(*options)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "qat").mkdir()
+    before = sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir() if p.is_file())
+    message = fail(*options, "--seed", 2)
+    assert str(tmp_path) in message and "checkpoint.pth" in message and "--overwrite" in message
+    assert sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir() if p.is_file()) == before
+    # What fails before training begins costs the earlier run nothing.
+    fail(*options, "--seed", 2, "--overwrite", "--batch-size", 500)
+    assert sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir() if p.is_file()) == before
+    succeed(*options, "--seed", 2, "--overwrite")
+    assert stored(tmp_path)["settings"]["seed"] == 2
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "qat").exists()
+    # Beside the results of a run whose checkpoint is gone, --resume does not begin another one.
+    (tmp_path / "checkpoint.pth").unlink()
+    assert "no checkpoint.pth to go on from" in fail(*options, "--resume")
 
 
 # What can be wrong

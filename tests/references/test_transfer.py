@@ -143,8 +143,8 @@ def test_the_head_learns_alone_at_first(photos: Path, checkpoint: Path, tmp_path
         or not torch.equal(value, before.state_dict()[name])
     }
     assert changed == {"fc.weight", "fc.bias"}, "batch norm's statistics stay, too"
-    succeed("transfer", *TINY, *options, "--head-epochs", 1, "--output-dir", tmp_path)
-    after = load_float(tmp_path / "model.safetensors")
+    succeed("transfer", *TINY, *options, "--head-epochs", 1, "--output-dir", tmp_path / "both")
+    after = load_float(tmp_path / "both" / "model.safetensors")
     assert not torch.equal(after.conv1[0].weight, before.conv1[0].weight)
 
 
@@ -193,7 +193,7 @@ def test_training_goes_on_where_ptq_loses_too_much(
         return dataclasses.replace(done, metrics=Metrics(done.metrics.n, {1: 0, 5: 0}))
 
     monkeypatch.setattr(module, "finish_qat", worse)
-    printed = succeed("transfer", *options)
+    printed = succeed("transfer", *options, "--overwrite")
     assert "below PTQ, whose model is kept" in printed
     assert Artifact.read(tmp_path / "int8.safetensors").info.recipe["method"].startswith("PTQ")
 
@@ -203,7 +203,7 @@ def test_finetune_is_one_command(photos: Path, checkpoint: Path, tmp_path: Path)
     common = ("--checkpoint", checkpoint, "--size", 64, "--epochs", 1, "--threads", 1)
     done = finetune(photos, *common, "--augment", "none", "--out", out, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
-    found = json.loads(done.stdout[done.stdout.index("{") :])
+    found = json.loads(done.stdout)
     assert found["float"]["n"] == found["int8"]["n"] == 20
     assert found["float"]["top1"] >= 80
     assert found["int8"]["bytes"] == (out / "int8.safetensors").stat().st_size
