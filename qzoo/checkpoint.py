@@ -8,14 +8,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from .artifact.format import ModelInfo, write_atomically
+from . import strict_json
+from .artifact.format import ModelInfo
 from .artifact.native import attach_info, model_info
+from .artifact.tensor_file import read_metadata, read_tensors
 from .errors import ArtifactError
+from .files import File, RefusedError, write_atomically
 from .registry import get_model
 
 #: The header key under which a file of float weights says what they are.
@@ -36,7 +38,7 @@ def save_float(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> N
     """
     known = dataclasses.asdict(dataclasses.replace(model_info(model), **info))
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(Path(path), to_safetensors(tensors, metadata={_HEADER: json.dumps(known)}))
+    write_atomically(path, to_safetensors(tensors, metadata={_HEADER: json.dumps(known)}))
 
 
 def load_float(path: str | os.PathLike[str]) -> nn.Module:
@@ -49,14 +51,14 @@ def load_float(path: str | os.PathLike[str]) -> nn.Module:
     if not path.is_file():
         raise ArtifactError(f"There is no checkpoint {path}; references/train.py writes one.")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            info = ModelInfo(**json.loads((file.metadata() or {})[_HEADER]))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with File(path) as file:
+            metadata, state = read_tensors(file)
+        info = ModelInfo(**strict_json.parse(metadata[_HEADER]))
         # Every weight is replaced, so that the random ones before are nobody's business.
         with torch.random.fork_rng(devices=[]):
             model = get_model(info.architecture, **info.builder_kwargs)
         model.load_state_dict(state)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (RefusedError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(
             f"{path} is not a float checkpoint of qzoo (references/train.py and "
             f"qzoo.checkpoint.save_float write them), or is damaged ({str(error)[:200]})."
@@ -67,7 +69,7 @@ def load_float(path: str | os.PathLike[str]) -> nn.Module:
 def is_float_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Says whether a file is one that `save_float` wrote."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return _HEADER in (file.metadata() or {})
-    except (OSError, safetensors.SafetensorError):
+        with File(path) as file:
+            return _HEADER in read_metadata(file)
+    except (OSError, RefusedError):
         return False

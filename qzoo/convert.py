@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -19,7 +20,7 @@ from .artifact.native import to_native
 from .artifact.pth import QuantizedArray, read_checkpoint
 from .artifact.published import from_checkpoint, read_published
 from .errors import ArgumentError, ArtifactError
-from .hub.cache import file_sha256
+from .files import File, RefusedError, not_opened, opened
 from .registry import get_entry, get_weight, list_models
 from .sharing import find_artifact
 from .weights import QuantizedWeightsEnum
@@ -29,13 +30,17 @@ def is_artifact(path: Path) -> bool:
     """Says whether a file is an artifact, or a folder one of a shared model, by its first bytes."""
     if path.is_dir() or path.suffix == ".safetensors":
         return True
-    if not path.is_file():  # opening a pipe would wait for its writer
-        return False
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
+        with File(path) as file:
+            return _begins_like_one(file)
     except OSError:
         return False
+
+
+def _begins_like_one(file: File) -> bool:
+    if file.path.suffix == ".safetensors":
+        return True
+    head = file.read_bytes(0, min(9, file.size))
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
 
 
@@ -47,18 +52,36 @@ def read_model(path: str | os.PathLike[str], **options: Any) -> Artifact:
         ArgumentError: Options given for an artifact, which says all of that itself.
     """
     path = Path(path)
-    if not is_artifact(path):
-        return convert_checkpoint(path, **options)
     given = sorted(key for key, value in options.items() if value is not None)
-    if given:
-        raise ArgumentError(
-            f"{path} is an artifact, which says itself what it is: drop {', '.join(given)}."
-        )
-    return find_artifact(path) if path.is_dir() else Artifact.read(path)
+    with contextlib.ExitStack() as stack:
+        if path.is_dir():
+            read = functools.partial(find_artifact, path)
+        else:
+            file = stack.enter_context(_opened(path))
+            if not _begins_like_one(file):
+                return convert_checkpoint(file, **options)
+            read = functools.partial(Artifact.read, file)
+        if given:
+            raise ArgumentError(
+                f"{path} is an artifact, which says itself what it is: drop {', '.join(given)}."
+            )
+        return read()
+
+
+@contextlib.contextmanager
+def _opened(path: Path | File) -> Iterator[File]:
+    """Opens a file once for all that is done with it: what it is, its hash, its contents."""
+    try:
+        with opened(path) as file:
+            yield file
+    except OSError as error:
+        raise ArtifactError(f"{path} {not_opened(error)}.") from None
+    except RefusedError as error:
+        raise ArtifactError(f"{path} {error}.") from None
 
 
 def convert_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | File,
     *,
     model: str | None = None,
     num_classes: int | None = None,
@@ -73,7 +96,8 @@ def convert_checkpoint(
     A file that torchvision has published is known by its hash, and needs no options.
 
     Args:
-        path: The file; its state dict is that of a converted model or of one prepared for QAT.
+        path: The file, or the file itself where it is open already; its state dict is that of a
+            converted model or of one prepared for QAT.
         model: The registry's name of the architecture; None guesses it from the weights.
         num_classes: Of the classifier; None takes what the file holds.
         backend: That the numbers were chosen for; None guesses it from the granularity of scales.
@@ -88,13 +112,13 @@ def convert_checkpoint(
         ArgumentError: The architecture cannot be guessed, or options do not fit it.
         UnknownNameError: An unknown model, backend or weights.
     """
-    path = Path(path)
     options = (model, num_classes, backend, classes, part, transform_input, like)
-    if path.is_file() and all(option is None for option in options):
-        member = published_member(path)
-        if member is not None:
-            return read_published(path, member)
-    checkpoint = read_checkpoint(path, part)
+    with _opened(path if isinstance(path, File) else Path(path)) as file:
+        if all(option is None for option in options):
+            member = published_member(file)
+            if member is not None:
+                return read_published(file, member)
+        checkpoint = read_checkpoint(file, part)
     model = model or guess_architecture(checkpoint.entries)
     kwargs: dict[str, Any] = {}
     if num_classes is not None:
@@ -116,7 +140,7 @@ def convert_checkpoint(
             raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
         transforms = preset.to_dict()
     info = ModelInfo(
-        model, kwargs, backend, classes, transforms, recipe={"converted_from": path.name}
+        model, kwargs, backend, classes, transforms, recipe={"converted_from": file.path.name}
     )
     return from_checkpoint(checkpoint, info, consume=True)
 
@@ -138,12 +162,9 @@ def state_dict_bytes(artifact: Artifact) -> bytes:
     return buffer.getvalue()
 
 
-def published_member(path: Path) -> QuantizedWeightsEnum | None:
+def published_member(file: File) -> QuantizedWeightsEnum | None:
     """Returns the weights whose published file this is, known by its hash, or None."""
-    try:
-        sha256 = file_sha256(path)
-    except OSError:  # which the reader will put into words
-        return None
+    sha256 = file.sha256()
     for member in all_weights():
         known = member.meta.get("sha256") or member.meta.get("sha256_prefix")
         if known and sha256.startswith(known) and not member.embedded:
@@ -208,22 +229,30 @@ def check_model(path: Path) -> str:
     Raises:
         ArtifactError: It is damaged, is not what its name says, or holds no model of the zoo.
     """
-    if is_artifact(path):
-        artifact = read_model(path)
-        to_native(artifact)
-        return describe(artifact)
-    member = published_member(path) if path.is_file() else None
-    if member is not None:
-        return f"{member!r}, {describe(read_published(path, member))}"
-    checkpoint = read_checkpoint(path)
-    expected = hash_in_name(path)
-    if expected and not file_sha256(path).startswith(expected):
-        raise ArtifactError(f"{path} does not have the hash that its name ends in; fetch it again.")
+    if path.is_dir():
+        return _described(find_artifact(path))
+    with _opened(path) as file:
+        if _begins_like_one(file):
+            return _described(Artifact.read(file))
+        member = published_member(file)
+        if member is not None:
+            return f"{member!r}, {describe(read_published(file, member))}"
+        checkpoint = read_checkpoint(file)
+        expected = hash_in_name(path)
+        if expected and not file.sha256().startswith(expected):
+            raise ArtifactError(
+                f"{path} does not have the hash that its name ends in; fetch it again."
+            )
     try:
         model = guess_architecture(checkpoint.entries)
     except ArgumentError:
         return f"a readable checkpoint of {len(checkpoint.entries)} entries, of no model known here"
     return describe(from_checkpoint(checkpoint, ModelInfo(model), consume=True))
+
+
+def _described(artifact: Artifact) -> str:
+    to_native(artifact)  # says whether it fits its architecture
+    return describe(artifact)
 
 
 def describe(artifact: Artifact) -> str:

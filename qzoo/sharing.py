@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from . import hub
-from .artifact.format import Artifact, write_atomically
+from .artifact.format import Artifact
 from .artifact.native import from_native, to_native
-from .errors import ArgumentError, ArtifactError, UploadError
+from .errors import ArgumentError, ArtifactError, DownloadError, UploadError
+from .files import File, write_files
+from .hub.cache import Expected
 from .hub.settings import offline_variable
 from .model_card import ARTIFACT_NAME, CARD_NAME, CONFIG_NAME, make_card, make_config
 
@@ -50,22 +52,20 @@ def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> None:
     Raises:
         ArtifactError: The folder cannot be written.
     """
-    target = Path(folder).absolute()
-    files = shared_files(artifact, target.name or "model")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    target = Path(os.path.realpath(folder))  # a link to a folder stays one
+    files = shared_files(artifact, Path(folder).absolute().name or "model")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_dir():
+        if target.is_dir():
+            write_files({target / name: content for name, content in files.items()})
+            return
+        if target.exists():
             raise ArtifactError(f"{folder} is a file: name a folder to save the model into.")
         temporary.mkdir()
         try:
-            for name, content in files.items():
-                write_atomically(temporary / name, content)
-            if target.is_dir():
-                for name in files:
-                    (temporary / name).replace(target / name)
-            else:
-                temporary.rename(target)
+            write_files({temporary / name: content for name, content in files.items()})
+            temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
@@ -113,6 +113,7 @@ def find_artifact(
     sha256: str | None = None,
 ) -> Artifact:
     """Reads the artifact of a shared model; the arguments and errors are `from_pretrained`'s."""
+    Expected(sha256)  # says what is wrong with a hash that cannot be one
     path = Path(source)
     text = os.fspath(source)
     if text and path.is_dir():
@@ -123,8 +124,6 @@ def find_artifact(
             raise ArtifactError(
                 f"{text} holds no {ARTIFACT_NAME}: name a folder that save_pretrained wrote."
             )
-        if sha256 is not None:
-            hub.fetch(path.absolute().as_uri(), sha256=sha256)
     else:
         repo = text.removeprefix("hf://").strip("/") if isinstance(text, str) else ""
         if path.exists() or text.startswith((".", "/", "~")) or repo.count("/") != 1:
@@ -135,12 +134,23 @@ def find_artifact(
         path = hub.fetch(
             f"hf://{repo}/{ARTIFACT_NAME}@{revision or 'main'}", progress=progress, sha256=sha256
         )
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ArtifactError(
-            f"{path} has {path.stat().st_size} bytes, which is more than the {MAX_FILE_BYTES} that "
-            "any model of the zoo comes near."
-        )
-    return Artifact.read(path)
+    try:
+        file = File(path)
+    except OSError as error:
+        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from None
+    with file:
+        if file.size > MAX_FILE_BYTES:
+            raise ArtifactError(
+                f"{path} has {file.size} bytes, which is more than the {MAX_FILE_BYTES} that any "
+                "model of the zoo comes near."
+            )
+        # Of the open file, so that what is read is what was verified.
+        if sha256 is not None and (found := file.sha256()) != sha256.lower():
+            raise DownloadError(
+                f"{path} is not the expected file: its sha256 is {found} where {sha256.lower()} "
+                "was expected; check the path."
+            )
+        return Artifact.read(file)
 
 
 def push_to_hub(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -15,6 +14,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from .artifact.format import Artifact
 from .errors import ArgumentError, ArtifactError, DownloadError, QzooError, UnknownNameError
+from .files import File, RefusedError
 from .registry import find_member
 from .transforms import ImageClassification, preset_kwargs
 
@@ -127,12 +127,33 @@ class QuantizedWeightsEnum(WeightsEnum):
             DownloadError: The file cannot be fetched, or is not the one that was published.
             ArtifactError: The file is damaged, or missing from the installed package.
         """
-        path = self.file(progress, check_hash)
-        if path.suffix == ".safetensors":
-            return Artifact.read(path)
+        # A file that lies in the cache is verified once it is open, so that what is read is what
+        # was verified. A bad one is left to `file`, which fetches it again.
+        for verify in (check_hash and not self._is_cached(), check_hash):
+            path = self.file(progress, verify)
+            try:
+                with File(path) as file:
+                    if verify == check_hash or self._is_published(file):
+                        return self._read(file)
+            except OSError as error:
+                raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from None
+        raise AssertionError  # the second round verifies
+
+    def _is_cached(self) -> bool:
+        from . import hub
+
+        return self.url.startswith(("https:", "http:")) and hub.is_cached(self.url)
+
+    def _is_published(self, file: File) -> bool:
+        wanted = self.meta.get("sha256") or self.meta.get("sha256_prefix") or ""
+        return file.sha256().startswith(wanted.lower())
+
+    def _read(self, file: File) -> Artifact:
+        if file.path.suffix == ".safetensors":
+            return Artifact.read(file)
         from .artifact.published import read_published
 
-        return read_published(path, self)
+        return read_published(file, self)
 
     def get_state_dict(
         self, *args: Any, progress: bool = True, check_hash: bool = False, **kwargs: Any
@@ -155,10 +176,11 @@ class QuantizedWeightsEnum(WeightsEnum):
 
 def _check_embedded(path: Path, sha256: str | None) -> None:
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
+        with File(path) as file:
+            found = file.sha256()
+    except (OSError, RefusedError) as error:
         raise ArtifactError(
-            f"The weights {path}, which come with qzoo, cannot be read ({error.strerror}); install "
+            f"The weights {path}, which come with qzoo, cannot be read ({error}); install "
             "qzoo again."
         ) from None
     if sha256 is not None and found != sha256:

@@ -9,28 +9,25 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import safetensors
+import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from .. import strict_json
 from ..backends import BACKENDS
 from ..errors import ArtifactError
+from ..files import File, RefusedError, opened, write_atomically
 from ..transforms import preset_kwargs
 from .layers import Layer, check_tensors
+from .tensor_file import OtherKindError, read_tensors
 
 FORMAT = "qzoo-int8"
 #: The newest version that is read. Files are written in the oldest that can hold them: 1, or 2
 #: where a layer is kept in float.
 VERSION = 2
-#: The header of the largest model of the zoo takes 100 kB.
-MAX_HEADER_BYTES = 16 * 2**20
-#: Objects within objects; the format itself needs 4, the rest is for recipes.
-MAX_HEADER_DEPTH = 32
 #: Those of the zoo have up to 40 characters.
 MAX_NAME_LENGTH = 200
 
@@ -116,45 +113,48 @@ class Artifact:
         Raises:
             ArtifactError: The file cannot be written.
         """
-        write_atomically(Path(path), self.to_bytes())
+        write_atomically(path, self.to_bytes())
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Artifact:
+    def read(cls, path: str | os.PathLike[str] | File) -> Artifact:
         """Reads and verifies an artifact; runs no code from it.
+
+        The tensors have memory of their own: whatever becomes of the file, they stay as they were
+        when their checksum was verified.
+
+        Args:
+            path: The file, or the file itself where it is open already.
 
         Raises:
             ArtifactError: The file is missing, truncated, changed, of a later version, or no
                 artifact at all.
         """
-        path = Path(path)
         try:
-            if path.stat().st_size < 8:
-                raise ArtifactError(f"{path} is truncated: it has fewer than 8 bytes.")
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
+            with opened(path) as file:
+                return _from_file(file)
         except OSError as error:
             raise ArtifactError(
-                f"Cannot read the artifact {path}: {error.strerror or error}."
+                f"Cannot read the artifact {os.fspath(path)}: {error.strerror or error}."
             ) from None
-        if length > MAX_HEADER_BYTES:
-            raise ArtifactError(_not_an_artifact(path))
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as e:
-            raise ArtifactError(
-                f"{path} is not a readable artifact, perhaps truncated or damaged: {e}. "
-                "Fetch or save it again."
-            ) from None
+
+
+def _from_file(file: File) -> Artifact:
+    try:
+        metadata, tensors = read_tensors(file)
         if "qzoo" not in metadata:
-            raise ArtifactError(_not_an_artifact(path))
-        try:
-            return _parse(json.loads(metadata["qzoo"], parse_constant=_no_constant), tensors)
-        except ArtifactError as error:
-            raise ArtifactError(f"{path}: {error}") from None
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"{path} has a damaged header: {error}.") from None
+            raise OtherKindError("has no entry 'qzoo'")
+        return _parse(strict_json.parse(metadata["qzoo"]), tensors)
+    except OtherKindError:
+        raise ArtifactError(
+            f"{file.path} is not a qzoo artifact; a published .pth file must be converted first "
+            "(qzoo convert), a float model quantized first."
+        ) from None
+    except RefusedError as error:
+        raise ArtifactError(f"{file.path} {error}.") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{file.path}: {error}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{file.path} has a damaged header: {error}.") from None
 
 
 def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
@@ -172,8 +172,6 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     if set(header) != expected:
         odd = sorted(repr(k) for k in set(header) ^ expected)
         raise ArtifactError(f"the header lacks or has too much of: {', '.join(odd)[:200]}.")
-    if _depth(header) > MAX_HEADER_DEPTH:
-        raise ArtifactError(f"the header is nested more than {MAX_HEADER_DEPTH} levels deep.")
     digest = header.pop("sha256")
     if digest != _digest(header, tensors):
         raise ArtifactError(
@@ -240,15 +238,6 @@ def _check_classes(
         )
 
 
-def _depth(value: Any) -> int:
-    """Returns how many lists and objects a JSON value has within each other, without recursion."""
-    depth, level = 0, [value]
-    while level := [v for v in level if isinstance(v, (dict, list))]:
-        depth += 1
-        level = [c for v in level for c in (v.values() if isinstance(v, dict) else v)]
-    return depth
-
-
 def _canonical(header: dict[str, Any]) -> str:
     try:
         text = json.dumps(header, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
@@ -266,42 +255,6 @@ def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
-        array: Any = tensor.contiguous().numpy()  # a buffer, whatever numpy's stubs say
-        sha.update(array)
+        array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+        sha.update(array)  # a buffer, whatever numpy's stubs say
     return sha.hexdigest()
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that a header may hold")
-
-
-def _not_an_artifact(path: Path) -> str:
-    return (
-        f"{path} is not a qzoo artifact; a published .pth file must be converted first "
-        "(qzoo convert), a float model quantized first."
-    )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that `path` holds either all of `content` or what it held before.
-
-    Raises:
-        ArtifactError: The folder is missing or read-only, or the disk is full.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C too must not leave the temporary file behind
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if not isinstance(error, OSError):
-            raise
-        raise ArtifactError(f"Cannot write {path}: {error.strerror or error}.") from None

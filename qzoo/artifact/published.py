@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backends import get_backend
 from ..errors import ArtifactError
+from ..files import File
 from ..registry import Entry, get_entry
 from .format import Artifact, ModelInfo
 from .layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
@@ -27,11 +28,11 @@ from .pth import Checkpoint, QuantizedArray, read_checkpoint
 from .qat import QatState
 
 
-def read_published(path: str | os.PathLike[str], weights: Any) -> Artifact:
+def read_published(path: str | os.PathLike[str] | File, weights: Any) -> Artifact:
     """Reads the published .pth file of a weights member into an artifact.
 
     Args:
-        path: The file, already verified.
+        path: The file, already verified, or the file itself where it is open already.
         weights: The member of a `QuantizedWeightsEnum` whose file it is.
 
     Raises:

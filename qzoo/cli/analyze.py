@@ -9,11 +9,11 @@ import click
 from torch import nn
 
 from ..analysis import Diagnosis, analyze
-from ..artifact.format import write_atomically
 from ..artifact.native import model_info
 from ..benchmark import torch_threads
 from ..datasets.sources import Data, Relabelled, open_data
 from ..errors import ArgumentError
+from ..files import write_atomically
 from ._models import labels_for, load_float_model, load_model, preset_of
 from ._output import print_json, print_line, print_table
 from .evaluate import DATA_HELP

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from .. import hub
-from ..artifact.format import write_atomically
 from ..convert import (
     all_weights,
     check_model,
@@ -19,6 +18,7 @@ from ..convert import (
     state_dict_bytes,
 )
 from ..errors import ArgumentError, ArtifactError, QzooError
+from ..files import write_atomically
 from ..hub.cache import Expected
 from ..registry import find_member, get_entry
 from ..sharing import push_artifact

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from ..analysis import analyze
-from ..artifact.format import write_atomically
 from ..backends import BACKENDS
 from ..benchmark import torch_threads
 from ..datasets.sources import open_data
+from ..files import write_atomically
 from ..quantize import RECIPES, Tuned, tune
 from ._models import load_float_model, preset_of
 from ._output import print_json, print_line, print_table, print_warning

@@ -22,8 +22,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..artifact.format import write_atomically
 from ..errors import ArgumentError, ArtifactError, did_you_mean
+from ..files import write_atomically
 from ..hub.cache import cache_dir
 from ..transforms import ImageClassification
 from .ifs import Bytes, System, Variation, draw, sample_system

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artifact.format import Artifact, write_atomically
+from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError
+from ..files import write_atomically
 from ._onednn import to_onednn
 from ._plan import Plan, make_plan, output_path
 

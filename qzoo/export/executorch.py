@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artifact.format import Artifact, write_atomically
+from ..artifact.format import Artifact
 from ..errors import ArgumentError
+from ..files import write_atomically
 from ..optional import require
 from ._plan import Plan, make_plan, output_path
 from ._xnnpack import to_xnnpack

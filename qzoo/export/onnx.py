@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..artifact.format import Artifact, write_atomically
+from ..artifact.format import Artifact
 from ..artifact.native import package_versions
 from ..errors import ArgumentError, MissingDependencyError
+from ..files import write_atomically
 from ..reference import ReferenceModel, build_reference
 from ..reference.ops import QUANTIZE
 from ..registry import get_entry
@@ -64,7 +64,7 @@ def export_onnx(
         preprocess=preprocess,
         runtime=runtime,
     )
-    write_atomically(Path(path), proto.SerializeToString(deterministic=True))
+    write_atomically(path, proto.SerializeToString(deterministic=True))
 
 
 def to_onnx(

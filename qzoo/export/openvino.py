@@ -11,6 +11,7 @@ from torch import nn
 
 from ..artifact.format import Artifact
 from ..errors import ArtifactError
+from ..files import write_files
 from ..optional import require
 from ._plan import make_plan, output_path
 from .onnx import to_onnx
@@ -58,12 +59,12 @@ def export_openvino(
     for entry in proto.metadata_props:
         converted.set_rt_info(entry.value, ["qzoo", entry.key])
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".qzoo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
             written = Path(folder) / target.name
             # float16 would move scales and biases, and with them the answers.
             openvino.save_model(converted, written, compress_to_fp16=False)
             # The description last: while it is missing, nobody reads half a model.
-            for suffix in (".bin", ".xml"):
-                written.with_suffix(suffix).replace(target.with_suffix(suffix))
+            parts = {s: written.with_suffix(s).read_bytes() for s in (".bin", ".xml")}
     except (OSError, RuntimeError) as error:
         raise ArtifactError(f"Cannot write {target}: {error}.") from None
+    write_files({target.with_suffix(suffix): content for suffix, content in parts.items()})

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..artifact.format import Artifact, write_atomically
+from ..artifact.format import Artifact
+from ..files import write_atomically
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from ._plan import make_plan, output_path
 

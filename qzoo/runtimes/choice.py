@@ -21,8 +21,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..artifact.format import Artifact, write_atomically
+from ..artifact.format import Artifact
 from ..errors import ArtifactError
+from ..files import write_atomically
 from ..hub import cache_dir
 
 _VERSION = 2

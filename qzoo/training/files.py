@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..artifact.format import write_atomically
 from ..artifact.native import model_info
 from ..checkpoint import load_float
 from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError
+from ..files import write_atomically
 from ..registry import get_entry, get_model
 from ..weights import class_names, read_metadata
 

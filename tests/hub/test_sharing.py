@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -10,7 +11,6 @@ import re
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -147,15 +147,15 @@ def test_a_failure_leaves_nothing_behind(model, tmp_path, monkeypatch, exists):
     if exists:
         model.save_pretrained(folder)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    write, calls = sharing.write_atomically, []
+    sync, calls = os.fsync, []
 
-    def full_disk(path: Path, content: bytes) -> None:
-        calls.append(path)
+    def full_disk(descriptor: int) -> None:
+        calls.append(descriptor)
         if len(calls) == 3:
-            raise ArtifactError(f"Cannot write {path}: No space left on device.")
-        write(path, content)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
 
-    monkeypatch.setattr(sharing, "write_atomically", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(ArtifactError, match="No space left"):
         model.save_pretrained(folder, recipe={"new": True})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before

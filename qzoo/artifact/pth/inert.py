@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 
+from qzoo.files import RefusedError
+
+__all__ = ["RefusedError"]
+
 # Bounds. With them a read allocates at most the file's size (tensor storages are stored
 # uncompressed and each byte of the file belongs to at most one of them) plus 128 MiB for all the
 # rest. A quantized ResNet-50 needs 40 kB of pickle, 12,000 instructions and 330 tensors.
@@ -24,10 +28,6 @@ MAX_INT_BYTES = 32
 MAX_KEY = 1 << 60  # larger integers can be built to collide in a dict
 MAX_ZIP_ENTRIES = 1 << 16
 MAX_ZIP_DIRECTORY = 16 << 20
-
-
-class RefusedError(Exception):
-    """Why a file is refused: a sentence without its subject, the file (`is damaged: ...`)."""
 
 
 class TruncatedError(RefusedError):

@@ -7,7 +7,6 @@ elements and its little-endian bytes (`torch.serialization._legacy_save`).
 
 from __future__ import annotations
 
-from qzoo.artifact.pth.file import File, Span
 from qzoo.artifact.pth.inert import (
     MAX_PICKLE_BYTES,
     RefusedError,
@@ -16,6 +15,7 @@ from qzoo.artifact.pth.inert import (
     shown,
 )
 from qzoo.artifact.pth.unpickler import Unpickler
+from qzoo.files import File, Span
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qzoo.artifact.pth.file import File, Span
 from qzoo.artifact.pth.inert import (
     Foreign,
     Namespace,
@@ -20,6 +19,7 @@ from qzoo.artifact.pth.tensors import Converter
 from qzoo.artifact.pth.values import Checkpoint
 from qzoo.artifact.pth.zipped import MAGIC, read_zip
 from qzoo.errors import ArtifactError
+from qzoo.files import File, Span, not_opened, opened
 
 # Where training scripts put the state dict, the most wanted first: what was trained before averages
 # of it. One may lie in another ("ema" holding "module"), but not endlessly.
@@ -30,7 +30,7 @@ PARTS = (
 _MAX_PARTS = 4
 
 
-def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str] | File, part: str | None = None) -> Checkpoint:
     """Reads a state dict that `torch.save` wrote, without running anything in the file.
 
     Both serializations are read: the zip format and the one from before PyTorch 1.6. No quantized
@@ -38,7 +38,7 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> Ch
     Memory stays below the file's size plus 128 MiB; the other bounds are in `inert`.
 
     Args:
-        path: The file.
+        path: The file, or the file itself where it is open already.
         part: Key of the state dict in a training checkpoint such as `{"model": ..., "epoch": 3}`,
             or several ("ema.module"). By default the first of `PARTS` that exists, or the only
             one that holds tensors, unless the file is a state dict itself.
@@ -47,13 +47,15 @@ def read_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> Ch
         ArtifactError: The file does not exist, is of another kind, is damaged, or refers to
             anything that is not on the allow-list. The message names the file and the reason.
     """
-    shown_path = os.fsdecode(path)
+    shown_path = os.fsdecode(path.path if isinstance(path, File) else path)
     try:
-        with File(shown_path) as file:
+        with opened(path) as file:
             value, spans = _read(file)
             return _checkpoint(value, Converter(file, spans), part)
     except RefusedError as error:
         raise ArtifactError(f"{shown_path} {error}.") from error
+    except OSError as error:
+        raise ArtifactError(f"{shown_path} {not_opened(error)}.") from error
     except Exception as error:
         # The file is untrusted: whatever reading it provokes is an error of the file.
         raise ArtifactError(

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from qzoo.artifact.pth.allowed import never_run
-from qzoo.artifact.pth.file import File, Span
 from qzoo.artifact.pth.inert import (
     MAX_DEPTH,
     MAX_DIMENSIONS,
@@ -25,6 +24,7 @@ from qzoo.artifact.pth.inert import (
     shown,
 )
 from qzoo.artifact.pth.values import QuantizedArray, Value
+from qzoo.files import File, Span
 
 
 class Converter:

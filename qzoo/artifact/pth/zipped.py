@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from qzoo.artifact.pth.file import File, Span
 from qzoo.artifact.pth.inert import (
     MAX_PICKLE_BYTES,
     MAX_ZIP_DIRECTORY,
@@ -21,6 +20,7 @@ from qzoo.artifact.pth.inert import (
     shown,
 )
 from qzoo.artifact.pth.unpickler import Unpickler
+from qzoo.files import File, Span
 
 MAGIC = b"PK\x03\x04"
 _END = struct.Struct("<4s4H2IH")
