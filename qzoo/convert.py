@@ -6,7 +6,6 @@ import contextlib
 import functools
 import io
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from .errors import ArgumentError, ArtifactError
 from .files import File, RefusedError, not_opened, opened
 from .registry import get_entry, get_weight, list_models
 from .sharing import find_artifact
-from .weights import QuantizedWeightsEnum
+from .weights import QuantizedWeightsEnum, hash_in_name
 
 
 def is_artifact(path: Path) -> bool:
@@ -176,12 +175,6 @@ def all_weights() -> Iterator[QuantizedWeightsEnum]:
     """Goes through the members of all int8 weight enums."""
     for name in list_models(quantized=True):
         yield from get_entry(name).weights  # type: ignore[misc]
-
-
-def hash_in_name(path: Path) -> str | None:
-    """Returns the hash that a file name ends in, as torch.hub writes it ("net-0123abcd.pth")."""
-    found = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
-    return found[1] if found else None
 
 
 def guess_architecture(entries: Mapping[str, Any]) -> str:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torchvision.models import Weights, WeightsEnum, get_weight
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from .artifact.format import Artifact
-from .errors import ArgumentError, ArtifactError, DownloadError, QzooError, UnknownNameError
+from .errors import ArgumentError, ArtifactError, QzooError, UnknownNameError
 from .files import File, RefusedError
 from .registry import find_member
 from .transforms import ImageClassification, preset_kwargs
@@ -270,16 +273,38 @@ def _mismatch(name: str, quantize: bool) -> str:
     return f"{name} are int8 weights: pass quantize=True, or float weights (weights='DEFAULT')."
 
 
-def float_state_dict(weights: WeightsEnum, progress: bool) -> dict[str, torch.Tensor]:
-    """Returns the state dict of torchvision's float weights, from torch.hub's own cache.
+def hash_in_name(path: Path) -> str | None:
+    """Returns the hash that a file name ends in, as torch.hub writes it ("net-0123abcd.pth")."""
+    found = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
+    return found[1] if found else None
+
+
+#: How torchvision's enums fetch float weights: past QZOO_OFFLINE and QZOO_MIRROR.
+_TORCHVISIONS = WeightsEnum.get_state_dict
+
+
+def float_state_dict(weights: WeightsEnum, progress: bool) -> dict[str, Any]:
+    """Returns the state dict of torchvision's float weights.
+
+    The file comes from the folder of torch.hub, where torchvision may have put it, or through
+    `qzoo.hub`; either way its hash is checked and no code from it is run.
 
     Raises:
         DownloadError: The file cannot be fetched, or is not the one that was published.
+        ArtifactError: The file holds no state dict.
     """
-    try:
+    if type(weights).get_state_dict is not _TORCHVISIONS:  # an enum with a store of its own
         return weights.get_state_dict(progress=progress, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise DownloadError(
-            f"Cannot get the float weights {weights!r} from {weights.url}: {error}. Check the "
-            "network, or put the file into the folder torch.hub.get_dir() + '/checkpoints'."
-        ) from None
+    from . import hub
+    from .artifact.pth import read_checkpoint
+
+    name = Path(urlsplit(weights.url).path)
+    prefix = hash_in_name(name)
+    with contextlib.suppress(OSError, RefusedError), File(_torch_hub_file(name.name)) as file:
+        if prefix is not None and file.sha256().startswith(prefix):
+            return read_checkpoint(file).entries
+    return read_checkpoint(hub.fetch(weights.url, sha256_prefix=prefix, progress=progress)).entries
+
+
+def _torch_hub_file(name: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", name)
