@@ -19,6 +19,7 @@ from .artifact.tensor_file import read_metadata, read_tensors
 from .errors import ArtifactError
 from .files import File, RefusedError, write_atomically
 from .registry import get_model
+from .seen import check_seen
 
 #: The header key under which a file of float weights says what they are.
 _HEADER = "qzoo-float"
@@ -36,7 +37,7 @@ def save_float(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> N
     Raises:
         ArtifactError: The model is not of the zoo, or the file cannot be written.
     """
-    known = dataclasses.asdict(dataclasses.replace(model_info(model), **info))
+    known = dataclasses.replace(model_info(model), **info).to_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(path, to_safetensors(tensors, metadata={_HEADER: json.dumps(known)}))
 
@@ -54,6 +55,7 @@ def load_float(path: str | os.PathLike[str]) -> nn.Module:
         with File(path) as file:
             metadata, state = read_tensors(file)
         info = ModelInfo(**strict_json.parse(metadata[_HEADER]))
+        check_seen(info.seen)
         # Every weight is replaced, so that the random ones before are nobody's business.
         with torch.random.fork_rng(devices=[]):
             model = get_model(info.architecture, **info.builder_kwargs)

@@ -20,6 +20,7 @@ from .. import strict_json
 from ..backends import BACKENDS
 from ..errors import ArtifactError
 from ..files import File, RefusedError, opened, write_atomically
+from ..seen import check_seen
 from ..transforms import preset_kwargs
 from .layers import Layer, check_tensors
 from .tensor_file import OtherKindError, read_tensors
@@ -30,6 +31,10 @@ FORMAT = "qzoo-int8"
 VERSION = 2
 #: Those of the zoo have up to 40 characters.
 MAX_NAME_LENGTH = 200
+
+
+#: Fields of `ModelInfo` that a file has only where there is something to say.
+OPTIONAL = frozenset({"seen"})
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class ModelInfo:
         transforms: A preset as `ImageClassification.to_dict()` gives it, or None.
         recipe: How the numbers were made, free form JSON.
         metrics: Data set name to metric name to figure, in percent.
+        seen: "training" and "calibration" to the pictures that the model has seen for it, as
+            `qzoo.seen` notes them; empty where nobody noted any.
     """
 
     architecture: str
@@ -54,6 +61,12 @@ class ModelInfo:
     transforms: dict[str, Any] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    seen: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON values, without those that files from before them lack."""
+        fields = dataclasses.asdict(self)
+        return {k: v for k, v in fields.items() if v or k not in OPTIONAL}
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ class Artifact:
         return {
             "format": FORMAT,
             "version": self.version,
-            **dataclasses.asdict(self.info),
+            **self.info.to_dict(),
             "layers": {name: layer.to_json() for name, layer in self.layers.items()},
             "versions": self.versions,
         }
@@ -169,8 +182,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
         )
     names = {f.name for f in dataclasses.fields(ModelInfo)}
     expected = names | {"format", "version", "layers", "versions", "sha256"}
-    if set(header) != expected:
-        odd = sorted(repr(k) for k in set(header) ^ expected)
+    if odd := sorted(repr(k) for k in set(header) ^ expected if k not in OPTIONAL):
         raise ArtifactError(f"the header lacks or has too much of: {', '.join(odd)[:200]}.")
     digest = header.pop("sha256")
     if digest != _digest(header, tensors):
@@ -183,7 +195,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     if any(len(name) > MAX_NAME_LENGTH for name in header["layers"]):
         raise ArtifactError(f"a layer's name has more than {MAX_NAME_LENGTH} characters.")
     layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
-    info = ModelInfo(**{name: header[name] for name in names})
+    info = ModelInfo(**{name: header[name] for name in names if name in header})
     if not isinstance(info.backend, str) or info.backend not in BACKENDS:
         raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
     artifact = Artifact(info, layers, tensors, header["versions"])
@@ -219,6 +231,7 @@ def _check_info(info: ModelInfo) -> None:
             raise ArtifactError(f"the field {name!r} has the wrong type.")
     if info.transforms is not None:
         preset_kwargs(info.transforms)
+    check_seen(info.seen)
 
 
 def _check_classes(
