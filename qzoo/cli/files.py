@@ -171,11 +171,10 @@ def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
 
 
 def _check_cached(cached: hub.CachedFile, member: Any) -> str:
-    if member is not None:
-        meta = member.meta
-        expected = Expected(meta.get("sha256"), meta.get("sha256_prefix"))
-        if problem := expected.mismatch(cached.path):
-            raise ArtifactError(f"{cached.path} is damaged: {problem}.")
+    meta = {} if member is None else member.meta
+    expected = Expected(meta.get("sha256"), meta.get("sha256_prefix"))
+    if problem := expected.mismatch(cached.path):
+        raise ArtifactError(f"{cached.path} is damaged: {problem}.")
     return check_model(cached.path)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.request import url2pathname
 
 from ..errors import DownloadError
-from . import cache, http, huggingface, settings
+from . import cache, disk, http, huggingface, settings
 from .cache import Entry, Expected, ReadOnlyCacheError, cache_dir
 from .exchange import EMBEDDED_HINT
 from .listing import CachedFile, clear_cache, list_cache
@@ -51,8 +51,7 @@ def fetch(
 
     Raises:
         DownloadError: the file could not be fetched, verified or stored. A download fails at the
-            latest `QZOO_TIMEOUT` seconds after it last made progress; one from the Hub has
-            1 s more for every 64 KiB of the next 10 MiB, after which that client reports.
+            latest `QZOO_TIMEOUT` seconds after it last made progress.
         ArgumentError: a hash or size that cannot be one.
     """
     expected = Expected(sha256, sha256_prefix, size)
@@ -103,8 +102,8 @@ def _fetch_http(url: str, expected: Expected, *, progress: bool, file_name: str 
                     UserWarning,
                     stacklevel=3,
                 )
-                entry.final.unlink(missing_ok=True)
-            _download(entry, expected, progress=progress)
+                disk.remove(entry.final)
+            http.fill(settings.mirrored(entry.url), entry, expected, progress=progress)
             entry.publish()
     except DownloadError as error:
         if problem and isinstance(error, ReadOnlyCacheError):
@@ -115,35 +114,18 @@ def _fetch_http(url: str, expected: Expected, *, progress: bool, file_name: str 
     return entry.final
 
 
-def _download(entry: Entry, expected: Expected, *, progress: bool) -> None:
-    """Fills the partial file, and removes it again where the server has something else."""
-    source = settings.mirrored(entry.url)
-    resumed = http.download(source, entry, expected, progress=progress)
-    problem = expected.mismatch(entry.part)
-    if problem and resumed:
-        # The first half may have been another version's, so it gets one chance in one piece.
-        entry.discard_part()
-        http.download(source, entry, expected, progress=progress)
-        problem = expected.mismatch(entry.part)
-    if problem:
-        entry.discard_part()
-        raise DownloadError(
-            f"{settings.redacted(source)} is not the expected file: {problem}; it was removed, so "
-            "try another source or QZOO_MIRROR."
-        )
-
-
 def _problem(entry: Entry, expected: Expected) -> str | None:
     """Says what is wrong with the cached file: None for nothing, an empty text if it is missing."""
-    return expected.mismatch(entry.final) if entry.final.is_file() else ""
+    try:
+        found = disk.status(entry.final)
+    except OSError as error:
+        raise cache.storage_error(error, entry.final) from error
+    return "" if found is None else expected.mismatch(entry.final)
 
 
 def _progress_of(entry: Entry) -> object:
-    try:
-        status = entry.part.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
+    found = disk.status(entry.part)
+    return None if found is None else (found.st_size, found.st_mtime_ns)
 
 
 def _path_of(url: str) -> Path:

@@ -18,19 +18,22 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import unquote
 
 from ..errors import ArgumentError, DownloadError
-from . import settings
+from . import disk, settings
 
 MAX_BYTES = 4 << 30  # of a body whose size nobody declared; no image classifier comes near
 _MAX_NAME = 120  # characters; the names next to it stay below every file system's 255 bytes
+_MAX_TOTAL = 10**18  # bytes of a file, more than any file system holds
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]{0,1000}"')
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -76,14 +79,19 @@ class Expected:
             DownloadError: the file cannot be read.
         """
         try:
-            if self.size is not None and (size := path.stat().st_size) != self.size:
-                return f"it has {size} bytes where {self.size} were expected"
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                return "it is no file"
+            if self.size is not None and found.st_size != self.size:
+                return f"it has {found.st_size} bytes where {self.size} were expected"
+            if found.st_size > self.limit:
+                return f"it has {found.st_size} bytes where at most {self.limit} are accepted"
             if self.sha256 is None and self.sha256_prefix is None:
                 return None
             got = file_sha256(path)
-        except FileNotFoundError:
-            return "it does not exist any more"
         except OSError as error:
+            if error.errno in disk.NOTHING_THERE:
+                return "it does not exist any more"
             raise storage_error(error, path) from error
         for want in (self.sha256, self.sha256_prefix):
             if want is not None and not got.startswith(want.lower()):
@@ -107,6 +115,11 @@ class Entry:
     final: Path
 
     @property
+    def label(self) -> str:
+        """What a progress bar calls it."""
+        return self.final.name
+
+    @property
     def part(self) -> Path:
         """The unfinished download."""
         return self.final.with_name(f".{self.final.name}.part")
@@ -128,23 +141,26 @@ class Entry:
     def write_record(self, etag: str | None, total: int | None) -> None:
         """Notes what the unfinished download is a part of, so that it can be resumed."""
         record = Record(settings.redacted(self.url), etag, total)
-        temporary = self.record.with_suffix(".new")
-        temporary.write_text(json.dumps(record._asdict()), encoding="utf-8")
-        temporary.replace(self.record)
+        disk.write_note(self.record, json.dumps(record._asdict()).encode())
+
+    def held_bytes(self) -> int:
+        """Returns the size of the unfinished download, 0 where there is none."""
+        found = disk.plain(self.part)
+        return 0 if found is None else found.st_size
+
+    def open_part(self, *, append: bool) -> IO[bytes]:
+        """Opens the unfinished download for writing, or begins a new one."""
+        if not append:
+            self.discard_part()
+        return self.part.open("ab" if append else "xb")
 
     def discard_part(self) -> None:
         """Removes the unfinished download."""
-        self.part.unlink(missing_ok=True)
+        disk.remove(self.part)
 
     def publish(self) -> None:
-        """Gives the verified part its final name, in one step that a power cut cannot halve."""
-        self.part.replace(self.final)
-        if os.name == "posix":  # elsewhere a directory cannot be opened
-            descriptor = os.open(self.final.parent, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        """Gives the verified part its final name."""
+        disk.put(self.part, self.final)
 
 
 def cache_dir() -> Path:
@@ -224,7 +240,8 @@ def locked(lock: Path, probe: Callable[[], object], *, progress: bool) -> Iterat
 
     patience = 2 * settings.timeout_s() + 10
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(lock.parent, cache_dir())
+        disk.plain(lock)
         file_lock = filelock.FileLock(lock)
         seen, since, said = probe(), time.monotonic(), False
         while True:
@@ -263,16 +280,29 @@ def hub_lock(repository: Path) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """Returns the record at `path`, or an empty one where there is none that can be read."""
+    """Returns the record at `path`, or an empty one where there is none that can be read.
+
+    A field that cannot be what qzoo wrote counts as unknown.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(disk.read_note(path) or b"")
+    except (ValueError, RecursionError):
         return Record()
     if not isinstance(found, dict):
         return Record()
     url, etag, total = found.get("url"), found.get("etag"), found.get("total")
     return Record(
         url if isinstance(url, str) else None,
-        etag if isinstance(etag, str) else None,
-        total if isinstance(total, int) else None,
+        strong_etag(etag) if isinstance(etag, str) else None,
+        total if type(total) is int and 0 <= total < _MAX_TOTAL else None,
     )
+
+
+def strong_etag(text: str) -> str | None:
+    """Returns an ETag that can be sent back to ask for the rest of the same file, or None.
+
+    Args:
+        text: The header or record. A weak ETag does not name the very same bytes, and characters
+            outside of ASCII cannot be sent.
+    """
+    return text if _STRONG_ETAG.fullmatch(text) else None

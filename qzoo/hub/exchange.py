@@ -106,7 +106,7 @@ class Exchange:
             item = self._queue.get(timeout=watch.left_s())
         except queue.Empty:
             raise DownloadError(
-                f"{host_of(self._url)} sent nothing usable for {watch.timeout_s:g} s while "
+                f"{host_of(self._url)} made no progress for {watch.timeout_s:g} s while "
                 f"fetching {settings.redacted(self._url)}; check the network, try again later or "
                 f"set QZOO_TIMEOUT to more seconds {EMBEDDED_HINT}."
             ) from None

@@ -8,13 +8,14 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from typing import IO, Any
 
 from ..errors import DownloadError
 from . import settings
-from .cache import Entry, Expected, Record, storage_error
+from .cache import Entry, Expected, Record, storage_error, strong_etag
 from .exchange import (
     MAX_ATTEMPTS,
     RETRIED_STATUS,
@@ -26,10 +27,48 @@ from .exchange import (
     failed,
 )
 
+_COUNT = r"([0-9]{1,18})"  # of bytes or seconds; more digits are no honest number
 PROGRESS_BYTES = 1 << 20  # after which the attempts are counted anew
 
 
-def download(url: str, entry: Entry, expected: Expected, *, progress: bool) -> bool:
+def fill(
+    url: str,
+    entry: Entry,
+    expected: Expected,
+    *,
+    progress: bool,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Fills `entry.part` with the expected file, and removes it where the server has another.
+
+    The arguments and errors are `download`'s.
+
+    Raises:
+        DownloadError: what came is not the expected file.
+    """
+    resumed = download(url, entry, expected, progress=progress, headers=headers)
+    problem = expected.mismatch(entry.part)
+    if problem and resumed:
+        # The first half may have been another version's, so it gets one chance in one piece.
+        entry.discard_part()
+        download(url, entry, expected, progress=progress, headers=headers)
+        problem = expected.mismatch(entry.part)
+    if problem:
+        entry.discard_part()
+        raise DownloadError(
+            f"{settings.redacted(url)} is not the expected file: {problem}; it was removed, so "
+            "try another source or QZOO_MIRROR."
+        )
+
+
+def download(
+    url: str,
+    entry: Entry,
+    expected: Expected,
+    *,
+    progress: bool,
+    headers: Mapping[str, str] | None = None,
+) -> bool:
     """Fills `entry.part` with the body of `url`, resuming what is there already.
 
     Args:
@@ -37,6 +76,7 @@ def download(url: str, entry: Entry, expected: Expected, *, progress: bool) -> b
         entry: The caller holds its lock.
         expected: Its size bounds the body; the hash is left for the caller to check.
         progress: Whether to draw a bar on stderr.
+        headers: Further headers of the request, such as credentials for the url's host.
 
     Returns:
         Whether the file contains bytes of an earlier, interrupted request.
@@ -47,10 +87,11 @@ def download(url: str, entry: Entry, expected: Expected, *, progress: bool) -> b
     import httpx
     from tqdm import tqdm
 
+    headers = {"Accept-Encoding": "identity", "User-Agent": _user_agent(), **(headers or {})}
     watch = StallWatch(settings.timeout_s())
     failures = 0
     with tqdm(
-        desc=entry.final.name,
+        desc=entry.label,
         unit="B",
         unit_scale=True,
         unit_divisor=1024,
@@ -58,16 +99,16 @@ def download(url: str, entry: Entry, expected: Expected, *, progress: bool) -> b
         disable=not progress,
     ) as bar:
         while True:
-            before = _size(entry)
+            before = entry.held_bytes()
             try:
-                return _attempt(url, entry, expected, watch, bar)
+                return _attempt(url, headers, entry, expected, watch, bar)
             except (Retryable, httpx.TransportError) as error:
                 if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
                     raise failed(url, error) from error
-                failures = 1 if _size(entry) - before >= PROGRESS_BYTES else failures + 1
+                failures = 1 if entry.held_bytes() - before >= PROGRESS_BYTES else failures + 1
                 _pause(url, error, failures, watch)
             except DownloadError:
-                if not _size(entry):
+                if not entry.held_bytes():
                     entry.discard_part()
                 raise
             except OSError as error:
@@ -77,16 +118,22 @@ def download(url: str, entry: Entry, expected: Expected, *, progress: bool) -> b
                 raise storage_error(error, entry.part) from error
 
 
-def _attempt(url: str, entry: Entry, expected: Expected, watch: StallWatch, bar: Any) -> bool:
+def _attempt(
+    url: str,
+    headers: dict[str, str],
+    entry: Entry,
+    expected: Expected,
+    watch: StallWatch,
+    bar: Any,
+) -> bool:
     """Makes one request; returns whether it continued an earlier one."""
-    entry.part.parent.mkdir(parents=True, exist_ok=True)
-    offset, known = _size(entry), entry.read_record()
-    if offset and known.etag is None and known.total is None:
-        entry.discard_part()  # nothing tells what these bytes were a part of
+    offset, known = entry.held_bytes(), entry.read_record()
+    unknown = known.etag is None and known.total is None
+    if offset and (unknown or offset > (known.total or expected.limit)):
+        entry.discard_part()  # nothing tells what these bytes were a part of, or they are too many
         offset = 0
-    headers = {"Accept-Encoding": "identity", "User-Agent": _user_agent()}
     if offset:
-        headers["Range"] = f"bytes={offset}-"
+        headers = {**headers, "Range": f"bytes={offset}-"}
         if known.etag is not None:
             headers["If-Range"] = known.etag
     # A third, so that a connection which hangs leaves time for another try.
@@ -100,14 +147,11 @@ def _attempt(url: str, entry: Entry, expected: Expected, watch: StallWatch, bar:
             raise Retryable("the file changed on the server", wait_s=0)
         _check_head(url, head, total, expected)
         offset = offset if head.status == 206 else 0
-        etag = head.headers.get("ETag", "")
-        if not offset:
-            entry.discard_part()
-        entry.write_record(etag if etag.startswith('"') else None, total)
+        entry.write_record(strong_etag(head.headers.get("ETag", "")), total)
         _check_free(entry, total, offset)
         bar.reset(total)
         bar.update(offset)
-        with entry.part.open("ab" if offset else "wb") as file:
+        with entry.open_part(append=offset > 0) as file:
             _receive(url, exchange, file, offset, total, expected, watch, bar)
             file.flush()
             os.fsync(file.fileno())
@@ -149,11 +193,11 @@ def _check_head(url: str, head: Head, total: int | None, expected: Expected) -> 
         raise DownloadError(f"{name} does not exist (HTTP {status}); check the url or QZOO_MIRROR.")
     if status not in (200, 206):
         raise DownloadError(f"{name} answered HTTP {status} instead of the file; check the url.")
-    encoding = head.headers.get("Content-Encoding", "identity")
-    if encoding.lower() != "identity":
+    encoding = head.headers.get("Content-Encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
         raise DownloadError(
-            f"{name} is sent in the encoding {encoding!r}, which was not asked for; a proxy or "
-            "mirror in between must pass the file as it is."
+            f"{name} is sent in the encoding {encoding[:40]!r}, which was not asked for; a proxy "
+            "or mirror in between must pass the file as it is."
         )
     if total is None:
         return
@@ -192,44 +236,37 @@ def _check_free(entry: Entry, total: int | None, offset: int) -> None:
     free = shutil.disk_usage(entry.part.parent).free
     if total is not None and total - offset > free:
         raise DownloadError(
-            f"The disk that holds {entry.part.parent} is full: {entry.final.name} needs "
+            f"The disk that holds {entry.part.parent} is full: {entry.label} needs "
             f"{total - offset} bytes more and {free} are free; free some space or set QZOO_HOME "
             "to a directory on another disk."
         )
 
 
 def _continues(head: Head, offset: int, known: Record) -> bool:
-    match = re.match(r"bytes (\d+)-\d+/(\d+|\*)", head.headers.get("Content-Range", ""))
-    if match is None or not offset or int(match[1]) != offset:
+    found = re.match(rf"bytes {_COUNT}-[0-9]+/", head.headers.get("Content-Range", ""))
+    if found is None or not offset or int(found[1]) != offset:
         return False
-    return known.total is None or match[2] == "*" or int(match[2]) == known.total
+    return known.total is None or _total_length(head) in (None, known.total)
 
 
 def _total_length(head: Head) -> int | None:
-    """Returns the length of the whole file in bytes, where the server tells it."""
+    """Returns the length of the whole file in bytes, where the server tells a possible one."""
     if head.status in (206, 416):
-        match = re.search(r"/(\d+)$", head.headers.get("Content-Range", ""))
-        return int(match[1]) if match else None
-    length = head.headers.get("Content-Length", "")
-    return int(length) if re.fullmatch(r"\d{1,18}", length) else None
+        found = re.search(rf"/{_COUNT}$", head.headers.get("Content-Range", ""))
+    else:
+        found = re.fullmatch(_COUNT, head.headers.get("Content-Length", ""))
+    return int(found[1]) if found else None
 
 
 def _retry_after(head: Head) -> float | None:
     """Returns the seconds that the server asks to wait, from a number or a date."""
     text = head.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"\d{1,9}", text):
-        return float(text)
+    if found := re.fullmatch(_COUNT, text):
+        return float(found[1])
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time()) if text else None
-    except (ValueError, OverflowError):
+    except Exception:  # the parser stumbles over bad dates in many ways
         return None
-
-
-def _size(entry: Entry) -> int:
-    try:
-        return entry.part.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _user_agent() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from . import disk
 from .cache import cache_dir, hub_lock, read_record, storage_error
 
 
@@ -55,28 +56,26 @@ def clear_cache() -> list[CachedFile]:
     root, removed = cache_dir(), []
     for file in _downloads(root / "files"):
         name = file.path.name if file.complete else file.path.name[1:].removesuffix(".part")
-        if _remove(
-            file.path.with_name(f".{name}.lock"),
-            [file.path, file.path.with_name(f".{name}.json")],
-            lambda path: path.unlink(missing_ok=True),
-        ):
+        record = file.path.with_name(f".{name}.json")
+        if _remove(file.path.with_name(f".{name}.lock"), [file.path, record]):
             removed.append(file)
     for repository in _repositories(root):
         files = list(_hub_files(repository))
-        if _remove(hub_lock(repository), [repository], shutil.rmtree):
+        if _remove(hub_lock(repository), [repository]):
             removed.extend(files)
     return removed
 
 
-def _remove(lock: Path, paths: list[Path], remove: Callable[[Path], object]) -> bool:
+def _remove(lock: Path, paths: list[Path]) -> bool:
     """Removes the paths while holding the lock; False if another process holds it."""
     import filelock
 
     # The lock file itself stays: without it two processes could each hold "the" lock.
     try:
+        disk.plain(lock)
         with filelock.FileLock(lock, timeout=0):
             for path in paths:
-                remove(path)
+                disk.remove(path)
     except filelock.Timeout:
         return False
     except OSError as error:
@@ -85,32 +84,37 @@ def _remove(lock: Path, paths: list[Path], remove: Callable[[Path], object]) -> 
 
 
 def _downloads(files: Path) -> Iterator[CachedFile]:
-    for path in sorted(files.glob("*/*/*")):
-        name = path.name
-        if not name.startswith("."):
-            yield from _cached(path, read_record(path.with_name(f".{name}.json")).url)
-        elif name.endswith(".part"):
-            record = read_record(path.with_name(name.removesuffix(".part") + ".json"))
-            yield from _cached(path, record.url, complete=False)
+    for host in disk.subfolders(files):
+        for path in (path for key in disk.subfolders(host) for path in disk.files_in(key)):
+            name = path.name
+            if not name.startswith("."):
+                yield from _cached(path, read_record(path.with_name(f".{name}.json")).url)
+            elif name.endswith(".part"):
+                record = read_record(path.with_name(name.removesuffix(".part") + ".json"))
+                yield from _cached(path, record.url, complete=False)
 
 
 def _repositories(root: Path) -> list[Path]:
-    return sorted((root / "hf").glob("models--*"))
+    return [p for p in disk.files_in(root / "hf") if p.name.startswith("models--")]
 
 
 def _hub_files(repository: Path) -> Iterator[CachedFile]:
     prefix = "hf://" + repository.name.removeprefix("models--").replace("--", "/", 1)
     snapshots = repository / "snapshots"
-    for path in sorted(snapshots.glob("*/**/*")):
-        commit, *inner = path.relative_to(snapshots).parts
-        if path.is_file():
-            yield from _cached(path, f"{prefix}/{'/'.join(inner)}@{commit}")
-    for path in sorted((repository / "blobs").glob("*.incomplete")):
-        yield from _cached(path, None, complete=False)
+    for commit in disk.subfolders(snapshots):
+        for folder, _, names in os.walk(commit):
+            for path in sorted(Path(folder, name) for name in names):
+                inner = path.relative_to(commit).as_posix()
+                yield from _cached(path, f"{prefix}/{inner}@{commit.name}")
+    for path in disk.files_in(repository / "blobs"):
+        if path.name.endswith(".incomplete"):
+            yield from _cached(path, None, complete=False)
 
 
 def _cached(path: Path, url: str | None, *, complete: bool = True) -> Iterator[CachedFile]:
     try:
-        yield CachedFile(path, path.stat().st_size, url, complete)
-    except FileNotFoundError:  # another process finished or removed it since
-        return
+        found: os.stat_result | None = path.stat()
+    except OSError:  # a link that leads nowhere; or another process finished or removed it since
+        found = disk.status(path)
+    if found is not None:
+        yield CachedFile(path, found.st_size, url, complete)

@@ -3,7 +3,8 @@
 `QZOO_HOME`      the cache directory; default `<torch.hub.get_dir()>/qzoo`
 `QZOO_TIMEOUT`   seconds without progress after which a download fails; default 30
 `QZOO_OFFLINE`   1: use no network at all
-`QZOO_MIRROR`    base url that takes the place of scheme and host of every http(s) url
+`QZOO_MIRROR`    base url that takes the place of scheme and host of every http(s) url; also of
+                 the Hub's, for `hf://` without `HF_ENDPOINT`, and then no token is sent
 `HF_ENDPOINT`, `HF_HUB_OFFLINE`, `HF_TOKEN`: as huggingface_hub documents them, for `hf://`
 """
 
@@ -67,22 +68,35 @@ def split_url(url: str) -> SplitResult:
     return parts
 
 
+def mirror() -> str | None:
+    """Returns the base url that `QZOO_MIRROR` names, without a slash at its end, or None.
+
+    Raises:
+        DownloadError: it is no http(s) url.
+    """
+    base = os.environ.get("QZOO_MIRROR", "").strip()
+    if not base:
+        return None
+    parts = split_url(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise DownloadError(
+            f"QZOO_MIRROR must be an http:// or https:// url, but it is {redacted(base)!r}."
+        )
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+
+
 def mirrored(url: str) -> str:
     """Returns the http(s) url to ask: `url` itself, or its path and query below `QZOO_MIRROR`.
 
     Raises:
         DownloadError: `QZOO_MIRROR` is no http(s) url.
     """
-    base = os.environ.get("QZOO_MIRROR", "").strip()
-    if not base:
+    base = mirror()
+    if base is None:
         return url
-    mirror, parts = split_url(base), split_url(url)
-    if mirror.scheme not in ("http", "https") or not mirror.hostname:
-        raise DownloadError(
-            f"QZOO_MIRROR must be an http:// or https:// url, but it is {redacted(base)!r}."
-        )
-    path = mirror.path.rstrip("/") + "/" + parts.path.lstrip("/")
-    return urlunsplit((mirror.scheme, mirror.netloc, path, parts.query, ""))
+    parts = split_url(url)
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{base}/{parts.path.lstrip('/')}{query}"
 
 
 def redacted(url: str) -> str:
