@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -22,9 +23,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ..errors import ArgumentError, ArtifactError, did_you_mean
-from ..files import write_atomically
+from ..errors import ArgumentError, did_you_mean
+from ..hub import disk
 from ..hub.cache import cache_dir
+from ..safe_text import terminal_text
 from ..transforms import ImageClassification
 from .ifs import Bytes, System, Variation, draw, sample_system
 
@@ -208,15 +210,18 @@ def _draw(
 def _read(path: Path, shape: tuple[int, ...]) -> Bytes | None:
     """Returns the images of a file in the cache; None, with a word, where it is damaged."""
     try:
+        if disk.plain(path) is None:
+            return None
         with np.load(path, allow_pickle=False) as file:
+            # What would be unpacked is bounded before it is.
+            if sum(member.file_size for member in file.zip.infolist()) > math.prod(shape) + 4096:
+                raise ValueError("it holds more than the images")
             images, digest = file["images"], str(file["sha256"])
         if images.shape == shape and images.dtype == np.uint8 and digest == _sha256(images):
             return images
-    except FileNotFoundError:
-        return None
     except Exception:  # damaged zip files fail in many ways, all with one remedy
         pass
-    print(f"qzoo: {path} is damaged; drawing the fractals anew", file=sys.stderr)
+    _tell(f"{path} is damaged; drawing the fractals anew")
     return None
 
 
@@ -224,10 +229,15 @@ def _keep(path: Path, images: Bytes) -> None:
     content = io.BytesIO()
     np.savez(content, images=images, sha256=np.array(_sha256(images)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.getvalue())
-    except (OSError, ArtifactError) as error:
-        print(f"qzoo: the fractals are not kept in the cache: {error}", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)  # leaves a file of the user's in its way
+        disk.make_folder(path.parent, cache_dir())
+        disk.write_file(path, content.getvalue())
+    except OSError as error:
+        _tell(f"the fractals are not kept in the cache: {error}")
+
+
+def _tell(text: str) -> None:
+    print(f"qzoo: {terminal_text(text, sys.stderr)}", file=sys.stderr)
 
 
 def _sha256(images: Bytes) -> str:

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote
 
+from .. import strict_json
 from ..errors import ArgumentError, DownloadError
+from ..files import File, RefusedError
 from . import disk, settings
 
 MAX_BYTES = 4 << 30  # of a body whose size nobody declared; no image classifier comes near
@@ -79,19 +80,21 @@ class Expected:
             DownloadError: the file cannot be read.
         """
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                return "it is no file"
-            if self.size is not None and found.st_size != self.size:
-                return f"it has {found.st_size} bytes where {self.size} were expected"
-            if found.st_size > self.limit:
-                return f"it has {found.st_size} bytes where at most {self.limit} are accepted"
-            if self.sha256 is None and self.sha256_prefix is None:
-                return None
-            got = file_sha256(path)
+            with File(path) as file:
+                if self.size is not None and file.size != self.size:
+                    return f"it has {file.size} bytes where {self.size} were expected"
+                if file.size > self.limit:
+                    return f"it has {file.size} bytes where at most {self.limit} are accepted"
+                if self.sha256 is None and self.sha256_prefix is None:
+                    return None
+                got = file.sha256()
+        except RefusedError as error:
+            return f"it {error}"
         except OSError as error:
             if error.errno in disk.NOTHING_THERE:
                 return "it does not exist any more"
+            if error.errno in (errno.EISDIR, errno.EINVAL):
+                return "it is no file"
             raise storage_error(error, path) from error
         for want in (self.sha256, self.sha256_prefix):
             if want is not None and not got.startswith(want.lower()):
@@ -141,7 +144,7 @@ class Entry:
     def write_record(self, etag: str | None, total: int | None) -> None:
         """Notes what the unfinished download is a part of, so that it can be resumed."""
         record = Record(settings.redacted(self.url), etag, total)
-        disk.write_note(self.record, json.dumps(record._asdict()).encode())
+        disk.write_file(self.record, json.dumps(record._asdict()).encode())
 
     def held_bytes(self) -> int:
         """Returns the size of the unfinished download, 0 where there is none."""
@@ -194,16 +197,6 @@ def entry_for(url: str, file_name: str | None = None) -> Entry:
     # The key keeps urls apart that end in the same name.
     key = hashlib.sha256(f"{url}\n{name}".encode()).hexdigest()[:16]
     return Entry(url, cache_dir() / "files" / safe_name(parts.hostname) / key / name)
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file in hexadecimal digits, in constant memory."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def storage_error(error: OSError, path: Path) -> DownloadError:
@@ -285,8 +278,8 @@ def read_record(path: Path) -> Record:
     A field that cannot be what qzoo wrote counts as unknown.
     """
     try:
-        found = json.loads(disk.read_note(path) or b"")
-    except (ValueError, RecursionError):
+        found = strict_json.parse(disk.read_note(path) or b"")
+    except ValueError:
         return Record()
     if not isinstance(found, dict):
         return Record()

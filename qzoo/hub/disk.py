@@ -10,10 +10,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import shutil
 import stat
 import warnings
 from pathlib import Path
+
+from ..files import sync_folder
 
 MAX_NOTE_BYTES = 1 << 16  # of a record; they have a few hundred
 #: Errors of a path that leads nowhere: the last two where a step is a file, or a link to itself.
@@ -88,13 +91,17 @@ def read_note(path: Path, limit: int = MAX_NOTE_BYTES) -> bytes | None:
     return content if len(content) <= limit else None
 
 
-def write_note(path: Path, content: bytes) -> None:
-    """Writes a small file, whole or not at all, in the place of whatever lies there."""
-    temporary = path.with_name(f".{path.name}.new")
-    remove(temporary)
-    with temporary.open("xb") as file:
-        file.write(content)
-    put(temporary, path)
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file, whole or not at all, in the place of whatever lies there."""
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        put(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put(source: Path, target: Path) -> None:
@@ -103,12 +110,7 @@ def put(source: Path, target: Path) -> None:
     if found is not None and stat.S_ISDIR(found.st_mode):
         _clear(target, found)
     source.replace(target)
-    if os.name == "posix":  # elsewhere a directory cannot be opened
-        descriptor = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(target.parent)
 
 
 def remove(path: Path) -> None:

@@ -177,7 +177,7 @@ def _fetch_locked(
         link(pointer, blob.final)
     if found.commit != file.known_commit():
         disk.make_folder(file.ref.parent, cache_dir())
-        disk.write_note(file.ref, found.commit.encode())
+        disk.write_file(file.ref, found.commit.encode())
     return pointer
 
 

@@ -21,14 +21,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .. import strict_json
 from ..artifact.format import Artifact
-from ..errors import ArtifactError
-from ..files import write_atomically
-from ..hub import cache_dir
+from ..hub import cache_dir, disk
 
 _VERSION = 2
 #: One entry takes about 500 bytes; the oldest make room.
 _MAX_ENTRIES = 500
+_MAX_BYTES = 1 << 22
 _PACKAGES = ("qzoo", "torch", "torchao", "onnxruntime", "openvino", "executorch")
 _lock = threading.Lock()
 # For machines where the file cannot be written.
@@ -166,15 +166,19 @@ def recall(key: str) -> Choice | None:
     try:
         return Choice(
             name=str(stored["name"]),
-            measured=tuple(Measured(**m) for m in stored["measured"]),
+            measured=tuple(_measured(**m) for m in stored["measured"]),
             batch_size=int(stored["batch_size"]),
             input_size=(int(stored["input_size"][0]), int(stored["input_size"][1])),
             threads=int(stored["threads"]),
             skipped={str(k): str(v) for k, v in stored["skipped"].items()},
             remembered=True,
         )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None  # measured anew and overwritten
+
+
+def _measured(name: str, rounds: int, **times: float) -> Measured:
+    return Measured(str(name), rounds=int(rounds), **{k: float(ms) for k, ms in times.items()})
 
 
 def remember(key: str, choice: Choice) -> None:
@@ -189,10 +193,10 @@ def remember(key: str, choice: Choice) -> None:
         kept = dict(list(entries.items())[-_MAX_ENTRIES:])
         path = store_path()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            disk.make_folder(path.parent, cache_dir())
             text = json.dumps({"version": _VERSION, "choices": kept}, indent=1)
-            write_atomically(path, text.encode())
-        except (OSError, ArtifactError):
+            disk.write_file(path, text.encode())
+        except OSError:
             pass  # a read-only cache costs a measurement in every process, nothing else
 
 
@@ -204,7 +208,12 @@ def store_path() -> Path:
 def _read() -> dict[str, dict[str, Any]]:
     path = store_path()
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        if disk.plain(path) is None:
+            return {}
+        content = disk.read_note(path, _MAX_BYTES)
+        if content is None:
+            raise ValueError("it is far larger than qzoo writes it")
+        data = strict_json.parse(content)
         if data["version"] != _VERSION:
             return {}
         choices = data["choices"]
@@ -213,7 +222,7 @@ def _read() -> dict[str, dict[str, Any]]:
         return dict(choices)
     except OSError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(
             f"{path}, which remembers the fastest runtimes, is damaged ({error}); it is written "
             "anew after the next measurement.",

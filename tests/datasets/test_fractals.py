@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import warnings
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -206,6 +209,40 @@ def test_a_damaged_cache_is_drawn_anew(
     assert f"{path} is damaged" in capsys.readouterr().err
     Fractals("test", **SMALL)
     assert capsys.readouterr().err == ""
+
+
+def _bomb(path: Path) -> None:
+    """Writes a file that takes 1 GB when it is unpacked."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        with file.open("images.npy", "w", force_zip64=True) as member:
+            for _ in range(64):
+                member.write(bytes(1 << 24))
+        file.writestr("sha256.npy", b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links are made as on Unix")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "second name", "bomb"])
+def test_whatever_lies_where_the_images_belong(kind: str, home: Path, tmp_path: Path) -> None:
+    first = Fractals("test", **SMALL)
+    (path,) = (home / "datasets").iterdir()
+    path.unlink()
+    outside = tmp_path / "outside.npz"
+    outside.write_bytes(b"mine")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        (path / "full").mkdir(parents=True)
+    elif kind == "link":
+        path.symlink_to(outside)
+    elif kind == "second name":
+        os.link(outside, path)
+    else:
+        _bomb(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        again = Fractals("test", **SMALL)
+    assert np.array_equal(again.images, first.images) and outside.read_bytes() == b"mine"
+    assert path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20
 
 
 def test_without_a_cache_the_images_are_drawn_all_the_same(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -97,6 +99,64 @@ def test_a_damaged_entry_is_measured_anew(tmp_path: Path) -> None:
     forget()
     model = auto(candidates=["onnxruntime"])
     assert model.why is not None and not model.why.remembered
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and links are made as on Unix")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "second name", "huge", "deep"])
+def test_whatever_lies_where_the_memory_belongs(kind: str, tmp_path: Path) -> None:
+    path, outside = tmp_path / "cache" / "auto.json", tmp_path / "outside"
+    path.parent.mkdir()
+    outside.write_bytes(b"mine")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        (path / "full").mkdir(parents=True)
+    elif kind == "link":
+        path.symlink_to(outside)
+    elif kind == "second name":
+        os.link(outside, path)
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    else:
+        path.write_bytes(b"[" * 100_000)
+    with pytest.warns(UserWarning, match=r"auto\.json"):
+        assert choice.recall("key") is None
+    choice.remember("key", _MADE)
+    forget()
+    assert choice.recall("key") == dataclasses.replace(_MADE, remembered=True)
+    assert outside.read_bytes() == b"mine"
+
+
+_MADE = choice.Choice("torch", (choice.Measured("torch", 1.0, 1.0, 1.0, 1.0, 3),), 1, (32, 32), 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": ["torch"], "batch_size": None},
+        {"batch_size": "9" * 5000},
+        {"input_size": [1]},
+        {"input_size": {"0": 1}},
+        {"threads": 10**400, "measured": [{"name": "a"}]},
+        {"measured": [{**dataclasses.asdict(_MADE.measured[0]), "low_ms": "fast"}]},
+        {"measured": [{**dataclasses.asdict(_MADE.measured[0]), "low_ms": 10**400}]},
+        {"measured": [{**dataclasses.asdict(_MADE.measured[0]), "more": 1}]},
+        {"measured": 3},
+        {"skipped": []},
+    ],
+    ids=str,
+)
+def test_entries_of_other_types_are_measured_anew(
+    change: dict[str, object], tmp_path: Path
+) -> None:
+    choice.remember("key", _MADE)
+    path = tmp_path / "cache" / "auto.json"
+    data = json.loads(path.read_text())
+    data["choices"]["key"].update(change)
+    path.write_text(json.dumps(data))
+    forget()
+    assert choice.recall("key") is None
 
 
 def test_a_later_version_of_the_memory_is_left_out(tmp_path: Path) -> None:
