@@ -37,6 +37,7 @@ from qzoo.artifact.format import Artifact
 from qzoo.artifact.native import from_native
 from qzoo.datasets.digits import Digits, digits_transforms
 from qzoo.export.onnx_compare import compare_onnx_layers
+from qzoo.metadata import read_metadata
 from qzoo.reference import (
     LayerDifference,
     ReferenceModel,
@@ -46,7 +47,6 @@ from qzoo.reference import (
     reference_outputs,
 )
 from qzoo.runtimes.choice import machine, version
-from qzoo.weights import read_metadata
 
 sys.path.insert(0, str(Path(__file__).parent))
 from steps import recorder

@@ -32,8 +32,8 @@ import qzoo
 import qzoo.quantize
 from qzoo.backends import quantized_engine
 from qzoo.benchmark import torch_threads
+from qzoo.metadata import read_metadata
 from qzoo.runtimes.choice import machine, version
-from qzoo.weights import read_metadata
 
 sys.path.insert(0, str(Path(__file__).parent))
 from peers import AUX, Peers, float_model

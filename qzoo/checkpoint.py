@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from . import strict_json
+from .artifact.folders import float_file
 from .artifact.format import ModelInfo
 from .artifact.native import attach_info, model_info
 from .artifact.tensor_file import read_metadata, read_tensors
@@ -45,10 +45,13 @@ def save_float(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> N
 def load_float(path: str | os.PathLike[str]) -> nn.Module:
     """Builds the float model that `save_float` wrote, in eval mode; runs no code from the file.
 
+    Args:
+        path: The file, or a folder of `qzoo finetune` or references/train.py.
+
     Raises:
         ArtifactError: The file is missing, damaged, or not of this kind.
     """
-    path = Path(path)
+    path = float_file(path)
     if not path.is_file():
         raise ArtifactError(f"There is no checkpoint {path}; references/train.py writes one.")
     try:

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from . import hub
+from .artifact.folders import int8_file
 from .artifact.format import Artifact
 from .artifact.native import from_native, to_native
 from .errors import ArgumentError, ArtifactError, DownloadError, UploadError
@@ -85,7 +86,8 @@ def from_pretrained(
     repository is run, whatever else is in it.
 
     Args:
-        source: A folder that `save_pretrained` wrote, or a repository ("org/name").
+        source: A folder that `save_pretrained` or `qzoo finetune` wrote, or a repository
+            ("org/name").
         revision: Branch, tag or commit of the repository; None takes "main". Only a commit always
             gives the same model.
         backend: Whose engine runs it; None takes the model's own.
@@ -119,11 +121,7 @@ def find_artifact(
     if text and path.is_dir():
         if revision is not None:
             raise ArgumentError(f"{text} is a folder here, and a folder has no revisions.")
-        path = path / ARTIFACT_NAME
-        if not path.is_file():
-            raise ArtifactError(
-                f"{text} holds no {ARTIFACT_NAME}: name a folder that save_pretrained wrote."
-            )
+        path = int8_file(path)
     else:
         repo = text.removeprefix("hf://").strip("/") if isinstance(text, str) else ""
         if path.exists() or text.startswith((".", "/", "~")) or repo.count("/") != 1:

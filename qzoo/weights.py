@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import warnings
 from pathlib import Path
@@ -16,36 +15,15 @@ from torchvision.models import Weights, WeightsEnum, get_weight
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from .artifact.format import Artifact
-from .errors import ArgumentError, ArtifactError, QzooError, UnknownNameError
+from .errors import ArgumentError, ArtifactError, UnknownNameError
 from .files import File, RefusedError
+from .metadata import read_metadata
 from .registry import find_member
 from .transforms import ImageClassification, preset_kwargs
 
 IMAGENET = "imagenet-1k"
 _EMBEDDED = "embedded:"
 _PACKAGE = Path(__file__).parent
-
-
-def metadata_folder() -> Path:
-    """Returns the folder of the JSON files: inside the wheel, or beside `qzoo/` in a checkout."""
-    inside = _PACKAGE / "weights_meta"
-    return inside if inside.is_dir() else _PACKAGE.parent / "weights_meta"
-
-
-@functools.cache
-def read_metadata(architecture: str) -> dict[str, Any]:
-    """Returns the metadata of an architecture, as its JSON file holds it.
-
-    Raises:
-        QzooError: The installation lacks the file.
-    """
-    path = metadata_folder() / f"{architecture}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise QzooError(
-            f"The weights metadata {path} cannot be read ({error}); install qzoo again."
-        ) from None
 
 
 def class_names(classes: list[str] | str | None) -> list[str] | None:

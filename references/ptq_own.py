@@ -13,8 +13,8 @@ from torch.utils.data import Subset
 import qzoo
 from qzoo.artifact.native import from_native, save
 from qzoo.backends import quantized_engine, run_engine
+from qzoo.metadata import read_metadata
 from qzoo.quantize import ptq
-from qzoo.weights import read_metadata
 
 #: Images that torchvision's script calibrates on: 32 batches of 32.
 TORCHVISION_IMAGES = 1024

@@ -15,7 +15,7 @@ from typing import Any
 import torchvision
 
 import qzoo
-from qzoo.weights import read_metadata
+from qzoo.metadata import read_metadata
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"

@@ -185,4 +185,4 @@ def test_transforms_compute_what_torchvisions_preset_computes(member: WeightsEnu
 
 def test_a_missing_metadata_file_is_one_clear_sentence() -> None:
     with pytest.raises(qzoo.QzooError, match="install qzoo again"):
-        qzoo.weights.read_metadata("no_such_model")
+        qzoo.metadata.read_metadata("no_such_model")

@@ -27,6 +27,7 @@ from ..backends import (
 )
 from ..errors import ArgumentError, ArtifactError, BackendWarning, UnknownNameError
 from ..registry import get_entry
+from .folders import int8_file
 from .format import Artifact, ModelInfo
 from .layers import Layer
 
@@ -228,7 +229,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None) -> nn.Module:
     """Loads an artifact file as a native int8 model, ready to run.
 
     Args:
-        path: A file that `save` wrote.
+        path: A file that `save` wrote, or a folder of `save_pretrained` or `qzoo finetune`.
         backend: Whose engine runs it; None takes the artifact's own backend or, where this
             machine's PyTorch lacks its engine, another with a `BackendWarning`.
 
@@ -240,6 +241,7 @@ def load(path: str | os.PathLike[str], backend: str | None = None) -> nn.Module:
             architecture that is not known here.
         UnknownNameError: An unknown backend.
     """
+    path = int8_file(path)
     artifact = Artifact.read(path)
     try:
         return to_native(artifact, backend, consume=True)

@@ -22,11 +22,14 @@ from . import (
     quantize,
     tune,
 )
-from ._output import print_error, print_warning
+from ._output import print_error, print_line, print_warning
 
 
 class _Group(click.Group):
     """Turns qzoo's errors into one sentence on stderr and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -37,6 +40,9 @@ class _Group(click.Group):
         except click.ClickException as error:  # it quotes what was typed, such as a file's name
             error.message = printable(error.message)
             raise
+        except KeyboardInterrupt:
+            print_line("Interrupted.", err=True)
+            sys.exit(130)
         except BrokenPipeError:  # the reader (head, less) has seen enough
             sys.stderr.close()
             sys.exit(0)
@@ -56,6 +62,12 @@ def main() -> None:
       qzoo demo
       qzoo list "resnet*"
       qzoo classify photo.jpg --model resnet50
+
+    \b
+    Completion of models, weights, files and options with the Tab key:
+      bash:  eval "$(_QZOO_COMPLETE=bash_source qzoo)"
+      zsh:   eval "$(_QZOO_COMPLETE=zsh_source qzoo)"
+      fish:  _QZOO_COMPLETE=fish_source qzoo | source
     """
     warnings.showwarning = _show_warning
 

@@ -1,55 +1,117 @@
-"""How commands find models and what goes with them: float or int8, by name or file."""
+"""How commands find models and what goes with them: float or int8, by name, file or folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..artifact.format import Artifact, ModelInfo
-from ..artifact.native import load, model_info
+from ..artifact.folders import float_file, int8_file
+from ..artifact.format import ModelInfo
+from ..artifact.native import load, model_info, to_native
 from ..checkpoint import is_float_checkpoint, load_float
+from ..convert import is_artifact, read_model
 from ..datasets.sources import Data
-from ..errors import ArgumentError, ArtifactError
+from ..errors import ArgumentError, ArtifactError, UnknownNameError
 from ..registry import get_entry, get_model
+from ..sharing import from_pretrained
 from ..transforms import ImageClassification
 from ..weights import class_names
 
+#: What a repository on the Hugging Face Hub begins with.
+HUB = "hf://"
 
-def is_file(model: str) -> bool:
-    """Says whether an argument means a file instead of the name of a model."""
+
+def is_name(model: str) -> bool:
+    """Says whether a MODEL argument means a model of the zoo instead of a file or folder.
+
+    Raises:
+        UnknownNameError: It is neither, and does not look like a path.
+    """
     path = Path(model)
-    return path.suffix == ".safetensors" or path.is_file() or "/" in model
+    separators = [s for s in (os.sep, os.altsep) if s]
+    if model.startswith(HUB) or path.suffix in (".safetensors", ".pth", ".pt") or path.is_file():
+        return False
+    if any(s in model for s in separators):
+        return False
+    try:
+        get_entry(model)
+    except UnknownNameError:
+        if path.is_dir():
+            return False
+        raise
+    return True
+
+
+def short_name(model: str) -> str:
+    """Returns what a file that is made of a MODEL is called, without its ending."""
+    return get_entry(model).name if is_name(model) else Path(model).resolve().stem
 
 
 def load_model(model: str, weights: str | None, backend: str | None = None) -> nn.Module:
-    """Loads what `--model` names: an artifact file, or a model of the zoo with int8 weights.
+    """Loads the int8 model that a MODEL argument names.
+
+    Args:
+        model: A model of the zoo, an artifact, a folder of `save_pretrained` or `qzoo finetune`, an
+            int8 .pth file, or a repository on the Hugging Face Hub ("hf://org/name@revision").
+        weights: Which of the zoo's weights; None takes DEFAULT.
+        backend: Whose engine runs it; None takes the model's own.
 
     Raises:
         QzooError: An unknown model, weights or file, or weights given for a file.
     """
-    if is_file(model):
-        _check_file(model, weights)
-        if is_float_checkpoint(model):
-            raise ArtifactError(f"{model} holds float weights: quantize it first (qzoo quantize).")
-        return load(model, backend)
-    return get_model(model, weights=weights or "DEFAULT", quantize=True, backend=backend)
+    if is_name(model):
+        return get_model(model, weights=weights or "DEFAULT", quantize=True, backend=backend)
+    _check_no_weights(model, weights)
+    if model.startswith(HUB):
+        repo, _, revision = model.removeprefix(HUB).partition("@")
+        return from_pretrained(repo, revision or None, backend)
+    path = existing(int8_file(model))
+    if is_float_checkpoint(path):
+        raise ArtifactError(f"{path} holds float weights: quantize it first (qzoo quantize).")
+    if is_artifact(path):
+        return load(path, backend)
+    return to_native(read_model(path), backend, consume=True)
 
 
 def load_float_model(model: str, weights: str | None) -> nn.Module:
-    """Loads a float model to quantize: a checkpoint, or a model of the zoo with float weights.
+    """Loads the float model that a MODEL argument names, to quantize or to measure.
+
+    Args:
+        model: A model of the zoo, a file of float weights, or a folder of `qzoo finetune` or
+            references/train.py.
+        weights: Which of torchvision's weights; None takes DEFAULT.
 
     Raises:
         QzooError: An unknown model, weights or file, weights given for a file, or an int8 file.
     """
-    if is_file(model):
-        _check_file(model, weights)
-        if Path(model).is_file() and not is_float_checkpoint(model) and _is_artifact(model):
-            raise ArgumentError(f"{model} is already int8: name the float weights it was made of.")
-        return load_float(model)
-    extra: dict[str, Any] = {"aux_logits": False} if get_entry(model).aux else {}
-    return get_model(model, weights=weights or "DEFAULT", **extra).eval()
+    if is_name(model):
+        extra: dict[str, Any] = {"aux_logits": False} if get_entry(model).aux else {}
+        return get_model(model, weights=weights or "DEFAULT", **extra).eval()
+    _check_no_weights(model, weights)
+    path = float_file(model)
+    if path.is_file() and not is_float_checkpoint(path) and _is_int8(path):
+        raise ArgumentError(f"{path} is already int8: name the float weights it was made of.")
+    return load_float(path)
+
+
+def file_of(model: str) -> Path | None:
+    """Returns the file that is read for a MODEL argument; None for one on the Hub."""
+    if model.startswith(HUB):
+        return None
+    return float_file(model) if is_float_file(model) else int8_file(model)
+
+
+def is_float_file(model: str) -> bool:
+    """Says whether a MODEL argument is a file of float weights, or a folder of nothing else."""
+    if model.startswith(HUB) or is_name(model):
+        return False
+    try:
+        return is_float_checkpoint(int8_file(model))
+    except ArtifactError:  # a folder without an int8 model
+        return is_float_checkpoint(float_file(model))
 
 
 def preset_of(model: nn.Module) -> ImageClassification:
@@ -62,7 +124,7 @@ def preset_of(model: nn.Module) -> ImageClassification:
     if stored is None:
         raise ArgumentError(
             "This model carries no evaluation transforms, so pictures cannot be prepared for it: "
-            "save it with transforms=qzoo.transforms.ImageClassification(...).to_dict()."
+            "save it with transforms=qzoo.transforms.ImageClassification(...)."
         )
     return ImageClassification.from_dict(stored)
 
@@ -76,16 +138,26 @@ def labels_for(data: Data, info: ModelInfo) -> list[int]:
     return data.labels_of(class_names(info.classes), info.builder_kwargs.get("num_classes", 1000))
 
 
-def _check_file(model: str, weights: str | None) -> None:
+def existing(path: Path) -> Path:
+    """Returns a path that leads to something.
+
+    Raises:
+        ArtifactError: It leads nowhere.
+    """
+    if not path.exists():
+        hub = f" (a repository on the Hub is written {HUB}{path})" if len(path.parts) == 2 else ""
+        raise ArtifactError(f"{path} does not exist{hub}; check the path or download it first.")
+    return path
+
+
+def _check_no_weights(model: str, weights: str | None) -> None:
     if weights is not None:
         raise ArgumentError(f"{model} is a file, which has its own weights: drop --weights.")
-    if Path(model).is_dir():
-        raise ArtifactError(f"{model} is a folder: name the file in it.")
 
 
-def _is_artifact(model: str) -> bool:
+def _is_int8(path: Path) -> bool:
     try:
-        Artifact.read(model)
-    except ArtifactError:
+        read_model(path)
+    except (ArtifactError, ArgumentError):
         return False
     return True

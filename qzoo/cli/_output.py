@@ -12,14 +12,18 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ..safe_text import encodable, printable_json, terminal_text
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def print_line(text: object = "", *, err: bool = False) -> None:
@@ -67,30 +71,64 @@ def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     click.echo(text.getvalue(), nl=False)
 
 
+def progress(things: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
+    """Returns a progress bar on stderr, which shows only where that is a terminal.
+
+    Args:
+        things: What to go through; they come out of the bar one by one.
+        **options: Of `tqdm`, such as `total`, `desc` and `unit`.
+    """
+    from tqdm import tqdm
+
+    return tqdm(things, disable=None, leave=False, dynamic_ncols=True, **options)
+
+
 def print_table(
-    title: str | None, columns: Sequence[str], rows: Iterable[Sequence[object]], right: str = ""
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    right: str = "",
+    grouped: bool = False,
 ) -> None:
-    """Prints a table on stdout, as wide as it needs where output is not a terminal.
+    """Prints a table on stdout: folded to fit a terminal, else one line per row however long.
 
     Args:
         title: Line above the table, or None.
         columns: Headings.
         rows: One sequence of cells per row.
         right: One character per column; "r" aligns it to the right.
+        grouped: Whether a terminal leaves out a first cell that is like the one above.
     """
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)
+    cells = [[_cell(cell) for cell in row] for row in rows]
     if title is not None:
         console.print(Text(_cell(title), style="bold"), soft_wrap=True)
+    if not console.is_terminal:
+        _print_lines([list(columns), *cells], right)
+        return
     table = Table(box=None, pad_edge=False)
     for index, heading in enumerate(columns):
         align = "right" if right[index : index + 1] == "r" else "left"
         table.add_column(heading, justify=align, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
+    above = None
+    for first, *others in cells:
+        shown = "" if grouped and first == above else first
         # As Text, in which neither [markup] nor an :emoji: means anything.
-        table.add_row(*[Text(_cell(cell)) for cell in row])
+        table.add_row(*[Text(cell) for cell in (shown, *others)])
+        above = first
     console.print(table)
+
+
+def _print_lines(rows: Sequence[Sequence[str]], right: str) -> None:
+    """Prints rows in columns that are as wide as their longest cell."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = [
+            gap + cell if right[index : index + 1] == "r" else cell + gap
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for gap in [" " * (width - cell_len(cell))]
+        ]
+        click.echo("  ".join(padded).rstrip())
 
 
 def _cell(value: object) -> str:

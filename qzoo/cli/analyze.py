@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
-from ..analysis import Diagnosis, analyze
-from ..artifact.native import model_info
-from ..benchmark import torch_threads
-from ..datasets.sources import Data, Relabelled, open_data
 from ..errors import ArgumentError
-from ..files import write_atomically
-from ._models import labels_for, load_float_model, load_model, preset_of
+from ._options import (
+    Place,
+    complete_models,
+    data_place,
+    html_option,
+    json_option,
+    seed_option,
+    takes,
+    threads_option,
+    weights_option,
+)
 from ._output import print_json, print_line, print_table
-from .evaluate import DATA_HELP
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..analysis import Diagnosis
+    from ..datasets.sources import Data
 
 
 def pictures_to_measure(data: Data, model: nn.Module) -> Any:
@@ -32,16 +41,28 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     Raises:
         ArgumentError: The data and the model do not belong together.
     """
+    from ..artifact.native import model_info
+    from ..datasets.sources import Relabelled
+    from ._models import labels_for, preset_of
+
     split = data.split("test" if "test" in data.splits else data.splits[0], preset_of(model))
     return Relabelled(split, labels_for(data, model_info(model))) if data.classes else split
 
 
 @click.command("analyze")
-@click.argument("float_model", metavar="FLOAT")
-@click.argument("int8_model", metavar="INT8")
-@click.option("--data", required=True, help=DATA_HELP)
-@click.option("--weights", "-w", help="FLOAT's weights, if it is a name.  [default: DEFAULT]")
-@click.option("--images", default=256, show_default=True, type=click.IntRange(1))
+@takes(
+    Place("float_model", "FLOAT", complete=complete_models),
+    Place("int8_model", "INT8", complete=complete_models),
+    data_place(),
+)
+@weights_option("Which of torchvision's float weights of FLOAT, where that is a name.")
+@click.option(
+    "--images",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pictures to compare the two models on.",
+)
 @click.option(
     "--sensitivity-images",
     default=64,
@@ -49,11 +70,17 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     type=click.IntRange(1),
     help="Pictures that every layer is tried alone on, which takes longest.",
 )
-@click.option("--seed", type=click.IntRange(0), default=0, help="Picks images.", show_default=True)
-@click.option("--top", default=15, show_default=True, type=click.IntRange(1), help="Table rows.")
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a report, one page.")
+@seed_option
+@click.option(
+    "--top",
+    default=15,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many layers to list, the most harmful first.",
+)
+@threads_option
+@json_option
+@html_option
 def analyze_command(
     float_model: str,
     int8_model: str,
@@ -67,15 +94,23 @@ def analyze_command(
     as_json: bool,
     html: Path | None,
 ) -> None:
-    """Find out where an int8 model loses accuracy, and what to try next.
+    """Find out where an int8 model loses accuracy.
 
-    FLOAT is the checkpoint (or name) of the float model that INT8, an artifact, was made of.
+    Also says what to try next. FLOAT is the file, folder or name of the float model that INT8, an
+    artifact, was made of. DATA is digits, fractals, or a folder: with train/ and val/, with a
+    folder per class, or of pictures.
 
     \b
     Examples:
       qzoo analyze my_model.safetensors int8.safetensors --data photos --html report.html
       qzoo analyze resnet50 int8.safetensors --data imagenet/val --json
     """
+    from ..analysis import analyze
+    from ..benchmark import torch_threads
+    from ..datasets.sources import open_data
+    from ..files import write_atomically
+    from ._models import load_float_model, load_model
+
     check_folder(html)
     opened = open_data(data)
     loaded = load_float_model(float_model, weights)

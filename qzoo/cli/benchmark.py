@@ -7,21 +7,29 @@ import platform
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from ..artifact.format import Artifact
-from ..benchmark import interleave
 from ..errors import ArgumentError, QzooError, UncalibratedWarning
-from ..registry import get_model
-from ..runtimes.api import RUNTIMES, available_runtimes, compile, to_artifact
-from ..runtimes.base import CompiledModel
-from ..runtimes.choice import machine, version
-from ..runtimes.footprint import footprint
-from ._models import load_model
-from ._output import print_csv, print_json, print_table, print_warning
+from ._options import (
+    RUNTIMES,
+    Place,
+    batch_size_option,
+    complete_from,
+    complete_models,
+    json_option,
+    size_option,
+    takes,
+    weights_option,
+)
+from ._output import print_csv, print_json, print_table, print_warning, progress
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..artifact.format import Artifact
+    from ..runtimes.base import CompiledModel
 
 _PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
 
@@ -37,27 +45,55 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> list
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@takes(
+    Place(
+        "models",
+        "MODEL",
+        ("--model", "-m"),
+        "A model, if it does not stand first; may be repeated.",
+        complete_models,
+        many=True,
+    )
+)
 @click.option(
     "--runtimes",
-    help="Names separated by commas, or all.  [default: the installed ones that compile quickly]",
+    "--runtime",
+    "runtimes",
+    help="What to measure: names separated by commas, or all.  "
+    "[default: the installed ones that compile quickly]",
+    shell_complete=complete_from(["all", "auto", *RUNTIMES]),
 )
-@click.option("--threads", default="1", show_default=True, callback=_numbers, help="E.g. 1,2.")
-@click.option("--batch", default="1", show_default=True, callback=_numbers, help="E.g. 1,32.")
 @click.option(
-    "--size", type=click.IntRange(1), help="Height and width in pixels.  [default: the model's own]"
+    "--threads",
+    default="1",
+    show_default=True,
+    callback=_numbers,
+    help="Numbers of CPU threads, such as 1,2.",
 )
-@click.option("--weights", "-w", help="Name of the int8 weights.  [default: DEFAULT]")
+@batch_size_option("1", "Numbers of pictures per call, such as 1,32.", callback=_numbers, type=str)
+@size_option
+@weights_option()
 @click.option("--random", is_flag=True, help="Random weights: as fast, and nothing to download.")
-@click.option("--rounds", default=15, show_default=True, type=click.IntRange(1))
-@click.option("--memory/--no-memory", default=True, help="Measure memory, in further processes.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV instead of a table.")
+@click.option(
+    "--rounds",
+    default=15,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often each runtime has its turn; more give steadier medians.",
+)
+@click.option(
+    "--memory/--no-memory",
+    default=True,
+    show_default=True,
+    help="Whether to measure memory too, each runtime in a process of its own.",
+)
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout, with the environment.")
 def benchmark(
     models: tuple[str, ...],
     runtimes: str | None,
     threads: list[int],
-    batch: list[int],
+    batch_size: list[int],
     size: int | None,
     weights: str | None,
     random: bool,
@@ -66,10 +102,11 @@ def benchmark(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Measure the latency and memory of int8 models on each runtime, side by side.
+    """Measure the latency and memory of int8 models on each runtime.
 
-    The runtimes take turns, so that other work on the machine disturbs all of them alike; medians
-    and quartiles are over these rounds.
+    MODEL is the name of a model, or the file or folder of an int8 model. The runtimes take turns,
+    so that other work on the machine disturbs all of them alike; medians and quartiles are over
+    these rounds.
 
     \b
     Examples:
@@ -81,10 +118,13 @@ def benchmark(
         raise ArgumentError("--json and --csv exclude each other.")
     names = _runtimes(runtimes)
     rows: list[dict[str, Any]] = []
-    for name in models:
-        artifact = _artifact(name, weights, random)
-        for count, pictures in itertools.product(threads, batch):
-            rows += _measure(name, artifact, names, count, pictures, size, rounds, memory)
+    settings = list(itertools.product(threads, batch_size))
+    steps = len(models) * len(settings) * len(names) * (3 if memory else 2)
+    with progress(total=steps, unit="step") as bar:
+        for name in models:
+            artifact = _artifact(name, weights, random)
+            for count, pictures in settings:
+                rows += _measure(name, artifact, names, count, pictures, size, rounds, memory, bar)
     if as_json:
         print_json(rows)
     elif as_csv:
@@ -96,13 +136,20 @@ def benchmark(
 
 
 def _runtimes(text: str | None) -> list[str]:
+    from ..runtimes.api import RUNTIMES, available_runtimes
+
     here = available_runtimes()
     if text is None:
         return [name for name in here if not RUNTIMES[name].slow]
-    return here if text == "all" else [part.strip() for part in text.split(",")]
+    names = [part.strip().lower() for part in text.split(",")]
+    return here if names == ["all"] else list(dict.fromkeys(names))
 
 
 def _artifact(name: str, weights: str | None, random: bool) -> Artifact:
+    from ..registry import get_model
+    from ..runtimes.api import to_artifact
+    from ._models import load_model
+
     if not random:
         return to_artifact(load_model(name, weights))
     if weights is not None:
@@ -121,11 +168,24 @@ def _measure(
     size: int | None,
     rounds: int,
     memory: bool,
+    bar: Any,
 ) -> list[dict[str, Any]]:
-    compiled = {r: compile(artifact, r, threads, batch, size) for r in runtimes}
+    import torch
+
+    from ..benchmark import interleave
+    from ..runtimes.api import compile
+    from ..runtimes.footprint import footprint
+
+    compiled = {}
+    for runtime in runtimes:
+        bar.set_description(f"{name}: make {runtime} ready")
+        compiled[runtime] = compile(artifact, runtime, threads, batch, size)
+        bar.update()
     height, width = next(iter(compiled.values())).size
     x = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    bar.set_description(f"{name}: measure latency")
     timings = interleave({r: _call(m, x) for r, m in compiled.items()}, rounds)
+    bar.update(len(compiled))
     best = min(timing.median_ms for timing in timings.values())
     rows = []
     for runtime, timing in timings.items():
@@ -148,12 +208,14 @@ def _measure(
             "model_mib": None,
         }
         if memory:
+            bar.set_description(f"{name}: measure memory of {runtime}")
             try:
                 row |= footprint(
                     artifact, compiled[runtime].runtime, threads, batch, (height, width)
                 )
             except QzooError as error:
                 print_warning(error)
+            bar.update()
         rows.append(row)
     return rows
 
@@ -188,6 +250,8 @@ def _cells(row: dict[str, Any]) -> list[object]:
 
 
 def _environment() -> dict[str, Any]:
+    from ..runtimes.choice import machine, version
+
     return {
         "cpu": machine(),
         "python": platform.python_version(),

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import torch
-from torch import nn
 
-from ..artifact.native import model_info
-from ..benchmark import interleave, torch_threads
-from ..classify import classify as classify_images
-from ..images import load_image
-from ..registry import get_entry, get_model, get_weight
-from ._models import load_model
-from ._output import print_json, print_line, print_table
+from ._options import (
+    complete_files,
+    engine_option,
+    json_option,
+    model_option,
+    weights_option,
+)
+from ._output import print_json, print_line, print_table, progress
+
+if TYPE_CHECKING:
+    from torch import nn
 
 DEMO_WEIGHTS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 _DIGITS = Path(__file__).parent.parent / "embedded" / "digits"
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--model",
-    "-m",
-    default="mobilenet_v2",
-    show_default=True,
-    help="Model name, or an artifact file.",
+@click.argument(
+    "images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_files
 )
-@click.option("--weights", "-w", help="Name of the int8 weights.  [default: DEFAULT]")
-@click.option("--backend", help="Run on this backend's engine.  [default: the weights' own]")
+@model_option("mobilenet_v2", "Name of a model, or the file or folder of an int8 model.")
+@weights_option()
+@engine_option
 @click.option(
     "--topk",
     "-k",
@@ -42,7 +41,7 @@ _DIGITS = Path(__file__).parent.parent / "embedded" / "digits"
     type=click.IntRange(1),
     help="Guesses per picture.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def classify(
     images: tuple[str, ...],
     model: str,
@@ -59,10 +58,15 @@ def classify(
       qzoo classify digit.png --model shufflenet_v2_x0_5 --weights DIGITS_X86_V1
       qzoo classify photo.jpg --model my_model.safetensors --json
     """
+    from ..classify import classify as classify_images
+    from ..images import load_image
+    from ._models import load_model
+
     for name in images:
         if not Path(name).is_file():
             load_image(name)  # says what is wrong with it, before a model is fetched
-    results = classify_images(load_model(model, weights, backend), images, topk)
+    loaded = load_model(model, weights, backend)
+    results = classify_images(loaded, progress(images, desc="classify", unit="picture"), topk)
     if as_json:
         print_json(
             [
@@ -72,24 +76,28 @@ def classify(
         )
         return
     rows = [
-        (name if rank == 0 else "", guess.name, f"{guess.probability:.1%}")
+        (name, guess.name, f"{guess.probability:.1%}")
         for name, guesses in zip(images, results, strict=True)
-        for rank, guess in enumerate(guesses)
+        for guess in guesses
     ]
-    print_table(None, ("picture", "class", "probability"), rows, "llr")
+    print_table(None, ("picture", "class", "probability"), rows, "llr", grouped=True)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@json_option
 def demo(as_json: bool) -> None:
-    """Classify bundled pictures with a bundled int8 model; needs no network.
+    """Classify bundled pictures and measure speed, offline.
 
-    Then the same model in float and in int8 is measured here, side by side.
+    The model comes with the package, too. It is measured here in float on PyTorch, and in int8 on
+    the fastest of the runtimes that are installed.
 
     \b
     Example:
       qzoo demo
     """
+    from ..classify import classify as classify_images
+    from ..registry import get_model, get_weight
+
     member: Any = get_weight(DEMO_WEIGHTS)
     architecture = member.meta["architecture"]
     model = get_model(architecture, weights=member, quantize=True)
@@ -104,9 +112,9 @@ def demo(as_json: bool) -> None:
         }
         for f, p in zip(files, results, strict=True)
     ]
-    figures = _compare(model, member)
+    figures, runtimes = _compare(model, member)
     if as_json:
-        print_json({"pictures": pictures, "models": figures})
+        print_json({"pictures": pictures, "models": figures, "runtimes": runtimes})
         return
     rows = [
         (
@@ -128,6 +136,7 @@ def demo(as_json: bool) -> None:
     cells = [
         (
             f["model"],
+            f["runtime"],
             f"{f['file_kb']:.0f} kB",
             f"{f['top1']:.2f} %",
             *(f"{f[k]:.2f} ms" for k in _SIZES),
@@ -136,43 +145,80 @@ def demo(as_json: bool) -> None:
     ]
     print_table(
         "Measured now: file size and median latency, one picture, one thread",
-        ("model", "file", "top-1 (held-out)", *_SIZES.values()),
+        ("model", "runtime", "file", "top-1 (held-out)", *_SIZES.values()),
         cells,
-        "lrrrr",
+        "llrrrr",
     )
+    print_line()
+    print_line(_about_runtimes(figures[1]["runtime"], list(runtimes)))
 
 
 _SIZES = {"latency_64_ms": "64x64 pixels", "latency_224_ms": "224x224 pixels"}
+#: The runtimes that are worth installing for speed, and quickly ready.
+_FAST = ("onnxruntime", "openvino")
 
 
-def _compare(int8: nn.Module, member: Any) -> list[dict[str, Any]]:
-    """Measures the int8 model beside a float one of the same shape."""
+def _compare(
+    int8: nn.Module, member: Any
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Measures the int8 model beside a float one of the same shape.
+
+    Returns:
+        A row for float on PyTorch and one for int8 on its fastest runtime; and the latencies of
+        int8 on each runtime that is installed and quickly ready.
+    """
+    import torch
+
+    from ..artifact.native import model_info
+    from ..benchmark import interleave, torch_threads
+    from ..registry import get_entry
+    from ..runtimes.api import RUNTIMES, available_runtimes, compile
+
     info = model_info(int8)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         float_model = get_entry(info.architecture).construct(**info.builder_kwargs).eval()
     buffer = io.BytesIO()
     torch.save(float_model.state_dict(), buffer)
-    figures: list[dict[str, Any]] = [
-        {
-            "model": "float32",
-            "file_kb": len(buffer.getvalue()) / 1e3,
-            "top1": _top1(member, "float_metrics"),
-        },
-        {
-            "model": "int8",
-            "file_kb": member.file().stat().st_size / 1e3,
-            "top1": _top1(member, "_metrics"),
-        },
-    ]
+    names = [name for name in available_runtimes() if not RUNTIMES[name].slow]
+    found: dict[str, dict[str, float]] = {name: {} for name in ["float32", *names]}
     generator = torch.Generator().manual_seed(0)
     with torch_threads(1), torch.inference_mode():
         for key in _SIZES:
             side = int(key.split("_")[1])
             x = torch.randn(1, 3, side, side, generator=generator)
-            timings = interleave({"float32": lambda: float_model(x), "int8": lambda: int8(x)})  # noqa: B023
-            for row in figures:
-                row[key] = timings[row["model"]].median_ms
-    return figures
+            models: dict[str, Any] = {"float32": float_model, "torch": int8}
+            models |= {n: compile(int8, n, 1, 1, side) for n in names if n != "torch"}
+            calls = {name: functools.partial(model, x) for name, model in models.items()}
+            for name, timing in interleave(calls).items():
+                found[name][key] = timing.median_ms
+    float_latencies = found.pop("float32")
+    best = min(found, key=lambda name: sum(found[name].values()))
+    sizes = {"float32": len(buffer.getvalue()), "int8": member.file().stat().st_size}
+    return [
+        {
+            "model": model,
+            "runtime": runtime,
+            "file_kb": sizes[model] / 1e3,
+            "top1": _top1(member, key),
+            **latencies,
+        }
+        for model, runtime, key, latencies in (
+            ("float32", "torch", "float_metrics", float_latencies),
+            ("int8", best, "_metrics", found[best]),
+        )
+    ], found
+
+
+def _about_runtimes(used: str, measured: list[str]) -> str:
+    """Returns the sentence on which runtime the demo used, and what could be faster."""
+    missing = ",".join(name for name in _FAST if name not in measured)
+    if measured == [used]:
+        return (
+            f"int8 ran on {used}, the only runtime that is installed here; its int8 kernels gain "
+            f'little or nothing on a model this small. Faster ones: pip install "qzoo[{missing}]"'
+        )
+    more = f'. More to try: pip install "qzoo[{missing}]"' if missing else ""
+    return f"int8 ran on {used}, the fastest here of {', '.join(measured)}{more}"
 
 
 def _top1(member: Any, key: str) -> float:

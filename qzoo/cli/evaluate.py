@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
-from torch.utils.data import DataLoader
 
-from ..artifact.native import model_info
-from ..benchmark import torch_threads
-from ..checkpoint import is_float_checkpoint
-from ..datasets.sources import Data, Relabelled, open_data
 from ..errors import ArgumentError
-from ..evaluate import Metrics
-from ..evaluate import evaluate as measure
-from ..runtimes.api import RUNTIMES, compile
-from ._models import is_file, labels_for, load_float_model, load_model, preset_of
+from ._options import (
+    RUNTIMES,
+    batch_size_option,
+    choice,
+    data_place,
+    engine_option,
+    json_option,
+    model_place,
+    takes,
+    threads_option,
+    weights_option,
+)
 from ._output import print_json, print_line
 
-DATA_HELP = "digits, fractals, or a folder: with train/ and val/, or with a folder per class."
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import DataLoader
+
+    from ..datasets.sources import Data
+    from ..evaluate import Metrics
 
 
 def labelled_pictures(data: Data, model: nn.Module, batch_size: int) -> DataLoader[Any]:
@@ -33,6 +40,12 @@ def labelled_pictures(data: Data, model: nn.Module, batch_size: int) -> DataLoad
     Raises:
         ArgumentError: The data and the model do not belong together.
     """
+    from torch.utils.data import DataLoader
+
+    from ..artifact.native import model_info
+    from ..datasets.sources import Relabelled
+    from ._models import labels_for, preset_of
+
     split = "test" if "test" in data.splits else data.splits[0]
     labels = labels_for(data, model_info(model))
     pictures = Relabelled(data.split(split, preset_of(model)), labels)
@@ -59,19 +72,25 @@ def sentence(metrics: Metrics) -> str:
 
 
 @click.command()
-@click.argument("model")
-@click.option("--data", required=True, help=DATA_HELP)
-@click.option("--weights", "-w", help="Name of the weights.  [default: DEFAULT]")
-@click.option("--float", "as_float", is_flag=True, help="torchvision's float weights, not int8.")
+@takes(model_place(), data_place())
+@weights_option("Which weights of MODEL, where that is a name (see: qzoo info MODEL).")
+@click.option(
+    "--float",
+    "as_float",
+    is_flag=True,
+    help="Measure the float model: torchvision's float weights of a model of the zoo.",
+)
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", *RUNTIMES]),
-    help="What executes an int8 model.  [default: PyTorch]",
+    "--runtimes",
+    "runtime",
+    type=choice(["auto", *RUNTIMES]),
+    help="What executes an int8 model; auto takes the fastest that is installed.  [default: torch]",
 )
-@click.option("--backend", help="Run on this backend's engine of PyTorch.  [default: the model's]")
-@click.option("--batch-size", "-b", default=64, show_default=True, type=click.IntRange(1))
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
+@engine_option
+@batch_size_option(64, "Pictures that go through the model at once.")
+@threads_option
+@json_option
 def evaluate(
     model: str,
     data: str,
@@ -83,10 +102,12 @@ def evaluate(
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Measure top-1 and top-5 accuracy, with 95 % intervals, on labelled pictures.
+    """Measure accuracy on labelled pictures.
 
-    MODEL is an int8 artifact, a checkpoint of float weights, or the name of a model. Pictures go
-    through the model's own transforms; of data with a val split, that one counts.
+    Prints top-1 and top-5 with 95 % intervals. MODEL is a file or folder of qzoo, int8 or float, or
+    the name of a model. DATA is digits, fractals, or a folder: with train/ and val/, or with a
+    folder per class. Pictures go through the model's own transforms; of data with a val split, that
+    one counts.
 
     \b
     Examples:
@@ -95,8 +116,15 @@ def evaluate(
       qzoo evaluate resnet50 --float --weights IMAGENET1K_V2 --data imagenet/val
       qzoo evaluate my_model.safetensors --data photos --json
     """
+    from ..artifact.native import model_info
+    from ..benchmark import torch_threads
+    from ..datasets.sources import open_data
+    from ..evaluate import evaluate as measure
+    from ..runtimes.api import compile
+    from ._models import is_float_file, load_float_model, load_model
+
     opened = open_data(data)
-    is_float = as_float or (is_file(model) and is_float_checkpoint(model))
+    is_float = as_float or is_float_file(model)
     if is_float:
         for option, value in (("--runtime", runtime), ("--backend", backend)):
             if value is not None:

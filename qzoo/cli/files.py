@@ -4,44 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import hub
-from ..convert import (
-    all_weights,
-    check_model,
-    describe,
-    is_artifact,
-    read_model,
-    state_dict_bytes,
-)
 from ..errors import ArgumentError, ArtifactError, QzooError
-from ..files import write_atomically
-from ..hub.cache import Expected
-from ..registry import find_member, get_entry
-from ..sharing import push_artifact
+from ._endings import ARTIFACT, TORCHVISION, check_ending, format_of
+from ._options import (
+    BACKENDS,
+    Place,
+    choice,
+    complete_from,
+    complete_models,
+    complete_weights,
+    json_option,
+    model_place,
+    takes,
+)
 from ._output import print_error, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from ..artifact.format import Artifact
+    from ..hub import CachedFile
 
 _SUFFIXES = {".safetensors", ".pth", ".pt"}
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option(
-    "--model", "--arch", "-m", help="Architecture.  [default: guessed from the weights' shapes]"
+@takes(
+    Place("source", "IN"),
+    Place("target", "OUT", ("--out", "-o"), "File to write, if it does not stand second."),
 )
-@click.option("--num-classes", type=click.IntRange(1), help="[default: what the file holds]")
 @click.option(
-    "--backend", help="Backend of the numbers.  [default: guessed from the kind of their scales]"
+    "--model",
+    "--arch",
+    "-m",
+    help="Architecture.  [default: guessed from the weights' shapes]",
+    shell_complete=complete_models,
+)
+@click.option(
+    "--num-classes",
+    type=click.IntRange(1),
+    help="Outputs of the classifier.  [default: what the file holds]",
+)
+@click.option(
+    "--backend",
+    help="Backend that the numbers were chosen for.  [default: what the file says or, where it "
+    "does not, guessed from the kind of its scales]",
+    shell_complete=complete_from(BACKENDS),
 )
 @click.option(
     "--to",
     "kind",
-    type=click.Choice(["artifact", "torchvision"]),
-    help="What to write.  [default: an artifact; of an artifact, torchvision's state dict]",
+    type=choice([ARTIFACT, TORCHVISION]),
+    help="What to write: an artifact or torchvision's state dict.  [default: by OUT's ending]",
 )
 @click.option(
     "--classes",
@@ -50,35 +66,79 @@ _SUFFIXES = {".safetensors", ".pth", ".pt"}
 )
 @click.option("--part", help="Key of the state dict in a training checkpoint, such as model_ema.")
 @click.option(
-    "--like", help="Int8 weights whose transforms the model shares.  [default: none recorded]"
+    "--like",
+    help="Int8 weights whose transforms the model shares, such as "
+    "ResNet50_QuantizedWeights.DEFAULT.  [default: none recorded]",
 )
 @click.option(
     "--transform-input/--no-transform-input",
     default=None,
     help="Whether a GoogLeNet or Inception changes its input's normalization.",
 )
+@json_option
 def convert(
-    source: Path, target: Path, kind: str | None, classes: Path | None, **options: Any
+    source: str,
+    target: str,
+    kind: str | None,
+    classes: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Turn checkpoints into artifacts, and artifacts into torchvision's state dicts.
+    """Turn checkpoints into artifacts, and back.
 
     IN is a published .pth file, the state dict of your own int8 model, the checkpoint of a model
-    prepared for QAT, an artifact, or a folder of save_pretrained. No code from it is run.
+    prepared for QAT, an artifact, or a folder of qzoo finetune or save_pretrained. No code from it
+    is run. OUT ends in .safetensors for an artifact, or in .pth for the state dict that
+    torchvision's int8 models load.
 
     \b
     Examples:
       qzoo convert resnet50_fbgemm-23753f79.pth resnet50.safetensors
       qzoo convert mine.pth mine.safetensors --classes names.txt --backend x86
       qzoo convert qat_checkpoint.pth mine.safetensors --model mobilenet_v3_large --part model_ema
-      qzoo convert mine.safetensors mine.pth --to torchvision
+      qzoo convert mine.safetensors mine.pth
     """
-    if kind is None:
-        kind = "torchvision" if is_artifact(source) else "artifact"
+    from ..convert import describe, read_model, state_dict_bytes
+    from ..files import write_atomically
+    from ._models import existing
+
+    out = Path(target)
+    kind = kind or _kind_of(out, Path(source))
+    check_ending(out, kind)
     names = None if classes is None else _read_lines(classes)
-    artifact = read_model(source, classes=names, **options)
-    content = artifact.to_bytes() if kind == "artifact" else state_dict_bytes(artifact)
-    write_atomically(target, content)
-    print_line(f"{target}: {describe(artifact)}, {len(content) / 2**20:.1f} MiB")
+    artifact = read_model(existing(Path(source)), classes=names, **options)
+    content = artifact.to_bytes() if kind == ARTIFACT else state_dict_bytes(artifact)
+    write_atomically(out, content)
+    if as_json:
+        print_json({"file": str(out), "format": kind, "bytes": len(content), **_summary(artifact)})
+        return
+    print_line(f"{out}: {describe(artifact)}, {len(content) / 2**20:.1f} MiB")
+
+
+def _kind_of(out: Path, source: Path) -> str:
+    """Returns which format the ending of a name stands for; without one, the source decides."""
+    from ..convert import is_artifact
+
+    kind = format_of(out)
+    if kind in (ARTIFACT, TORCHVISION):
+        return kind
+    if not out.suffix:
+        return TORCHVISION if is_artifact(source) else ARTIFACT
+    hint = "" if kind is None else f"; qzoo export writes {kind}"
+    raise ArgumentError(
+        f"The ending of {out.name!r} is of no format that convert writes: end it in .safetensors "
+        f"(artifact) or .pth (torchvision's state dict){hint}."
+    )
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    info = artifact.info
+    return {
+        "model": info.architecture,
+        "backend": info.backend,
+        "layers": len(artifact.layers),
+        "float_layers": artifact.float_layers,
+    }
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -93,60 +153,95 @@ def _read_lines(path: Path) -> list[str]:
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option(
-    "--weights", "-w", default="DEFAULT", show_default=True, help="Name of the weights, or 'all'."
+@takes(
+    Place(
+        "models",
+        "MODEL",
+        ("--model", "-m"),
+        "A model, if it does not stand first; may be repeated.",
+        complete_models,
+        many=True,
+    )
 )
-def download(models: tuple[str, ...], weights: str) -> None:
-    """Fetch int8 weights into the cache, verified by their published hash.
+@click.option(
+    "--weights",
+    "-w",
+    default="DEFAULT",
+    show_default=True,
+    help="Which int8 weights (see: qzoo info MODEL), or all.",
+    shell_complete=complete_weights,
+)
+@json_option
+def download(models: tuple[str, ...], weights: str, as_json: bool) -> None:
+    """Fetch int8 weights into the cache.
 
-    Prints a path per file. Weights that come with the package are only verified.
+    Each file is verified by its published hash. Prints a path per file. Weights that come with the
+    package are only verified.
 
     \b
     Examples:
       qzoo download resnet50 mobilenet_v2
       qzoo download resnet50 --weights all
     """
+    from ..registry import find_member, get_entry
+
     members: list[Any] = []
     for model in models:
         enum: Any = get_entry(model).weights
-        if weights != "all":
+        if weights.lower() != "all":
             members.append(find_member(enum, weights))
         elif not list(enum):
             find_member(enum, "DEFAULT")  # says that there are none
         else:
             members.extend(enum)
+    found = []
     for member in dict.fromkeys(members):
-        print_line(member.file(progress=True))
+        path = member.file(progress=True)
+        found.append({"weights": repr(member), "file": str(path), "bytes": path.stat().st_size})
+        if not as_json:
+            print_line(path)
+    if as_json:
+        print_json(found)
 
 
 @click.command()
 @click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
+@json_option
 @click.pass_context
-def verify(ctx: click.Context, paths: tuple[Path, ...]) -> None:
-    """Check artifacts and checkpoints: hashes, structure, and that they fit their architecture.
+def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
+    """Check that files are whole and fit their models.
 
-    PATH is a file, or a folder that is searched for .safetensors, .pth and .pt files. Without any,
-    the weights of the package and everything in the cache are checked. Exit code 2 if one is bad.
+    That is, hashes, structure, and that each fits its architecture. PATH is a file, or a folder
+    that is searched for .safetensors, .pth and .pt files. Without any, the weights of the package
+    and everything in the cache are checked. Exit code 2 if one is bad.
 
     \b
     Examples:
       qzoo verify
       qzoo verify my_model.safetensors ~/checkpoints
     """
-    bad = 0
+    rows: list[dict[str, Any]] = []
     for name, check in _checks(paths):
         try:
-            print_line(f"ok   {name}: {check()}")
+            row = {"file": str(name), "ok": True, "what": check()}
         except QzooError as error:
-            bad += 1
-            print_line(f"BAD  {str(error) if str(name) in str(error) else f'{name}: {error}'}")
+            row = {"file": str(name), "ok": False, "what": str(error)}
+        rows.append(row)
+        if not as_json:
+            prefix = "" if row["file"] in row["what"] else f"{row['file']}: "
+            print_line(f"{'ok  ' if row['ok'] else 'BAD '} {prefix}{row['what']}")
+    if as_json:
+        print_json(rows)
+    bad = sum(not row["ok"] for row in rows)
     if bad:
         print_error(f"{bad} of the files are bad.")
         ctx.exit(2)
 
 
 def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
+    from .. import hub
+    from ..convert import all_weights, check_model, describe
+
     for path in paths:
         if not path.is_dir():
             yield path, lambda path=path: check_model(path)
@@ -170,7 +265,10 @@ def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
             yield cached.path, lambda: "an unfinished download, to be resumed"
 
 
-def _check_cached(cached: hub.CachedFile, member: Any) -> str:
+def _check_cached(cached: CachedFile, member: Any) -> str:
+    from ..convert import check_model
+    from ..hub.cache import Expected
+
     meta = {} if member is None else member.meta
     expected = Expected(meta.get("sha256"), meta.get("sha256_prefix"))
     if problem := expected.mismatch(cached.path):
@@ -179,29 +277,44 @@ def _check_cached(cached: hub.CachedFile, member: Any) -> str:
 
 
 @click.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.argument("repo")
-@click.option("--private/--public", default=None, help="Of a new repository.")
+@takes(
+    model_place("The int8 model, if it does not stand first."),
+    Place("repo", "REPO", ("--repo",), "Where to, as org/name, if it does not stand second."),
+)
+@click.option(
+    "--private/--public",
+    default=None,
+    help="Who may see a new repository.  [default: what the organization says]",
+)
 @click.option("--revision", help="Existing branch to commit to.  [default: main]")
-@click.option("--message", help="Of the commit.")
-def push(path: Path, repo: str, message: str | None, **options: Any) -> None:
-    """Push an artifact, or a folder of save_pretrained, to a repository on the Hugging Face Hub.
+@click.option("--message", help="The commit's message.")
+@json_option
+def push(model: str, repo: str, message: str | None, as_json: bool, **options: Any) -> None:
+    """Push an int8 model to a repository on the Hugging Face Hub.
 
-    The model card and config.json are made anew from the artifact. Log in first (hf auth login).
+    MODEL is the name of a model, or the file or folder of an int8 model. The model card and
+    config.json are made anew from it. Log in first (hf auth login).
 
     \b
     Example:
       qzoo push my_model.safetensors my-org/resnet50-int8 --private
     """
-    artifact = read_model(path)
+    from ..runtimes.api import to_artifact
+    from ..sharing import push_artifact
+    from ._models import load_model
+
     if message is not None:
         options["message"] = message
-    print_line(push_artifact(artifact, repo, **options))
+    url = push_artifact(to_artifact(load_model(model, None)), repo, **options)
+    if as_json:
+        print_json({"repo": repo, "commit": url})
+    else:
+        print_line(url)
 
 
 @click.command()
 @click.option("--clear", is_flag=True, help="Remove everything that was downloaded.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def cache(clear: bool, as_json: bool) -> None:
     """List the downloaded files, or remove them.
 
@@ -210,6 +323,8 @@ def cache(clear: bool, as_json: bool) -> None:
       qzoo cache
       qzoo cache --clear
     """
+    from .. import hub
+
     files = hub.clear_cache() if clear else hub.list_cache()
     if as_json:
         rows = [

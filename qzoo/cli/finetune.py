@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..artifact.native import model_info
-from ..backends import BACKENDS
-from ..datasets.sources import NAMED_DATA
-from ..quantize import RECIPES
+from ._options import (
+    NAMED_DATA,
+    backend_option,
+    batch_size_option,
+    complete_files,
+    data_place,
+    json_option,
+    model_option,
+    recipe_option,
+    takes,
+    threads_option,
+    weights_option,
+)
 from ._output import only_json, print_json, print_line
 from .evaluate import figures
 
@@ -19,22 +28,44 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("photos")
-@click.option("--model", default="mobilenet_v2", show_default=True, help="A model of the zoo.")
-@click.option("--weights", "-w", default="DEFAULT", show_default=True, help="Its float, or none.")
-@click.option("--checkpoint", help="Float weights in a file to start from instead of --model.")
-@click.option("--int8/--float", "int8", default=True, show_default=True, help="Quantize, too.")
+@takes(data_place("The pictures, if they do not stand first.", metavar="PHOTOS"))
+@model_option("mobilenet_v2", "The model of the zoo to start from.")
+@weights_option("Which of torchvision's float weights to start from, or none for random ones.")
+@click.option(
+    "--checkpoint",
+    help="A file of float weights to start from instead of --model.",
+    shell_complete=complete_files,
+)
+@click.option(
+    "--int8/--float",
+    "int8",
+    default=True,
+    show_default=True,
+    help="Whether to quantize the fine-tuned model.",
+)
 @click.option("--qat", is_flag=True, help="Quantize by training, also where PTQ would do.")
-@click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", show_default=True)
-@click.option("--backend", type=click.Choice(list(BACKENDS)), help="Numeric configuration.")
+@recipe_option
+@backend_option
 @click.option(
     "--out",
     "-o",
     type=click.Path(path_type=Path),
     help="Folder to write.  [default: PHOTOS-MODEL or, where that is taken, PHOTOS-MODEL-2, ...]",
 )
-@click.option("--epochs", default=10, show_default=True, type=click.IntRange(1))
-@click.option("--lr", default=0.0003, show_default=True, type=click.FloatRange(0, min_open=True))
+@click.option(
+    "--epochs",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How often training goes through all pictures.",
+)
+@click.option(
+    "--lr",
+    default=0.0003,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Learning rate at the start; it falls to 0 along a cosine.",
+)
 @click.option(
     "--lr-warmup-epochs",
     default=0,
@@ -52,11 +83,25 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, min_open=True),
     help="Learning rate of training with quantization.  [default: a tenth of --lr]",
 )
-@click.option("--batch-size", "-b", type=click.IntRange(1), help="[default: 32, or all there are]")
-@click.option("--size", type=click.IntRange(1), help="Side of the pictures.  [default: 224]")
-@click.option("--augment", type=click.Choice(["none", "affine", "turn", "crop"]), help="By data.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
+@batch_size_option(None, "Pictures per step of training.  [default: 32, or all there are]")
+@click.option(
+    "--size", type=click.IntRange(1), help="Height and width in pixels to train on.  [default: 224]"
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["none", "affine", "turn", "crop"]),
+    help="How training pictures are varied: small shifts and turns (affine), quarter turns and "
+    "mirroring (turn), random crops and mirroring (crop), or not at all.  "
+    "[default: crop; digits: affine; fractals: turn]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Of everything random; the same seed gives the same model.",
+)
+@threads_option
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU where there is one]")
 @click.option(
     "--resume",
@@ -64,9 +109,9 @@ if TYPE_CHECKING:
     help="Go on with the interrupted run that has the same options, in its folder.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+@json_option
 def finetune(
-    photos: str,
+    data: str,
     int8: bool,
     qat: bool,
     out: Path | None,
@@ -88,7 +133,7 @@ def finetune(
       qzoo finetune digits --model shufflenet_v2_x0_5 --weights none --epochs 30 --lr 0.002
     """
     with only_json(as_json):
-        row, lines = _finetune(photos, int8, qat, out, size, **chosen)
+        row, lines = _finetune(data, int8, qat, out, size, **chosen)
     if as_json and row:
         print_json(row)
     elif not as_json:
@@ -97,16 +142,16 @@ def finetune(
 
 
 def _finetune(
-    photos: str, int8: bool, qat: bool, out: Path | None, size: int | None, **chosen: Any
+    data: str, int8: bool, qat: bool, out: Path | None, size: int | None, **chosen: Any
 ) -> tuple[dict[str, Any], list[str]]:
     """Runs the training; returns its figures as JSON values and as lines, for the first process."""
-    # Training machinery that no other command needs.
     from .. import training
 
     checkpoint = chosen.pop("checkpoint")
     chosen["resume"] = "auto" if chosen["resume"] else None
-    source = {"data": photos} if photos in NAMED_DATA else {"data_path": str(Path(photos))}
-    name = Path(photos).resolve().name if "data_path" in source else photos
+    chosen["weights"] = chosen["weights"] or "DEFAULT"
+    source = {"data": data} if data in NAMED_DATA else {"data_path": str(Path(data))}
+    name = Path(data).resolve().name if "data_path" in source else data
     started = "own" if checkpoint else chosen["model"]
     special = {k: chosen.pop(k) for k in ("model", "weights", "recipe", "backend", "qat_lr")}
     options = training.option_values(
@@ -161,6 +206,8 @@ def _folder(base: Path, options: dict[str, Any]) -> str:
 
 
 def _row(done: Outcome, name: str) -> dict[str, Any]:
+    from ..artifact.native import model_info
+
     row: dict[str, Any] = {"model": model_info(done.model).architecture, "data": name}
     row["method"] = done.method
     for kind, metrics in done.metrics.items():

@@ -6,27 +6,32 @@ from typing import Any
 
 import click
 
-from ..registry import get_entry, list_models
-from ..weights import read_metadata
+from ..metadata import read_metadata
+from ._options import complete_models, json_option, model_place, takes
 from ._output import print_json, print_line, print_table
 
 
 @click.command("list")
-@click.argument("patterns", nargs=-1)
+@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=complete_models)
 @click.option(
-    "--quantized/--float-only", default=None, help="Only models with int8 weights, or none."
+    "--quantized/--float-only",
+    default=None,
+    help="List only models with int8 weights, or only those without.  [default: all]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@json_option
 def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: bool) -> None:
     """List the models and their int8 weights.
 
-    PATTERNS are shell wildcards; without any, all models are listed.
+    PATTERN is a shell wildcard, in any case; without any, all models are listed.
 
     \b
     Example:
       qzoo list "resnet*" --quantized
     """
-    names = list_models(include=patterns or None, quantized=quantized)
+    from ..registry import list_models
+
+    wanted = [pattern.lower() for pattern in patterns]
+    names = list_models(include=wanted or None, quantized=quantized)
     rows = [_row(name, weights) for name in names for weights in _weights(name) or [None]]
     if as_json:
         print_json(rows)
@@ -39,15 +44,30 @@ def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: boo
 
 
 @click.command()
-@click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+@takes(model_place())
+@json_option
 def info(model: str, as_json: bool) -> None:
     """Show everything known about MODEL and its weights.
 
+    MODEL is the name of a model, or a file or folder: an artifact, a float model of qzoo, a .pth
+    file, or what qzoo finetune or save_pretrained wrote.
+
     \b
-    Example:
+    Examples:
       qzoo info resnet50
+      qzoo info photos-mobilenet_v2/int8.safetensors
     """
+    from ._models import is_name
+
+    if not is_name(model):
+        facts = _file_facts(model)
+        if as_json:
+            print_json(facts)
+        else:
+            _print_file(facts)
+        return
+    from ..registry import get_entry
+
     entry = get_entry(model)
     meta = read_metadata(entry.name)
     if as_json:
@@ -59,13 +79,68 @@ def info(model: str, as_json: bool) -> None:
     )
     print_line(f"float weights: torchvision.models.{meta['float_weights']}")
     if not meta["weights"]:
-        print_line("int8 weights: none published yet; quantize it with references/ptq.py")
+        print_line(
+            "int8 weights: none published yet; make some with "
+            f"qzoo quantize {entry.name} --data PICTURES -o {entry.name}.safetensors"
+        )
     for name, weights in meta["weights"].items():
         default = " (DEFAULT)" if name == meta["default"] else ""
         print_line()
         print_line(f"{entry.weights.__name__}.{name}{default}")
-        for key, value in _facts(weights).items():
+        for key, value in _facts(weights):
             print_line(f"  {key:<12} {value}")
+
+
+def _file_facts(model: str) -> dict[str, Any]:
+    """Reads a file, or the model in a folder, and returns what it says of itself, as JSON."""
+    import dataclasses
+
+    from ..artifact.native import model_info
+    from ..runtimes.api import to_artifact
+    from ._models import file_of, is_float_file, load_float_model, load_model
+
+    if is_float_file(model):
+        loaded = load_float_model(model, None)
+        parts: dict[str, Any] = {"parameters": sum(p.numel() for p in loaded.parameters())}
+        known, versions = model_info(loaded), {}
+    else:
+        artifact = to_artifact(load_model(model, None))
+        parts = {"layers": len(artifact.layers), "float_layers": artifact.float_layers}
+        known, versions = artifact.info, artifact.versions
+    file = file_of(model)
+    return {
+        "file": model if file is None else str(file),
+        "kind": "float" if is_float_file(model) else "int8",
+        "bytes": None if file is None else file.stat().st_size,
+        **dataclasses.asdict(known),
+        **parts,
+        "versions": versions,
+    }
+
+
+def _print_file(facts: dict[str, Any]) -> None:
+    print_line(f"{facts['file']}: {facts['architecture']}, {facts['kind']}")
+    transforms, classes = facts["transforms"], facts["classes"]
+    if isinstance(classes, list):
+        more = f", ... ({len(classes)} classes)" if len(classes) > 10 else ""
+        classes = ", ".join(classes[:10]) + more
+    lines = [
+        ("backend", facts["backend"]),
+        ("size", facts["bytes"] and f"{facts['bytes'] / 2**20:.2f} MiB"),
+        ("keywords", ", ".join(f"{k}={v}" for k, v in facts["builder_kwargs"].items())),
+        ("classes", classes or "not recorded"),
+        ("input", _input(transforms) if transforms else "transforms not recorded"),
+        ("layers", facts.get("layers")),
+        ("in float", ", ".join(facts.get("float_layers", []))),
+        ("parameters", facts.get("parameters") and f"{facts['parameters']:,}"),
+        *(("accuracy", _accuracy(v, k)) for k, v in facts["metrics"].items()),
+        *((k.replace("_", " "), v) for k, v in facts["recipe"].items()),
+        ("made with", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())),
+    ]
+    shown = [(key, value) for key, value in lines if value not in (None, "")]
+    width = max(len(key) for key, _ in shown)
+    for key, value in shown:
+        print_line(f"  {key:<{width}}  {value}")
 
 
 def _weights(name: str) -> list[dict[str, Any] | None]:
@@ -98,15 +173,22 @@ def _cells(row: dict[str, Any]) -> list[object]:
     return [*head, row["weights"], row["backend"], f"{row['top1']:.2f}", size]
 
 
-def _facts(weights: dict[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {"backend": weights["backend"]}
-    for dataset, figures in weights["metrics"].items():
-        facts["accuracy"] = f"{', '.join(f'{k} {v} %' for k, v in figures.items())} on {dataset}"
-    facts["source"] = weights["source"]
-    facts["method"] = weights["method"]
-    facts["file"] = f"{weights['file_size_mib']} MiB, {weights['url']}"
-    transforms = weights["transforms"]
-    facts["input"] = f"{transforms['crop_size']}x{transforms['crop_size']} pixels"
-    facts["float"] = weights["unquantized"] or "not distributed"
-    facts["recipe"] = weights["recipe"]
-    return facts
+def _facts(weights: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("backend", weights["backend"]),
+        *(("accuracy", _accuracy(found, name)) for name, found in weights["metrics"].items()),
+        ("source", weights["source"]),
+        ("method", weights["method"]),
+        ("file", f"{weights['file_size_mib']} MiB, {weights['url']}"),
+        ("input", _input(weights["transforms"])),
+        ("float", weights["unquantized"] or "not distributed"),
+        ("recipe", weights["recipe"]),
+    ]
+
+
+def _accuracy(figures: dict[str, Any], data: str) -> str:
+    return f"{', '.join(f'{k} {v} %' for k, v in figures.items())} on {data}"
+
+
+def _input(transforms: dict[str, Any]) -> str:
+    return f"{transforms['crop_size']}x{transforms['crop_size']} pixels"

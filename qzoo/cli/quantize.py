@@ -3,56 +3,67 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from torch import nn
 
-from ..artifact.native import model_info, save
-from ..backends import BACKENDS
-from ..benchmark import torch_threads
-from ..datasets.sources import Data, open_data
 from ..errors import ArgumentError
-from ..evaluate import Metrics
-from ..evaluate import evaluate as measure
-from ..quantize import RECIPES, ptq
-from ..quantize.flows import FLOWS
-from ._models import load_float_model, preset_of
+from ._endings import ARTIFACT, check_ending
+from ._options import (
+    FLOWS,
+    backend_option,
+    batch_size_option,
+    choice,
+    data_place,
+    images_option,
+    json_option,
+    keep_float_option,
+    model_place,
+    out_option,
+    recipe_option,
+    seed_option,
+    takes,
+    threads_option,
+    weights_option,
+)
 from ._output import print_json, print_line, print_warning
-from .evaluate import DATA_HELP, figures, labelled_pictures, sentence
+from .analyze import check_folder
+from .evaluate import figures, labelled_pictures, sentence
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..datasets.sources import Data
+    from ..evaluate import Metrics
 
 #: Points of top-1 that int8 may lose without a word.
 LARGE_LOSS = 1.0
 
 
 @click.command()
-@click.argument("model")
-@click.option("--data", required=True, help=f"Pictures to calibrate on: {DATA_HELP}")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Artifact.")
-@click.option("--weights", "-w", help="torchvision's float weights.  [default: DEFAULT]")
+@takes(model_place(), data_place())
+@out_option(required=True)
+@weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
+@backend_option
+@recipe_option
 @click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    help="Numeric configuration.  [default: onednn or, without VNNI, x86]",
+    "--flow",
+    type=choice(FLOWS),
+    default="eager",
+    show_default=True,
+    help="What chooses the numbers: eager is qzoo itself, fx and pt2e are PyTorch's own ways.",
 )
-@click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", show_default=True)
-@click.option("--flow", type=click.Choice(list(FLOWS)), default="eager", show_default=True)
-@click.option("--images", type=click.IntRange(1), help="To calibrate on.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Picks images.", show_default=True)
-@click.option(
-    "--keep-float",
-    multiple=True,
-    metavar="PATTERN",
-    help="Layers whose weights stay float, such as fc or 'layer4.*'; may be repeated.",
-)
+@images_option
+@seed_option
+@keep_float_option()
 @click.option(
     "--evaluate/--no-evaluate",
     default=None,
     help="Measure float and int8.  [default: where a split of the data is held out]",
 )
-@click.option("--batch-size", "-b", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of lines.")
+@batch_size_option(32, "Pictures that go through the model at once.")
+@threads_option
+@json_option
 def quantize(
     model: str,
     data: str,
@@ -65,9 +76,10 @@ def quantize(
 ) -> None:
     """Quantize a float model to int8 after training (PTQ).
 
-    MODEL is a checkpoint of float weights (references/train.py and qzoo.checkpoint.save_float write
-    them) or the name of a model. Of data with a train and a val split, the first calibrates and the
-    second measures.
+    MODEL is the name of a model, or a file or folder of float weights (qzoo finetune,
+    references/train.py and qzoo.checkpoint.save_float write them). DATA, to calibrate on, is
+    digits, fractals, or a folder: with train/ and val/, with a folder per class, or of pictures. Of
+    data with a train and a val split, the first calibrates and the second measures.
 
     \b
     Examples:
@@ -75,12 +87,18 @@ def quantize(
       qzoo quantize resnet50 --data imagenet/train --recipe best -o resnet50.safetensors
       qzoo quantize my_model.safetensors --data photos --keep-float fc -o int8.safetensors
     """
+    from ..benchmark import torch_threads
+    from ..datasets.sources import open_data
+    from ..evaluate import evaluate as measure
+    from ..quantize import ptq
+    from ._models import load_float_model, preset_of
+
+    check_ending(out, ARTIFACT)
+    check_folder(out)
     opened = open_data(data)
     held_out = "test" in opened.splits
     if evaluate and not opened.classes:
         raise ArgumentError(f"{opened.name} holds pictures without labels: drop --evaluate.")
-    if not out.absolute().parent.is_dir():
-        raise ArgumentError(f"There is no folder {out.parent} to write {out.name} to.")
     loaded = load_float_model(model, weights)
     preset = preset_of(loaded)
     measured = held_out if evaluate is None else evaluate
@@ -106,6 +124,8 @@ def quantize(
 
 
 def _save(int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]) -> None:
+    from ..artifact.native import model_info, save
+
     if not found:
         save(int8, out)
         return
@@ -119,6 +139,8 @@ def _save(int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]) -> 
 def _row(
     model: nn.Module, int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]
 ) -> dict[str, Any]:
+    from ..artifact.native import model_info
+
     info = model_info(int8)
     return {
         "model": info.architecture,
@@ -133,6 +155,8 @@ def _row(
 
 
 def _report(model: nn.Module, int8: nn.Module, out: Path, found: dict[str, Metrics]) -> None:
+    from ..artifact.native import model_info
+
     info = model_info(int8)
     before, after = _float_bytes(model) / 2**20, out.stat().st_size / 2**20
     images = info.recipe["calibration_images"]

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..analysis import analyze
-from ..backends import BACKENDS
-from ..benchmark import torch_threads
-from ..datasets.sources import open_data
-from ..files import write_atomically
-from ..quantize import RECIPES, Tuned, tune
-from ._models import load_float_model, preset_of
+from ._endings import ARTIFACT, check_ending
+from ._options import (
+    backend_option,
+    batch_size_option,
+    data_place,
+    html_option,
+    images_option,
+    json_option,
+    keep_float_option,
+    model_place,
+    out_option,
+    recipe_option,
+    seed_option,
+    takes,
+    threads_option,
+    weights_option,
+)
 from ._output import print_json, print_line, print_table, print_warning
 from .analyze import check_folder, pictures_to_measure
-from .evaluate import DATA_HELP
+
+if TYPE_CHECKING:
+    from ..quantize import Tuned
 
 
 @click.command("tune")
-@click.argument("model")
-@click.option("--data", required=True, help=f"Pictures to calibrate and measure on: {DATA_HELP}")
-@click.option("--out", "-o", required=True, type=click.Path(path_type=Path), help="Artifact.")
+@takes(model_place(), data_place())
+@out_option(required=True)
 @click.option(
     "--max-drop",
     default=0.3,
@@ -33,25 +44,16 @@ from .evaluate import DATA_HELP
 @click.option(
     "--time-budget", type=click.FloatRange(0), help="Seconds; then the best so far is written."
 )
-@click.option("--weights", "-w", help="torchvision's float weights.  [default: DEFAULT]")
-@click.option(
-    "--backend",
-    type=click.Choice(list(BACKENDS)),
-    help="Numeric configuration.  [default: onednn or, without VNNI, x86]",
-)
-@click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", show_default=True)
-@click.option("--images", type=click.IntRange(1), help="To calibrate on.  [default: the recipe's]")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Picks images.", show_default=True)
-@click.option(
-    "--keep-float",
-    multiple=True,
-    metavar="PATTERN",
-    help="Layers whose weights stay float in any case; may be repeated.",
-)
-@click.option("--batch-size", "-b", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--threads", type=click.IntRange(1), help="[default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a report on the result.")
+@weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
+@backend_option
+@recipe_option
+@images_option
+@seed_option
+@keep_float_option(" in any case")
+@batch_size_option(32, "Pictures that go through the model at once.")
+@threads_option
+@json_option
+@html_option
 def tune_command(
     model: str,
     data: str,
@@ -62,17 +64,26 @@ def tune_command(
     html: Path | None,
     **options: Any,
 ) -> None:
-    """Quantize, and keep as few layers in float as lose no more than --max-drop.
+    """Quantize with as few layers in float as a target needs.
 
-    MODEL is a checkpoint of float weights or the name of a model. Of data with a train and a val
-    split, the first calibrates and the second measures. Ends with exit code 1, the best found
-    written, where the target is missed.
+    The target is --max-drop. MODEL is the file, folder or name of a float model. DATA is digits,
+    fractals, or a folder: with train/ and val/, or with a folder per class. Of data with a train
+    and a val split, the first calibrates and the second measures. Ends with exit code 1, the best
+    found written, where the target is missed.
 
     \b
     Examples:
       qzoo tune my_model.safetensors --data photos --max-drop 0.3 -o tuned.safetensors
-      qzoo tune mobilenet_v3_large --data imagenet --backend qnnpack --time-budget 3600 -o m.st
+      qzoo tune mobilenet_v3_large --data imagenet --time-budget 3600 -o m.safetensors
     """
+    from ..analysis import analyze
+    from ..benchmark import torch_threads
+    from ..datasets.sources import open_data
+    from ..files import write_atomically
+    from ..quantize import tune
+    from ._models import load_float_model, preset_of
+
+    check_ending(out, ARTIFACT)
     for path in (out, html):
         check_folder(path)
     opened = open_data(data)

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from ..artifact.format import Artifact
 from ..artifact.native import from_native, package_versions
 from ..errors import ArgumentError
+from ..metadata import read_metadata
 from ..picture_size import picture_size
 from ..reference import ReferenceModel, build_reference
-from ..weights import class_names, read_metadata
+from ..weights import class_names
 
 aten = torch.ops.aten
 

@@ -8,12 +8,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
 from ..artifact.native import from_native
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
@@ -89,7 +89,8 @@ def compile(
 
     Args:
         model: A native int8 model (what a builder with `quantize=True`, `qzoo.load` or PyTorch's
-            eager `convert` returned), a reference model, an `Artifact` or the path of one.
+            eager `convert` returned), a reference model, an `Artifact`, or the path of one or of a
+            folder of `save_pretrained` or `qzoo finetune`.
         runtime: "torch", "onnxruntime", "openvino", "inductor", "executorch", or "auto": the
             fastest of `candidates` for this model, batch and number of threads. They are measured
             in a few seconds; the machine remembers the answer, and the result's `why` tells it.
@@ -143,7 +144,7 @@ def to_artifact(model: Any) -> Artifact:
     if isinstance(model, Artifact):
         return model
     if isinstance(model, (str, os.PathLike)):
-        return Artifact.read(Path(model))
+        return Artifact.read(int8_file(model))
     own = getattr(model, "artifact", None)  # a compiled or a reference model
     if isinstance(own, Artifact):
         return own

@@ -16,8 +16,9 @@ from ..checkpoint import load_float
 from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError
 from ..files import write_atomically
+from ..metadata import read_metadata
 from ..registry import get_entry, get_model
-from ..weights import class_names, read_metadata
+from ..weights import class_names
 
 
 def check_size(model: str, size: int) -> None:
