@@ -10,6 +10,20 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageError
 
+#: The formats that are read, by Pillow's names, and the endings of such files. No other is even
+#: tried: Pillow has readers that start programs on what they read (EPS), or are hardly used.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+}
+#: Endings of picture files that a folder is searched for, in small letters.
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 #: Larger pictures are refused before they are decoded: they would take more than 500 MB.
 MAX_PIXELS = 178_956_970
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..artifact.format import Artifact
-from ..artifact.native import from_native, to_native
+from ..artifact.native import from_native, model_info, to_native
 from ..errors import ArgumentError
 from ..quantize.damage import Damage, DamageMeter
 from ..quantize.labelled import open_labelled
@@ -131,7 +131,9 @@ def compare(
     """
     artifact = int8 if isinstance(int8, Artifact) else from_native(int8)
     simulation = simulate(model, artifact)
-    found = open_labelled(data, images=images, seed=seed, transform=transform)
+    found = open_labelled(
+        data, images=images, seed=seed, transform=transform, model=model_info(model)
+    )
     return compare_layers(simulation, to_native(artifact), found, progress)
 
 

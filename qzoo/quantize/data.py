@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import ArgumentError, QuantizationWarning
-from ..images import load_image
+from ..folders import halves, read_folder
+from ..images import SUFFIXES, load_image
 
-#: Endings of picture files that a folder is searched for.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
 LARGEST = 50.0
 
@@ -80,7 +79,8 @@ def open_calibration(
     Args:
         data: A data set of (image, label) pairs or of images; a loader of batches of either, which
             is read in its own order; a tensor [N, 3, H, W] or a list of such batches; or a folder
-            of pictures, with or without a folder per class.
+            of pictures, with or without a folder per class. Of a folder with `train/` and `val/`,
+            the first calibrates.
         images: How many to take at most.
         batch_size: Images per forward pass.
         seed: Seed of the choice among a data set's or folder's images, by a generator of its own.
@@ -263,24 +263,22 @@ def _of_folder(
             "This model carries no transforms, so pictures of a folder cannot be prepared for it: "
             "pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
         )
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = read_folder(halves(root).get("train", root))
+    # Pictures beside the folders of the classes belong to none, but show what there is as well.
+    files = [*found.beside, *found.files]
     if not files:
         raise ArgumentError(f"{root} holds no pictures ({', '.join(SUFFIXES)}).")
-    # The folder right below the root is the class; pictures in the root itself have none.
-    names = [p.relative_to(root).parts[0] if p.parent != root else "" for p in files]
-    labels = {name: i for i, name in enumerate(sorted(set(names)))}
-    if stratify:
-        chosen = stratified([labels[n] for n in names], images, seed)
-    else:
-        chosen = list(range(min(images, len(files))))
+    labels = [*[-1] * len(found.beside), *(found.labels or [0] * len(found.files))]
+    first = list(range(min(images, len(files))))
+    chosen = stratified(labels, images, seed) if stratify else first
 
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
             paths = [files[i] for i in chosen[start : start + batch_size]]
             yield _stack([transform(load_image(path)) for path in paths])
 
-    listed = "\n".join(files[i].relative_to(root).as_posix() for i in chosen)
-    digest = hashlib.sha256(listed.encode()).hexdigest()
+    listed = "\n".join(Path(files[i]).relative_to(root).as_posix() for i in chosen)
+    digest = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
     _check_count(len(chosen))
     return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
 

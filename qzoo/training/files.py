@@ -15,6 +15,7 @@ from ..artifact.native import model_info
 from ..checkpoint import load_float
 from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError
+from ..folders import same_names
 from ..files import write_atomically
 from ..metadata import read_metadata
 from ..registry import get_entry, get_model
@@ -78,7 +79,7 @@ def check_classes(model: nn.Module, data: Data, own: bool) -> None:
         ArgumentError: It does not.
     """
     names = class_names(model_info(model).classes) or []
-    if names != data.classes if own else len(names) != len(data.classes):
+    if not same_names(names, data.classes) if own else len(names) != len(data.classes):
         raise ArgumentError(
             f"The model tells {len(names)} classes apart ({', '.join(names)[:60]}, ...), "
             f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
