@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import ArgumentError, ImageError
 from ..folders import plain_name
-from ..images import load_image
+from ..images import check_image
 from .sources import Data, Transform
 
 
@@ -137,15 +136,9 @@ def check_pictures(data: Data, *, progress: bool = True) -> int:
 
 
 def _problem(path: str) -> str | None:
-    """Returns what is wrong with a file, or None; JPEGs are decoded at an eighth of their size."""
+    """Returns what is wrong with a file, or None."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (image.width // 8, image.height // 8))
-            image.load()
-            return None
-    except Exception:  # whatever Pillow raises, the reader that training uses knows the words
-        try:
-            load_image(path)
-        except ImageError as error:
-            return str(error)
-        return None
+        check_image(path)
+    except ImageError as error:
+        return str(error)
+    return None

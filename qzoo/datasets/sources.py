@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..artifact.format import ModelInfo
 from ..errors import ArgumentError, did_you_mean
 from ..folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
-from ..images import SUFFIXES, load_image
+from ..images import SUFFIXES, load_image, transformed
 from ..transforms import ImageClassification
 from ..weights import class_names
 from .digits import Digits, digits_transforms
@@ -258,9 +258,8 @@ class Pictures(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         """Returns a picture, transformed, and its label, where there is one."""
-        picture: Any = load_image(self.files[index])
-        if self.transform is not None:
-            picture = self.transform(picture)
+        path, transform = self.files[index], self.transform
+        picture: Any = load_image(path) if transform is None else transformed(path, transform)
         return picture if self.targets is None else (picture, self.targets[index])
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import ArgumentError, QuantizationWarning
 from ..folders import halves, read_folder
-from ..images import SUFFIXES, load_image
+from ..images import SUFFIXES, transformed
 
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
 LARGEST = 50.0
@@ -178,8 +179,9 @@ def _of_dataset(
 
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
-            items = [_image(data[i], transform) for i in chosen[start : start + batch_size]]
-            yield _stack(items)
+            items = [data[i] for i in chosen[start : start + batch_size]]
+            images = [x[0] if isinstance(x, (tuple, list)) else x for x in items]
+            yield _stack([image_tensor(x, transform) for x in images])
 
     digest = hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest()
     return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
@@ -194,12 +196,23 @@ def _targets(data: Any) -> list[int] | None:
     return None if targets is None else [int(t) for t in targets]
 
 
-def _image(item: Any, transform: Callable[[Any], Tensor] | None) -> Tensor:
-    image = item[0] if isinstance(item, (tuple, list)) else item
-    if not isinstance(image, Tensor) and transform is not None:
+def image_tensor(image: Any, transform: Callable[[Any], Tensor] | None) -> Tensor:
+    """Returns what a data set gives as a tensor, PIL images of any mode through the transforms.
+
+    Args:
+        image: A tensor, or what the transforms take.
+        transform: Makes a tensor of a picture, or None.
+
+    Raises:
+        ArgumentError: It is no tensor, and there are no transforms.
+        ImageError: A picture that cannot be decoded or transformed.
+    """
+    if transform is not None and isinstance(image, Image):
+        image = transformed(image, transform)
+    elif transform is not None and not isinstance(image, Tensor):
         image = transform(image)
     if not isinstance(image, Tensor):
-        check_images(image)
+        check_images(image)  # says what is wrong
     return image
 
 
@@ -275,7 +288,7 @@ def _of_folder(
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
             paths = [files[i] for i in chosen[start : start + batch_size]]
-            yield _stack([transform(load_image(path)) for path in paths])
+            yield _stack([transformed(path, transform) for path in paths])
 
     listed = "\n".join(Path(files[i]).relative_to(root).as_posix() for i in chosen)
     digest = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()

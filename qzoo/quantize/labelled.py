@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..artifact.format import ModelInfo
 from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError
-from .data import check_images, stratified
+from .data import check_images, image_tensor, stratified
 
 Batch = tuple[Tensor, Tensor | None]
 #: Images that take less than this are read once and kept, in bytes.
@@ -132,11 +132,7 @@ class _Transformed(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         item = self.data[index]
         image, *label = item if isinstance(item, (tuple, list)) else (item,)
-        if not isinstance(image, Tensor) and self.transform is not None:
-            image = self.transform(image)
-        if not isinstance(image, Tensor):
-            check_images(image)  # says what is wrong
-        return (image, *label)
+        return (image_tensor(image, self.transform), *label)
 
 
 def _of_dataset(
