@@ -15,8 +15,8 @@ from ..artifact.native import model_info
 from ..checkpoint import load_float
 from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError
-from ..folders import same_names
 from ..files import write_atomically
+from ..folders import same_names
 from ..metadata import read_metadata
 from ..registry import get_entry, get_model
 from ..weights import class_names
