@@ -119,8 +119,11 @@ def put_row(path: Path, row: Mapping[str, Any], key: Sequence[str]) -> None:
     """
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, csv.Error, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path} is no table of results: {error}; move it away.") from None
         if rows and list(rows[0]) != list(row):
             raise ArtifactError(f"{path} has other columns than the row to add; move it away.")
     rows = [r for r in rows if any(str(r[k]) != str(row[k]) for k in key)]
