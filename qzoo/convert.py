@@ -1,4 +1,4 @@
-"""From files of every kind that holds an int8 model to artifacts, and back to state dicts."""
+"""From files of every kind that holds a model to artifacts, and back to state dicts."""
 
 from __future__ import annotations
 
@@ -6,23 +6,38 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from .architecture import guess_architecture, recognize
 from .artifact.format import Artifact, ModelInfo
-from .artifact.names import unwrapped
-from .artifact.native import to_native
-from .artifact.pth import QuantizedArray, read_checkpoint
+from .artifact.native import model_info, to_native
+from .artifact.pth import Checkpoint, read_checkpoint
 from .artifact.published import from_checkpoint, read_published
+from .artifact.tensor_file import read_metadata, read_tensors
+from .checkpoint import is_float_checkpoint, load_float, transform_input_keyword
 from .errors import ArgumentError, ArtifactError
 from .files import File, RefusedError, not_opened, opened
 from .registry import get_entry, get_weight, list_models
 from .sharing import find_artifact
-from .weights import QuantizedWeightsEnum, hash_in_name
+from .weights import QuantizedWeightsEnum, hash_in_name, transforms_of
+
+__all__ = [
+    "all_weights",
+    "check_model",
+    "convert_checkpoint",
+    "describe",
+    "guess_architecture",
+    "is_artifact",
+    "published_member",
+    "read_any",
+    "read_model",
+    "state_dict_bytes",
+]
 
 
 def is_artifact(path: Path) -> bool:
@@ -43,6 +58,37 @@ def _begins_like_one(file: File) -> bool:
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
 
 
+def _holds_bare_tensors(file: File) -> bool:
+    """Says whether a safetensors file is a state dict that does not say what it is."""
+    try:
+        return not any(key.startswith("qzoo") for key in read_metadata(file))
+    except RefusedError:
+        return False
+
+
+def read_any(path: str | os.PathLike[str], **options: Any) -> Artifact | nn.Module:
+    """Reads an int8 model, as `read_model` does, or a float one, as `load_float` does.
+
+    Args:
+        path: The file or folder.
+        **options: Those of `convert_checkpoint`; `backend` is for int8 models, and `like` of a
+            float one may name float weights.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no model.
+        ArgumentError: The architecture cannot be told, or options do not fit the file.
+    """
+    path = Path(path)
+    if path.is_dir() or not is_float_checkpoint(path, options.get("part")):
+        return read_model(path, **options)
+    if options.pop("backend", None) is not None:
+        raise ArgumentError(f"{path} holds float weights, which are for no backend: drop backend.")
+    like = options.pop("like", None)
+    if like is not None:
+        options["transforms"] = transforms_of(get_weight(like))
+    return load_float(path, **options)
+
+
 def read_model(path: str | os.PathLike[str], **options: Any) -> Artifact:
     """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
 
@@ -57,7 +103,7 @@ def read_model(path: str | os.PathLike[str], **options: Any) -> Artifact:
             read = functools.partial(find_artifact, path)
         else:
             file = stack.enter_context(_opened(path))
-            if not _begins_like_one(file):
+            if not _begins_like_one(file) or _holds_bare_tensors(file):
                 return convert_checkpoint(file, **options)
             read = functools.partial(Artifact.read, file)
         if given:
@@ -90,13 +136,13 @@ def convert_checkpoint(
     transform_input: bool | None = None,
     like: str | None = None,
 ) -> Artifact:
-    """Makes an artifact of a `torch.save` file: a published one, or a user's own state dict.
+    """Makes an artifact of a published file, or of a user's own state dict.
 
     A file that torchvision has published is known by its hash, and needs no options.
 
     Args:
-        path: The file, or the file itself where it is open already; its state dict is that of a
-            converted model or of one prepared for QAT.
+        path: The file, of torch.save or safetensors, or the file itself where it is open already;
+            its state dict is that of a converted model or of one prepared for QAT.
         model: The registry's name of the architecture; None guesses it from the weights.
         num_classes: Of the classifier; None takes what the file holds.
         backend: That the numbers were chosen for; None guesses it from the granularity of scales.
@@ -117,47 +163,44 @@ def convert_checkpoint(
             member = published_member(file)
             if member is not None:
                 return read_published(file, member)
-        checkpoint = read_checkpoint(file, part)
-    model = model or guess_architecture(checkpoint.entries)
-    kwargs: dict[str, Any] = {}
+        if part is None and _begins_like_one(file):
+            checkpoint = Checkpoint(dict(read_tensors(file).tensors), {})
+        else:
+            checkpoint = read_checkpoint(file, part)
+    name, kwargs = recognize(checkpoint.entries, model)
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
-    if "transform_input" in get_entry(model).pretrained_kwargs:
-        if transform_input is None:
-            raise ArgumentError(
-                f"A state dict does not tell whether its {model} transforms its input: say "
-                "--transform-input if it descends from torchvision's pretrained weights, else "
-                "--no-transform-input."
-            )
-        kwargs["transform_input"] = transform_input
-    elif transform_input is not None:
-        raise ArgumentError(f"{model} has no input to transform: drop transform_input.")
+    kwargs |= transform_input_keyword(name, transform_input)
     transforms = None
     if like is not None:
-        preset = get_weight(like).transforms()
-        if not hasattr(preset, "to_dict"):
+        weights = get_weight(like)
+        if not isinstance(weights, QuantizedWeightsEnum):
             raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
-        transforms = preset.to_dict()
+        transforms = transforms_of(weights)
     info = ModelInfo(
-        model, kwargs, backend, classes, transforms, recipe={"converted_from": file.path.name}
+        name, kwargs, backend, classes, transforms, recipe={"converted_from": file.path.name}
     )
     return from_checkpoint(checkpoint, info, consume=True)
 
 
-def state_dict_bytes(artifact: Artifact) -> bytes:
-    """Returns what `torch.save` writes of the state dict that torchvision's int8 model loads.
+def state_dict_bytes(model: Artifact | nn.Module) -> bytes:
+    """Returns what `torch.save` writes of the state dict that torchvision's model loads.
+
+    Args:
+        model: An int8 model, or a float one of the zoo.
 
     Raises:
         ArtifactError: The artifact does not fit its architecture, or keeps layers in float, which
             torchvision's int8 models cannot hold.
     """
-    if kept := artifact.float_layers:
+    if isinstance(model, Artifact) and (kept := model.float_layers):
         raise ArtifactError(
             f"This model keeps {len(kept)} layers in float ({kept[0]!r}, ...), which torchvision's "
             "int8 models cannot hold: export it instead (qzoo export)."
         )
     buffer = io.BytesIO()
-    torch.save(to_native(artifact).state_dict(), buffer)
+    built = to_native(model) if isinstance(model, Artifact) else model
+    torch.save(built.state_dict(), buffer)
     return buffer.getvalue()
 
 
@@ -177,45 +220,6 @@ def all_weights() -> Iterator[QuantizedWeightsEnum]:
         yield from get_entry(name).weights  # type: ignore[misc]
 
 
-def guess_architecture(entries: Mapping[str, Any]) -> str:
-    """Returns the model of the registry that has these convolutions, by name and shape.
-
-    Args:
-        entries: A state dict as the safe reader gives it.
-
-    Raises:
-        ArgumentError: None has them, or several do.
-    """
-    found = {}
-    for key, value in unwrapped(entries).items():
-        weight = value.values if isinstance(value, QuantizedArray) else value
-        if key.endswith(".weight") and isinstance(weight, Tensor) and weight.dim() == 4:
-            found[key.removesuffix(".weight")] = tuple(weight.shape)
-    matches = []
-    for name in list_models():
-        aux = tuple(f"{part}." for part in get_entry(name).aux)
-        own = {key: shape for key, shape in found.items() if not key.startswith(aux)}
-        if own and own == _convolutions(name):
-            matches.append(name)
-    if len(matches) == 1:
-        return matches[0]
-    what = f"fit several models ({', '.join(matches)})" if matches else "fit no model of the zoo"
-    raise ArgumentError(
-        f"The {len(found)} convolutions of this checkpoint {what}: name the model with --model."
-    )
-
-
-@functools.cache
-def _convolutions(name: str) -> dict[str, tuple[int, ...]]:
-    entry = get_entry(name)
-    skeleton = entry.skeleton({"aux_logits": False} if entry.aux else {})
-    return {
-        key: tuple(module.weight.shape)
-        for key, module in skeleton.named_modules()
-        if isinstance(module, nn.Conv2d)
-    }
-
-
 def check_model(path: Path) -> str:
     """Reads a file as far as loading it would, and says in a few words what it is.
 
@@ -225,22 +229,20 @@ def check_model(path: Path) -> str:
     if path.is_dir():
         return _described(find_artifact(path))
     with _opened(path) as file:
-        if _begins_like_one(file):
+        if _begins_like_one(file) and not is_float_checkpoint(path):
             return _described(Artifact.read(file))
         member = published_member(file)
         if member is not None:
             return f"{member!r}, {describe(read_published(file, member))}"
-        checkpoint = read_checkpoint(file)
         expected = hash_in_name(path)
         if expected and not file.sha256().startswith(expected):
             raise ArtifactError(
                 f"{path} does not have the hash that its name ends in; fetch it again."
             )
     try:
-        model = guess_architecture(checkpoint.entries)
+        return describe(read_any(path))
     except ArgumentError:
-        return f"a readable checkpoint of {len(checkpoint.entries)} entries, of no model known here"
-    return describe(from_checkpoint(checkpoint, ModelInfo(model), consume=True))
+        return "a readable checkpoint, of no model known here"
 
 
 def _described(artifact: Artifact) -> str:
@@ -248,9 +250,12 @@ def _described(artifact: Artifact) -> str:
     return describe(artifact)
 
 
-def describe(artifact: Artifact) -> str:
-    """Returns a few words on what an artifact is."""
-    info = artifact.info
+def describe(model: Artifact | nn.Module) -> str:
+    """Returns a few words on what an artifact or a float model is."""
+    if isinstance(model, nn.Module):
+        classes = model_info(model).builder_kwargs.get("num_classes", 1000)
+        return f"{model_info(model).architecture}, float, {classes} classes"
+    artifact, info = model, model.info
     text = f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
     kept = len(artifact.float_layers)
     return f"{text}, {kept} of them kept in float" if kept else text

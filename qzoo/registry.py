@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
@@ -31,6 +31,8 @@ class Entry:
         pretrained_kwargs: Keywords that pretrained weights call for, where the user gave none.
         aux: Names of auxiliary classifiers, which torchvision's pretrained models drop unless the
             user asks for them.
+        widths: From the shapes of a state dict's weights, by layer name, to the keywords that may
+            give an architecture of these widths, the likeliest first; None if it has one width.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Entry:
     float_weights: type[WeightsEnum]
     pretrained_kwargs: Mapping[str, Any] = field(default_factory=dict)
     aux: tuple[str, ...] = ()
+    widths: Callable[[Mapping[str, tuple[int, ...]]], Iterable[dict[str, Any]]] | None = None
 
     def skeleton(self, kwargs: Mapping[str, Any]) -> nn.Module:
         """Makes the float module on the meta device: shapes only, nothing drawn or allocated.
@@ -72,6 +75,10 @@ MAX_BUILD_CALLS = 50_000
 MAX_PARAMETERS = 500_000_000
 
 
+#: What fills weights with first values: on the meta device slow, and of no effect.
+_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
+
+
 class _BoundedWork(TorchFunctionMode):
     """Ends a construction that goes on and on, as an artifact's keywords may make it."""
 
@@ -85,6 +92,8 @@ class _BoundedWork(TorchFunctionMode):
         self.calls += 1
         if self.calls > MAX_BUILD_CALLS:
             raise ValueError("the model would have far more layers than any of the zoo")
+        if func in _DRAWS:
+            return args[0]
         return func(*args, **(kwargs or {}))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import charts
 from .compare import LayerComparison
 from .findings import Advice, Finding, matters
-from .words import ENDLESS_DB, db, escape
+from .words import ENDLESS_DB, db
 
 if TYPE_CHECKING:
     from .diagnose import Diagnosis

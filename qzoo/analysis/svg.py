@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-
-from .words import escape
+from html import escape
 
 
 class Canvas:

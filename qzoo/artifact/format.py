@@ -87,7 +87,7 @@ class Artifact:
     versions: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_info(self.info)
+        check_info(self.info)
         check_tensors(self.layers, self.tensors)
         _check_classes(self.info.classes, self.layers, self.tensors)
 
@@ -118,7 +118,7 @@ class Artifact:
     def to_bytes(self) -> bytes:
         """Returns the file's content; the same numbers always give the same bytes."""
         header = {**self.header(), "sha256": self.digest()}
-        return to_safetensors(self.tensors, metadata={"qzoo": _canonical(header)})
+        return to_safetensors(self.tensors, metadata={"qzoo": canonical_json(header)})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact to `path`, whole or not at all.
@@ -207,7 +207,12 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     return artifact
 
 
-def _check_info(info: ModelInfo) -> None:
+def check_info(info: ModelInfo) -> None:
+    """Checks that the fields have the types that they should have.
+
+    Raises:
+        ArtifactError: One has not.
+    """
     classes = info.classes
     good_classes = classes is None or (
         classes == "imagenet-1k"
@@ -251,7 +256,12 @@ def _check_classes(
         )
 
 
-def _canonical(header: dict[str, Any]) -> str:
+def canonical_json(header: dict[str, Any]) -> str:
+    """Returns the one JSON text of a header.
+
+    Raises:
+        ArtifactError: It holds something that is not plain JSON.
+    """
     try:
         text = json.dumps(header, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
         text.encode()  # a lone surrogate is text that no file can hold
@@ -264,7 +274,7 @@ def _canonical(header: dict[str, Any]) -> str:
 
 
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    sha = hashlib.sha256(_canonical(header).encode("utf-8"))
+    sha = hashlib.sha256(canonical_json(header).encode("utf-8"))
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())

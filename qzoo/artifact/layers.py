@@ -177,11 +177,21 @@ def check_weight_shape(name: str, weight: Tensor, shape: tuple[int, ...]) -> Non
         ArtifactError: It has another shape.
     """
     if tuple(weight.shape) != shape:
-        raise ArtifactError(
-            f"Layer {name!r} of the checkpoint has a weight of shape {tuple(weight.shape)}, but "
-            f"this architecture has {shape} there: it is for another one, or for other builder "
-            "arguments."
+        raise ArtifactError(shape_problem(name, tuple(weight.shape), shape))
+
+
+def shape_problem(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """Returns the sentence on a weight that has another shape than the architecture's."""
+    if len(got) == len(wanted) == 4 and wanted[1] == 3 and got == (wanted[0], got[1], *wanted[2:]):
+        what = "One channel (gray) is" if got[1] == 1 else f"{got[1]} channels are"
+        return (
+            f"The first convolution {name!r} of the checkpoint takes pictures of {got[1]} "
+            f"channel{'s' * (got[1] != 1)}. {what} not supported: qzoo's models take the 3 of RGB."
         )
+    return (
+        f"Layer {name!r} of the checkpoint has a weight of shape {got}, but this architecture has "
+        f"{wanted} there: it is for another one, or for other builder arguments."
+    )
 
 
 def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ArtifactError
 from .pth import QuantizedArray
 
+Shape = tuple[int, ...]
 #: Parts of names that wrappers put in, around a model or any part of it: data parallelism,
 #: averaging, torch.compile, fully sharded data parallelism, activation checkpointing.
 _WRAPPERS = re.compile(
@@ -19,6 +20,8 @@ _WRAPPERS = re.compile(
 )
 #: What modules that hold a model and a loss (Lightning's, for one) call the model.
 _HOLDERS = ("model", "net", "network", "backbone")
+#: How linear layers of int8 models store their weights, and all others.
+_WEIGHTS = ("._packed_params._packed_params", "._packed_params.weight", ".weight")
 #: Entries that averaging adds.
 _COUNTER = "n_averaged"
 #: More prefixes than anybody puts before a name.
@@ -83,3 +86,21 @@ def _prefix(named: Mapping[str, Any]) -> str | None:
         return f"{next(iter(first))}."  # the names of every model differ at once
     holder = next((name for name in _HOLDERS if name in first), None)
     return None if holder is None else f"{holder}."
+
+
+def weight_shapes(entries: Mapping[str, Any]) -> dict[str, Shape]:
+    """Returns the shapes of convolutions' (4-d) and linear layers' (2-d) weights by layer name."""
+    shapes = {}
+    for key, value in entries.items():
+        ending = next((ending for ending in _WEIGHTS if key.endswith(ending)), None)
+        weight = value[0] if isinstance(value, tuple) and value else value
+        weight = weight.values if isinstance(weight, QuantizedArray) else weight
+        if ending is not None and isinstance(weight, Tensor) and weight.dim() in (2, 4):
+            shapes[key.removesuffix(ending)] = tuple(weight.shape)
+    return shapes
+
+
+def classes_of(entries: Mapping[str, Any], head: str) -> int:
+    """Returns the outputs of the linear layer `head`; 1000 where it is missing, as others say."""
+    shape = weight_shapes(entries).get(head, ())
+    return shape[0] if len(shape) == 2 and shape[0] > 0 else 1000

@@ -21,7 +21,7 @@ from ..files import File
 from ..registry import Entry, get_entry
 from .format import Artifact, ModelInfo
 from .layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
-from .names import unwrapped, warn_of_others
+from .names import classes_of, unwrapped, warn_of_others
 from .native import package_versions
 from .plan import plan
 from .pth import Checkpoint, QuantizedArray, read_checkpoint
@@ -71,12 +71,13 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
     if info.backend is not None:
         get_backend(info.backend)
     warn_of_others(checkpoint.entries)
-    entries = _without_aux(entry, unwrapped(checkpoint.entries))
+    entries = without_aux(entry, unwrapped(checkpoint.entries))
     if consume:
         checkpoint.entries.clear()
     kwargs = {**info.builder_kwargs, **({"aux_logits": False} if entry.aux else {})}
     fused, layers = plan(entry, kwargs)
-    if "num_classes" not in kwargs and (classes := _num_classes(layers, entries)) != 1000:
+    head = [name for name, layer in layers.items() if layer.op == "linear"][-1]
+    if "num_classes" not in kwargs and (classes := classes_of(entries, head)) != 1000:
         kwargs["num_classes"] = classes
         fused, layers = plan(entry, kwargs)
     qat = QatState.find(entries)
@@ -192,23 +193,10 @@ def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]
     return eps
 
 
-def _without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops auxiliary classifiers, which an int8 model never runs."""
+def without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops auxiliary classifiers, which help in training from scratch only."""
     aux = tuple(f"{name}." for name in entry.aux)
     return {k: v for k, v in entries.items() if not k.startswith(aux)}
-
-
-def _num_classes(layers: Mapping[str, Layer], entries: Mapping[str, Any]) -> int:
-    """Returns the outputs of the last linear layer; 1000 where it is missing, as others say."""
-    head = [name for name, layer in layers.items() if layer.op == "linear"][-1]
-    packed = f"{head}._packed_params"
-    for key in (f"{packed}._packed_params", f"{packed}.weight", f"{head}.weight"):
-        value = entries.get(key)
-        value = value[0] if isinstance(value, tuple) and value else value
-        value = value.values if isinstance(value, QuantizedArray) else value
-        if isinstance(value, Tensor) and value.dim() == 2 and len(value) > 0:
-            return value.shape[0]
-    return 1000
 
 
 def _guess_backend(entries: Mapping[str, Any], qat: QatState | None) -> str:

@@ -26,6 +26,7 @@ from ..weights import (
     float_state_dict,
     legacy_weights,
     resolve_weights,
+    transforms_of,
 )
 
 #: Placeholder activation ranges of a model without weights: what normalized pictures and
@@ -94,7 +95,7 @@ def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, An
         entry.name,
         _plain_kwargs(stored),
         classes=None if fresh_head else IMAGENET,
-        transforms=_transforms_dict(member),
+        transforms=transforms_of(member),
     )
     return attach_info(model, info)
 
@@ -221,14 +222,6 @@ def _random_weight(
     scales = torch.full((weight.shape[0],) if backend.per_channel else (), scale)
     zeros = None if bias is None else torch.zeros(weight.shape[0])
     return weight_tensors(name, values, scales, torch.zeros_like(scales), zeros)
-
-
-def _transforms_dict(member: Any) -> dict[str, Any] | None:
-    from ..transforms import ImageClassification
-
-    preset = member.transforms
-    keywords = getattr(preset, "keywords", None)
-    return None if keywords is None else ImageClassification(**keywords).to_dict()
 
 
 def _plain_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,9 +4,11 @@
 # graphs, and TorchScript knows the type Tensor there, but not the string "Tensor".
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torchvision.models._utils import _make_divisible
 
 from .._torch_ao import DeQuantStub, QuantStub, fuse
 from ..artifact.native import copy_model, pickled_parts, unpickled
@@ -78,3 +80,15 @@ def replace_relu(model: nn.Module) -> None:
         for name, child in module.named_children():
             if type(child) in (nn.ReLU, nn.ReLU6):
                 setattr(module, name, nn.ReLU(inplace=False))
+
+
+def width_multipliers(channels: int, usual: int) -> Iterator[float]:
+    """Goes through the multipliers that turn `usual` channels into `channels`, the roundest first.
+
+    Each gives the very same layer, so that it does not matter which of them its maker wrote.
+    """
+    near = round(100 * channels / usual)
+    hundredths = range(max(1, near - 5), near + 6)
+    for number in sorted(hundredths, key=lambda n: (n % 25 != 0, n % 10 != 0, n % 5 != 0)):
+        if _make_divisible(usual * (number / 100), 8) == channels:
+            yield number / 100

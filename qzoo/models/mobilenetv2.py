@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from .._torch_ao import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import SequentialForwardMixin, replace_relu
+from ._common import SequentialForwardMixin, replace_relu, width_multipliers
 from ._docs import share_docs
 
 
@@ -58,6 +58,12 @@ class QuantizableMobileNetV2(SequentialForwardMixin, MobileNetV2):
                 module.fuse_model(is_qat)
 
 
+def _widths(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Any]]:
+    """Tells the width from what the last block projects to."""
+    for multiplier in width_multipliers(shapes["features.17.conv.2"][0], 320):
+        yield {"width_mult": multiplier}
+
+
 class MobileNet_V2_QuantizedWeights(QuantizedWeightsEnum):
     """Int8 weights; their facts are in weights_meta/mobilenet_v2.json."""
 
@@ -65,7 +71,9 @@ class MobileNet_V2_QuantizedWeights(QuantizedWeightsEnum):
     DEFAULT = IMAGENET1K_QNNPACK_V1
 
 
-@register_model(MobileNet_V2_QuantizedWeights, MobileNet_V2_Weights, QuantizableMobileNetV2)
+@register_model(
+    MobileNet_V2_QuantizedWeights, MobileNet_V2_Weights, QuantizableMobileNetV2, widths=_widths
+)
 @share_docs
 def mobilenet_v2(
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from .._torch_ao import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import SequentialForwardMixin, replace_relu
+from ._common import SequentialForwardMixin, replace_relu, width_multipliers
 from ._docs import share_docs
 
 
@@ -92,6 +92,15 @@ def _construct(
     )
 
 
+def _widths(
+    last: str, usual: int, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[dict[str, Any]]:
+    """Tells the width, and whether the tail is reduced, from the input of the last convolution."""
+    for reduced in (False, True):
+        for multiplier in width_multipliers(shapes[last][1], usual // 2 if reduced else usual):
+            yield {"width_mult": multiplier, "reduced_tail": reduced}
+
+
 class MobileNet_V3_Large_QuantizedWeights(QuantizedWeightsEnum):
     """Int8 weights; their facts are in weights_meta/mobilenet_v3_large.json."""
 
@@ -109,6 +118,7 @@ class MobileNet_V3_Small_QuantizedWeights(QuantizedWeightsEnum):
     MobileNet_V3_Large_QuantizedWeights,
     MobileNet_V3_Large_Weights,
     partial(_construct, "mobilenet_v3_large"),
+    widths=partial(_widths, "features.16.0", 160),
 )
 @share_docs
 def mobilenet_v3_large(
@@ -127,6 +137,7 @@ def mobilenet_v3_large(
     MobileNet_V3_Small_QuantizedWeights,
     MobileNet_V3_Small_Weights,
     partial(_construct, "mobilenet_v3_small"),
+    widths=partial(_widths, "features.12.0", 96),
 )
 @share_docs
 def mobilenet_v3_small(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -89,6 +90,13 @@ class QuantizableResNet(SequentialForwardMixin, ResNet):
                 module.fuse_model(is_qat)
 
 
+def bottleneck_widths(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Any]]:
+    """Tells groups and their width from the first 3x3 convolution, which is grouped."""
+    channels, per_group = shapes["layer1.0.conv2"][:2]
+    if per_group:
+        yield {"groups": channels // per_group, "width_per_group": per_group}
+
+
 class ResNet18_QuantizedWeights(QuantizedWeightsEnum):
     """Int8 weights; their facts are in weights_meta/resnet18.json."""
 
@@ -156,6 +164,7 @@ def resnet34(
     ResNet50_QuantizedWeights,
     ResNet50_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 6, 3]),
+    widths=bottleneck_widths,
 )
 @share_docs
 def resnet50(
@@ -174,6 +183,7 @@ def resnet50(
     ResNet101_QuantizedWeights,
     ResNet101_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3]),
+    widths=bottleneck_widths,
 )
 @share_docs
 def resnet101(
@@ -192,6 +202,7 @@ def resnet101(
     ResNet152_QuantizedWeights,
     ResNet152_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 8, 36, 3]),
+    widths=bottleneck_widths,
 )
 @share_docs
 def resnet152(

@@ -17,7 +17,7 @@ from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._docs import share_docs
-from .resnet import QuantizableBottleneck, QuantizableResNet
+from .resnet import QuantizableBottleneck, QuantizableResNet, bottleneck_widths
 
 
 class ResNeXt50_32X4D_QuantizedWeights(QuantizedWeightsEnum):
@@ -51,6 +51,7 @@ class Wide_ResNet101_2_QuantizedWeights(QuantizedWeightsEnum):
     ResNeXt50_32X4D_QuantizedWeights,
     ResNeXt50_32X4D_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
+    widths=bottleneck_widths,
 )
 @share_docs
 def resnext50_32x4d(
@@ -70,6 +71,7 @@ def resnext50_32x4d(
     ResNeXt101_32X8D_QuantizedWeights,
     ResNeXt101_32X8D_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3], groups=32, width_per_group=8),
+    widths=bottleneck_widths,
 )
 @share_docs
 def resnext101_32x8d(
@@ -89,6 +91,7 @@ def resnext101_32x8d(
     ResNeXt101_64X4D_QuantizedWeights,
     ResNeXt101_64X4D_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3], groups=64, width_per_group=4),
+    widths=bottleneck_widths,
 )
 @share_docs
 def resnext101_64x4d(
@@ -108,6 +111,7 @@ def resnext101_64x4d(
     Wide_ResNet50_2_QuantizedWeights,
     Wide_ResNet50_2_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 6, 3], width_per_group=128),
+    widths=bottleneck_widths,
 )
 @share_docs
 def wide_resnet50_2(
@@ -126,6 +130,7 @@ def wide_resnet50_2(
     Wide_ResNet101_2_QuantizedWeights,
     Wide_ResNet101_2_Weights,
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3], width_per_group=128),
+    widths=bottleneck_widths,
 )
 @share_docs
 def wide_resnet101_2(
