@@ -17,7 +17,8 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 from ..errors import DownloadError
 
 DEFAULT_TIMEOUT_S = 30.0
-_TRUE = {"1", "true", "yes", "on"}
+_YES = {"1", "true", "yes", "on"}
+_NO = {"", "0", "false", "no", "off"}
 
 
 def timeout_s() -> float:
@@ -47,10 +48,12 @@ def is_offline(*, hub: bool = False) -> bool:
 
 def offline_variable(*, hub: bool = False) -> str | None:
     """Returns the name of the variable that switches the network off, or None."""
-    names = ("QZOO_OFFLINE", "HF_HUB_OFFLINE") if hub else ("QZOO_OFFLINE",)
-    for name in names:
-        if os.environ.get(name, "").strip().lower() in _TRUE:
-            return name
+    # Who writes something that is no clear no wants the network off.
+    if os.environ.get("QZOO_OFFLINE", "").strip().lower() not in _NO:
+        return "QZOO_OFFLINE"
+    # The Hub's client goes by this list.
+    if hub and os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in _YES:
+        return "HF_HUB_OFFLINE"
     return None
 
 
