@@ -32,6 +32,7 @@ from qzoo import training
 from qzoo.artifact.native import model_info
 from qzoo.errors import ArgumentError, QzooError, did_you_mean
 from qzoo.evaluate import evaluate
+from qzoo.option_types import MOST_SEED, MOST_THREADS, Whole
 from qzoo.quantize.data import Calibration, open_calibration
 from qzoo.registry import get_entry
 from qzoo.training import sources
@@ -51,9 +52,9 @@ PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf")
 @click.option("--checkpoints", help="Folder with MODEL/model.safetensors; by default runs/DATA.")
 @click.option("--models", default=",".join(MODELS), help="Names with commas between.")
 @click.option("--methods", default="*", help="Names or shell patterns with commas between.")
-@click.option("--images", type=click.IntRange(min=1), default=512, help="To calibrate on.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks calibration images.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores.")
+@click.option("--images", type=Whole(1), default=512, help="To calibrate on.")
+@click.option("--seed", type=Whole(0, MOST_SEED), default=0, help="Picks calibration images.")
+@click.option("--threads", type=Whole(1, MOST_THREADS), help="CPU threads; all cores.")
 @click.option("--results", help="The CSV file; by default references/results/ptq_DATA.csv.")
 @click.option("--again", is_flag=True, help="Measure what was measured already, too.")
 def main(**options: Any) -> None:

@@ -19,6 +19,7 @@ from qzoo.checkpoint import is_float_checkpoint, load_float
 from qzoo.datasets.holdout import hold_out
 from qzoo.datasets.sources import NAMED_DATA, Relabelled, open_data
 from qzoo.errors import ArgumentError
+from qzoo.option_types import Whole
 from qzoo.registry import get_model
 from qzoo.runtimes.api import RUNTIMES
 from qzoo.transforms import ImageClassification
@@ -40,7 +41,7 @@ from qzoo.weights import class_names
     "--runtime", type=click.Choice(["auto", *RUNTIMES]), help="Executes int8; PyTorch by itself."
 )
 @click.option("-b", "--batch-size", type=training.POSITIVE, default=32)
-@click.option("-j", "--workers", type=click.IntRange(min=0), help="By the data.")
+@click.option("-j", "--workers", type=Whole(0), help="By the data.")
 @click.option("--device", default="cpu", help="Of a float model: cpu, cuda, ...")
 @click.option("--threads", type=training.POSITIVE, help="CPU threads; all cores.")
 @click.option("--results", help="A CSV file that gets a row with the figures.")

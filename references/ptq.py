@@ -20,13 +20,14 @@ from qzoo.artifact.native import model_info, save, to_native
 from qzoo.backends import BACKENDS, get_backend
 from qzoo.errors import ArgumentError
 from qzoo.evaluate import evaluate
+from qzoo.option_types import MOST_SEED, Whole
 from qzoo.quantize import RECIPES, ptq
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.flows import FLOWS, torch_artifact
 from qzoo.training import sources
 from qzoo.transforms import ImageClassification
 
-POSITIVE = click.IntRange(min=1)
+POSITIVE = Whole(1)
 #: Points of top-1 that int8 may lose without a word.
 LARGE_LOSS = 1.0
 #: The recipe that is PyTorch's own, on images of every class.
@@ -51,7 +52,7 @@ PYTORCH = "pytorch"
 @click.option("--flow", type=click.Choice(list(FLOWS)), default="eager")
 @click.option("-b", "--batch-size", type=POSITIVE, default=32, help="Images per calibration batch.")
 @click.option("--num-calibration-batches", type=POSITIVE, default=32)
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Picks calibration images.")
+@click.option("--seed", type=Whole(0, MOST_SEED), default=0, help="Picks calibration images.")
 @click.option("--threads", type=POSITIVE, help="CPU threads; all cores.")
 @click.option("--output", required=True, help="The int8 artifact to write (.safetensors).")
 @click.option("--results", help="A CSV file that gets or replaces this model's row.")

@@ -13,6 +13,7 @@ import click
 from qzoo import training
 from qzoo.artifact.native import model_info
 from qzoo.backends import BACKENDS
+from qzoo.option_types import Number, Whole
 from qzoo.quantize import RECIPES
 
 
@@ -22,13 +23,13 @@ from qzoo.quantize import RECIPES
 @click.option("--checkpoint", help="A model.safetensors to start from instead of --model.")
 @click.option(
     "--head-epochs",
-    type=click.IntRange(min=0),
+    type=Whole(0),
     default=1,
     help="Epochs in which the new head alone is trained.",
 )
 @click.option(
     "--head-lr-factor",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(0, min_open=True),
     default=10.0,
     help="Learning rate of the head over that of the rest.",
 )
@@ -38,11 +39,11 @@ from qzoo.quantize import RECIPES
     default="auto",
     help="auto: PTQ, and QAT where that loses more than --max-drop.",
 )
-@click.option("--max-drop", type=click.FloatRange(min=0), default=0.5, help="Points of top-1.")
+@click.option("--max-drop", type=Number(0), default=0.5, help="Points of top-1.")
 @click.option("--recipe", type=click.Choice(list(RECIPES)), default="default", help="Of PTQ.")
 @click.option("--backend", type=click.Choice(list(BACKENDS)), help="onednn; without VNNI, x86.")
 @click.option("--qat-epochs", type=training.POSITIVE, default=3)
-@click.option("--qat-lr", type=click.FloatRange(min=0, min_open=True), help="A tenth of --lr.")
+@click.option("--qat-lr", type=Number(0, min_open=True), help="A tenth of --lr.")
 @training.training_options(
     epochs=10,
     batch_size=None,

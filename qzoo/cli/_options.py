@@ -17,6 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from ..metadata import metadata_folder, read_metadata
+from ..option_types import MOST_SEED, MOST_SIZE, MOST_THREADS, Whole
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
@@ -226,21 +227,23 @@ recipe_option = click.option(
     help="How much work goes into accuracy; torchvision repeats what its script does.",
 )
 images_option = click.option(
-    "--images", type=click.IntRange(1), help="Pictures to calibrate on.  [default: the recipe's]"
+    "--images", type=Whole(1), help="Pictures to calibrate on.  [default: the recipe's]"
 )
 seed_option = click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=Whole(0, MOST_SEED),
     default=0,
     show_default=True,
     help="Which pictures are picked; the same seed picks the same.",
 )
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), help="CPU threads to compute with.  [default: all cores]"
+    "--threads",
+    type=Whole(1, MOST_THREADS),
+    help="CPU threads to compute with.  [default: all cores]",
 )
 size_option = click.option(
     "--size",
-    type=click.IntRange(1),
+    type=Whole(1, MOST_SIZE),
     help="Height and width of the pictures in pixels.  [default: the model's own]",
 )
 html_option = click.option(
@@ -274,7 +277,7 @@ def batch_size_option(
     default: int | str | None, help: str, **fields: Any
 ) -> Callable[[Command], Command]:
     """Declares `-b/--batch-size`, which may be written `--batch`."""
-    fields = {"type": click.IntRange(1), "show_default": default is not None, **fields}
+    fields = {"type": Whole(1), "show_default": default is not None, **fields}
     return click.option(
         "--batch-size", "--batch", "-b", "batch_size", default=default, help=help, **fields
     )

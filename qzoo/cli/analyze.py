@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArgumentError
+from ..option_types import Whole
 from ._options import (
     Place,
     complete_models,
@@ -60,14 +61,14 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     "--images",
     default=256,
     show_default=True,
-    type=click.IntRange(1),
+    type=Whole(1),
     help="Pictures to compare the two models on.",
 )
 @click.option(
     "--sensitivity-images",
     default=64,
     show_default=True,
-    type=click.IntRange(1),
+    type=Whole(1),
     help="Pictures that every layer is tried alone on, which takes longest.",
 )
 @seed_option
@@ -75,7 +76,7 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     "--top",
     default=15,
     show_default=True,
-    type=click.IntRange(1),
+    type=Whole(1),
     help="How many layers to list, the most harmful first.",
 )
 @threads_option

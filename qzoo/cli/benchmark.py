@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArgumentError, QzooError, UncalibratedWarning
+from ..option_types import MOST, MOST_THREADS, Whole
 from ._options import (
     RUNTIMES,
     Place,
@@ -35,13 +36,13 @@ _PACKAGES = ("qzoo", "torch", "onnxruntime", "openvino", "executorch")
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    number = Whole(1, MOST_THREADS if option.name == "threads" else MOST)
     try:
-        values = [int(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or min(values) < 1:
-        raise click.BadParameter("expected whole numbers above 0, separated by commas")
-    return values
+        return [number.convert(part, option, context) for part in text.split(",")]
+    except click.BadParameter:
+        raise click.BadParameter(
+            f"expected whole numbers above 0 and up to {number.max}, separated by commas"
+        ) from None
 
 
 @click.command()
@@ -78,7 +79,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> list
     "--rounds",
     default=15,
     show_default=True,
-    type=click.IntRange(1),
+    type=Whole(1),
     help="How often each runtime has its turn; more give steadier medians.",
 )
 @click.option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..option_types import Whole
 from ._options import (
     complete_files,
     engine_option,
@@ -38,7 +39,7 @@ _DIGITS = Path(__file__).parent.parent / "embedded" / "digits"
     "-k",
     default=5,
     show_default=True,
-    type=click.IntRange(1),
+    type=Whole(1),
     help="Guesses per picture.",
 )
 @json_option

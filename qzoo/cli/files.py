@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArgumentError, ArtifactError, QzooError
+from ..option_types import Whole
 from ._endings import ARTIFACT, TORCHVISION, check_ending, format_of
 from ._options import (
     BACKENDS,
@@ -44,7 +45,7 @@ _SUFFIXES = {".safetensors", ".pth", ".pt"}
 )
 @click.option(
     "--num-classes",
-    type=click.IntRange(1),
+    type=Whole(1),
     help="Outputs of the classifier.  [default: what the file holds]",
 )
 @click.option(

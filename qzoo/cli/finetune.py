@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..option_types import MOST_SEED, MOST_SIZE, Number, Whole
 from ._options import (
     NAMED_DATA,
     backend_option,
@@ -56,36 +57,38 @@ if TYPE_CHECKING:
     "--epochs",
     default=10,
     show_default=True,
-    type=click.IntRange(1),
+    type=Whole(1),
     help="How often training goes through all pictures.",
 )
 @click.option(
     "--lr",
     default=0.0003,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Learning rate at the start; it falls to 0 along a cosine.",
 )
 @click.option(
     "--lr-warmup-epochs",
     default=0,
     show_default=True,
-    type=click.IntRange(0),
+    type=Whole(0),
     help="Epochs in which the learning rate rises.",
 )
 @click.option(
     "--clip-grad-norm",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Longest gradient of a step.  [default: no limit]",
 )
 @click.option(
     "--qat-lr",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     help="Learning rate of training with quantization.  [default: a tenth of --lr]",
 )
 @batch_size_option(None, "Pictures per step of training.  [default: 32, or all there are]")
 @click.option(
-    "--size", type=click.IntRange(1), help="Height and width in pixels to train on.  [default: 224]"
+    "--size",
+    type=Whole(1, MOST_SIZE),
+    help="Height and width in pixels to train on.  [default: 224]",
 )
 @click.option(
     "--augment",
@@ -96,7 +99,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=Whole(0, MOST_SEED),
     default=0,
     show_default=True,
     help="Of everything random; the same seed gives the same model.",

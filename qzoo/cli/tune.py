@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..option_types import Number
 from ._endings import ARTIFACT, check_ending
 from ._options import (
     backend_option,
@@ -38,12 +39,10 @@ if TYPE_CHECKING:
     "--max-drop",
     default=0.3,
     show_default=True,
-    type=click.FloatRange(0, 100),
+    type=Number(0, 100),
     help="Points of top-1 that int8 may lose.",
 )
-@click.option(
-    "--time-budget", type=click.FloatRange(0), help="Seconds; then the best so far is written."
-)
+@click.option("--time-budget", type=Number(0), help="Seconds; then the best so far is written.")
 @weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
 @backend_option
 @recipe_option

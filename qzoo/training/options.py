@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..option_types import MOST_SEED, MOST_THREADS, Number, Whole
 from .optim import OPTIMIZERS, SCHEDULES
 from .presets import PRESETS, PROCESSES, preset
 from .script import tell
@@ -14,12 +15,12 @@ from .sources import AUGMENTATIONS, NAMED_DATA
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-POSITIVE = click.IntRange(min=1)
-COUNT = click.IntRange(min=0)
-ABOVE_0 = click.FloatRange(min=0, min_open=True)
-NOT_BELOW_0 = click.FloatRange(min=0)
-SHARE = click.FloatRange(0, 1)
-PART = click.FloatRange(0, 1, max_open=True)
+POSITIVE = Whole(1)
+COUNT = Whole(0)
+ABOVE_0 = Number(0, min_open=True)
+NOT_BELOW_0 = Number(0)
+SHARE = Number(0, 1)
+PART = Number(0, 1, max_open=True)
 
 
 def _apply_preset(ctx: click.Context, _: click.Parameter, name: str | None) -> str | None:
@@ -114,8 +115,8 @@ SPECS: tuple[Spec, ...] = (
     _spec("--channels-last", is_flag=True, help="Memory format of images and weights."),
     _spec("--compile", is_flag=True, help="Train with torch.compile."),
     _spec("--sync-bn", is_flag=True, help="Batch norm over the batches of all processes."),
-    _spec("--seed", type=COUNT, default=0),
-    _spec("--threads", type=POSITIVE, help="CPU threads; all cores."),
+    _spec("--seed", type=Whole(0, MOST_SEED), default=0),
+    _spec("--threads", type=Whole(1, MOST_THREADS), help="CPU threads; all cores."),
     _spec("--use-deterministic-algorithms", is_flag=True, help="Also on a GPU."),
     # Output
     _spec("--output-dir", required=True, help="Where checkpoints, weights and the log go."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
 import json
@@ -194,3 +195,14 @@ def test_the_lines_of_training() -> None:
         tell(HOSTILE)
     for written in (out, err):
         assert written.getvalue().count("\n") == 1 and is_harmless(written.getvalue())
+
+
+def test_commands_print_in_one_place_only() -> None:
+    """Else what is shown would have to be made safe in every one of them."""
+    folder = Path(qzoo.__file__).parent / "cli"
+    files = [path for path in folder.glob("*.py") if path.name != "_output.py"]
+    assert len(files) > 10
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert name not in ("print", "click.echo", "click.secho", "tqdm.write"), path
