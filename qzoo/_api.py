@@ -3,6 +3,7 @@
 from .artifact.format import Artifact, ModelInfo
 from .artifact.native import load, save
 from .backends import BACKENDS, Backend
+from .checkpoint import load_float, save_float
 from .errors import (
     ArgumentError,
     ArtifactError,
@@ -122,6 +123,7 @@ __all__ = [
     "inception_v3",
     "list_models",
     "load",
+    "load_float",
     "mobilenet_v2",
     "mobilenet_v3_large",
     "mobilenet_v3_small",
@@ -135,6 +137,7 @@ __all__ = [
     "resnext101_32x8d",
     "resnext101_64x4d",
     "save",
+    "save_float",
     "save_pretrained",
     "shufflenet_v2_x0_5",
     "shufflenet_v2_x1_0",

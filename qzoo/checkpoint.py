@@ -26,6 +26,7 @@ from .artifact.tensor_file import read_tensors
 from .errors import ArgumentError, ArtifactError, QzooError
 from .files import File, RefusedError, not_opened, opened, write_atomically
 from .registry import get_entry
+from .transforms import ImageClassification, preset_kwargs
 from .weights import class_names
 
 #: The header key under which a file of float weights says what they are.
@@ -71,7 +72,7 @@ def load_float(
     *,
     part: str | None = None,
     classes: list[str] | str | None = None,
-    transforms: dict[str, Any] | None = None,
+    transforms: ImageClassification | dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Builds the float model whose weights a file holds; runs no code from the file.
@@ -84,10 +85,11 @@ def load_float(
 
     Args:
         path: The file, or a folder of `qzoo finetune` or references/train.py.
-        model: The registry's name of the architecture, where it cannot be told.
+        model: The registry's name of the architecture, where it cannot be told; of a file that
+            says what it is, it must be that.
         part: Key of the state dict in a training checkpoint ("model_ema").
         classes: Class names in the order of the logits.
-        transforms: How pictures are prepared, as `ImageClassification.to_dict()` gives it.
+        transforms: How pictures are prepared: an `ImageClassification`, or its `to_dict()`.
         **kwargs: The model's own keywords that no state dict tells, such as `transform_input` of
             GoogLeNet and Inception (True if it descends from torchvision's pretrained weights).
 
@@ -99,20 +101,30 @@ def load_float(
         ArgumentError: The model cannot be told, or the arguments do not fit the file.
         UnknownNameError: There is no model of this name.
     """
+    if isinstance(transforms, ImageClassification):
+        transforms = transforms.to_dict()
     given = {"model": model, "part": part, "classes": classes, "transforms": transforms, **kwargs}
     given = {key: value for key, value in given.items() if value is not None}
     with _opened(path if isinstance(path, File) else float_file(path)) as file:
         metadata, entries = _read(file, part)
         if _HEADER in metadata:
-            if given:
-                raise ArgumentError(f"{file.path} says itself what it is: drop {', '.join(given)}.")
-            return _described_model(file, metadata[_HEADER], entries)
+            if others := [key for key in given if key != "model"]:
+                raise ArgumentError(
+                    f"{file.path} says itself what it is: drop {', '.join(others)}."
+                )
+            built = _described_model(file, metadata[_HEADER], entries)
+            made = model_info(built).architecture
+            if model is not None and get_entry(model).name != made:
+                raise ArgumentError(f"{file.path} holds a {made}, not a {model}: leave it out.")
+            return built
     own = _state(file, entries)
     warn_of_others(entries)
     try:
         info = _told(own, model, kwargs)
     except QzooError as error:
         raise type(error)(f"{file.path}: {error}") from None
+    if transforms is not None:
+        preset_kwargs(transforms)  # says what is wrong with it
     info = dataclasses.replace(info, classes=classes, transforms=transforms)
     return _built(file, own, info)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import nn
 
 from ..artifact.folders import float_file, int8_file
 from ..artifact.format import ModelInfo
-from ..artifact.native import load, model_info, to_native
+from ..artifact.native import attach_info, load, model_info, to_native
 from ..checkpoint import is_float_checkpoint, load_float
 from ..convert import is_artifact, read_model
 from ..datasets.sources import Data
@@ -18,7 +20,9 @@ from ..errors import ArgumentError, ArtifactError, UnknownNameError
 from ..registry import get_entry, get_model
 from ..sharing import from_pretrained
 from ..transforms import ImageClassification
-from ..weights import class_names
+from ..weights import class_names, transforms_of
+from ._options import WEIGHTS_ENDINGS
+from ._output import print_warning
 
 #: What a repository on the Hugging Face Hub begins with.
 HUB = "hf://"
@@ -32,7 +36,7 @@ def is_name(model: str) -> bool:
     """
     path = Path(model)
     separators = [s for s in (os.sep, os.altsep) if s]
-    if model.startswith(HUB) or path.suffix in (".safetensors", ".pth", ".pt") or path.is_file():
+    if model.startswith(HUB) or path.suffix in WEIGHTS_ENDINGS or path.is_file():
         return False
     if any(s in model for s in separators):
         return False
@@ -50,7 +54,12 @@ def short_name(model: str) -> str:
     return get_entry(model).name if is_name(model) else Path(model).resolve().stem
 
 
-def load_model(model: str, weights: str | None, backend: str | None = None) -> nn.Module:
+def load_model(
+    model: str,
+    weights: str | None,
+    backend: str | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Loads the int8 model that a MODEL argument names.
 
     Args:
@@ -58,43 +67,82 @@ def load_model(model: str, weights: str | None, backend: str | None = None) -> n
             int8 .pth file, or a repository on the Hugging Face Hub ("hf://org/name@revision").
         weights: Which of the zoo's weights; None takes DEFAULT.
         backend: Whose engine runs it; None takes the model's own.
+        told: What the user says of a state dict: keywords of `convert_checkpoint`.
 
     Raises:
         QzooError: An unknown model, weights or file, or weights given for a file.
     """
+    told = told or {}
     if is_name(model):
+        _check_told(model, told)
         return get_model(model, weights=weights or "DEFAULT", quantize=True, backend=backend)
     _check_no_weights(model, weights)
     if model.startswith(HUB):
+        _check_told(model, told)
         repo, _, revision = model.removeprefix(HUB).partition("@")
         return from_pretrained(repo, revision or None, backend)
     path = existing(int8_file(model))
     if is_float_checkpoint(path):
         raise ArtifactError(f"{path} holds float weights: quantize it first (qzoo quantize).")
     if is_artifact(path):
+        _check_told(model, told)
         return load(path, backend)
-    return to_native(read_model(path), backend, consume=True)
+    return to_native(read_model(path, **told), backend, consume=True)
 
 
-def load_float_model(model: str, weights: str | None) -> nn.Module:
+def load_float_model(
+    model: str, weights: str | None, told: Mapping[str, Any] | None = None
+) -> nn.Module:
     """Loads the float model that a MODEL argument names, to quantize or to measure.
 
     Args:
         model: A model of the zoo, a file of float weights, or a folder of `qzoo finetune` or
             references/train.py.
         weights: Which of torchvision's weights; None takes DEFAULT.
+        told: What the user says of a state dict: keywords of `load_float`.
 
     Raises:
         QzooError: An unknown model, weights or file, weights given for a file, or an int8 file.
     """
+    told = told or {}
     if is_name(model):
+        _check_told(model, told)
         extra: dict[str, Any] = {"aux_logits": False} if get_entry(model).aux else {}
         return get_model(model, weights=weights or "DEFAULT", **extra).eval()
     _check_no_weights(model, weights)
     path = float_file(model)
-    if path.is_file() and not is_float_checkpoint(path) and _is_int8(path):
+    if path.is_file() and not is_float_checkpoint(path, told.get("part")) and _is_int8(path):
         raise ArgumentError(f"{path} is already int8: name the float weights it was made of.")
-    return load_float(path)
+    return _with_transforms(load_float(path, **told), path)
+
+
+def _check_told(model: str, told: Mapping[str, Any]) -> None:
+    """Checks that nothing is said of a state dict where there is none.
+
+    Raises:
+        ArgumentError: Something is.
+    """
+    if told:
+        names = {"model": "--arch", "part": "--part", "transform_input": "--transform-input"}
+        given = ", ".join(names[key] for key in told)
+        raise ArgumentError(f"{model} is no state dict, but says itself what it is: drop {given}.")
+
+
+def _with_transforms(model: nn.Module, path: Path) -> nn.Module:
+    """Takes the usual transforms of its architecture for a model that came without, with a word."""
+    info = model_info(model)
+    if info.transforms is not None:
+        return model
+    usual = next(iter(get_entry(info.architecture).float_weights))
+    transforms = transforms_of(usual)
+    assert transforms is not None
+    print_warning(
+        f"{path} does not say how its pictures are prepared, so they are as for {usual!r}: resized "
+        f"to {transforms['resize_size']}, cut to {transforms['crop_size']} pixels. If that is not "
+        "how it was trained, write a file that says so: qzoo convert --like WEIGHTS, or "
+        "qzoo.save_float(model, path, transforms=...)."
+    )
+    return attach_info(model, dataclasses.replace(info, transforms=transforms))
 
 
 def file_of(model: str) -> Path | None:
@@ -104,12 +152,17 @@ def file_of(model: str) -> Path | None:
     return float_file(model) if is_float_file(model) else int8_file(model)
 
 
-def is_float_file(model: str) -> bool:
-    """Says whether a MODEL argument is a file of float weights, or a folder of nothing else."""
+def is_float_file(model: str, part: str | None = None) -> bool:
+    """Says whether a MODEL argument is a file of float weights, or a folder of nothing else.
+
+    Args:
+        model: The argument.
+        part: Key of the state dict in a training checkpoint.
+    """
     if model.startswith(HUB) or is_name(model):
         return False
     try:
-        return is_float_checkpoint(int8_file(model))
+        return is_float_checkpoint(int8_file(model), part)
     except ArtifactError:  # a folder without an int8 model
         return is_float_checkpoint(float_file(model))
 

@@ -22,6 +22,8 @@ from ..option_types import MOST_SEED, MOST_SIZE, MOST_THREADS, Whole
 Command = TypeVar("Command", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
+#: How names of files with weights end.
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt")
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
 RECIPES = ("fast", "default", "best", "torchvision")
 FLOWS = ("eager", "fx", "pt2e")
@@ -166,6 +168,11 @@ def _placed(
     found: dict[str, Any] = {}
     for place in places:
         given = values.pop(place.name, None)
+        if given is not None and "architecture" in values and _is_file_of(place, waiting):
+            # The file has its place, so that --model says which model its weights are of.
+            if values["architecture"] is not None:
+                raise click.UsageError("Give --model or --arch, not both.")
+            values["architecture"], given = given, waiting.pop(0)
         if place.many:
             given, waiting = (*(given or ()), *waiting), []
         elif given is None and waiting:
@@ -180,6 +187,47 @@ def _placed(
         what = " ".join(place.metavar for place in places)
         raise click.UsageError(f"Too many words: {waiting[0]!r} comes after {what}.")
     return found
+
+
+def _is_file_of(place: Place, waiting: Sequence[str]) -> bool:
+    if "--model" not in place.options or not waiting:
+        return False
+    path = Path(waiting[0])
+    return path.suffix in WEIGHTS_ENDINGS or path.is_file()
+
+
+def state_dict_options(*spellings: str) -> Callable[[Command], Command]:
+    """Declares what may have to be said of a state dict, and hands it on as the dict `told`.
+
+    Args:
+        *spellings: Of `--arch`, in a command whose model has no option `--model`.
+    """
+    help = "Which model a file of mere weights (a state dict) is of"
+    if not spellings:
+        help += "; --model, beside a file, says the same"
+    architecture_option = click.option(
+        "--arch",
+        *spellings,
+        "architecture",
+        metavar="NAME",
+        help=f"{help}.  [default: told from their names and shapes]",
+        shell_complete=complete_models,
+    )
+
+    def declare(function: Command) -> Command:
+        @functools.wraps(function)
+        def run(
+            architecture: str | None, part: str | None, transform_input: bool | None, **values: Any
+        ) -> Any:
+            told = {"model": architecture, "part": part, "transform_input": transform_input}
+            return function(told={k: v for k, v in told.items() if v is not None}, **values)
+
+        decorated: Any = run
+        for option in (transform_input_option, part_option, architecture_option):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return declare
 
 
 def choice(names: Sequence[str]) -> click.Choice:
@@ -245,6 +293,18 @@ size_option = click.option(
     "--size",
     type=Whole(1, MOST_SIZE),
     help="Height and width of the pictures in pixels.  [default: the model's own]",
+)
+part_option = click.option(
+    "--part",
+    metavar="KEY",
+    help="Key of the state dict in a training checkpoint, such as model_ema or ema.module.  "
+    "[default: model, state_dict and the like]",
+)
+transform_input_option = click.option(
+    "--transform-input/--no-transform-input",
+    default=None,
+    help="Whether the GoogLeNet or Inception of a state dict changes its input's normalization; "
+    "those that descend from torchvision's pretrained weights do.",
 )
 html_option = click.option(
     "--html", type=click.Path(path_type=Path), help="Also write a report, one HTML page, here."

@@ -16,6 +16,7 @@ from ._options import (
     html_option,
     json_option,
     seed_option,
+    state_dict_options,
     takes,
     threads_option,
     weights_option,
@@ -57,6 +58,7 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     data_place(),
 )
 @weights_option("Which of torchvision's float weights of FLOAT, where that is a name.")
+@state_dict_options("--model", "-m")
 @click.option(
     "--images",
     default=256,
@@ -87,6 +89,7 @@ def analyze_command(
     int8_model: str,
     data: str,
     weights: str | None,
+    told: dict[str, Any],
     images: int,
     sensitivity_images: int,
     seed: int,
@@ -114,7 +117,7 @@ def analyze_command(
 
     check_folder(html)
     opened = open_data(data)
-    loaded = load_float_model(float_model, weights)
+    loaded = load_float_model(float_model, weights, told)
     int8 = load_model(int8_model, None)
     pictures = pictures_to_measure(opened, loaded)
     with torch_threads(threads):

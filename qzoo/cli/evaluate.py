@@ -15,6 +15,7 @@ from ._options import (
     engine_option,
     json_option,
     model_place,
+    state_dict_options,
     takes,
     threads_option,
     weights_option,
@@ -74,6 +75,7 @@ def sentence(metrics: Metrics) -> str:
 @click.command()
 @takes(model_place(), data_place())
 @weights_option("Which weights of MODEL, where that is a name (see: qzoo info MODEL).")
+@state_dict_options()
 @click.option(
     "--float",
     "as_float",
@@ -95,6 +97,7 @@ def evaluate(
     model: str,
     data: str,
     weights: str | None,
+    told: dict[str, Any],
     as_float: bool,
     runtime: str | None,
     backend: str | None,
@@ -124,16 +127,16 @@ def evaluate(
     from ._models import is_float_file, load_float_model, load_model
 
     opened = open_data(data)
-    is_float = as_float or is_float_file(model)
+    is_float = as_float or is_float_file(model, told.get("part"))
     if is_float:
         for option, value in (("--runtime", runtime), ("--backend", backend)):
             if value is not None:
                 raise ArgumentError(f"{option} is for int8 models; this one is float.")
-        loaded = load_float_model(model, weights)
+        loaded = load_float_model(model, weights, told)
     else:
         if runtime is not None and backend is not None:
             raise ArgumentError("--backend chooses PyTorch's engine: leave it or --runtime out.")
-        loaded = load_model(model, weights, backend)
+        loaded = load_model(model, weights, backend, told)
     pictures = labelled_pictures(opened, loaded, batch_size)
     compiled = None if runtime is None else compile(loaded, runtime, threads)
     with torch_threads(threads):

@@ -20,11 +20,15 @@ from ._options import (
     complete_weights,
     json_option,
     model_place,
+    part_option,
     takes,
+    transform_input_option,
 )
 from ._output import print_error, print_json, print_line, print_table
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..artifact.format import Artifact
     from ..hub import CachedFile
 
@@ -65,17 +69,13 @@ _SUFFIXES = {".safetensors", ".pth", ".pt"}
     type=click.Path(path_type=Path),
     help="Text file with one class name per line, in the order of the logits.",
 )
-@click.option("--part", help="Key of the state dict in a training checkpoint, such as model_ema.")
+@part_option
 @click.option(
     "--like",
-    help="Int8 weights whose transforms the model shares, such as "
-    "ResNet50_QuantizedWeights.DEFAULT.  [default: none recorded]",
+    help="Weights whose transforms the model shares, such as ResNet50_QuantizedWeights.DEFAULT or, "
+    "for a float model, ResNet50_Weights.DEFAULT.  [default: none recorded]",
 )
-@click.option(
-    "--transform-input/--no-transform-input",
-    default=None,
-    help="Whether a GoogLeNet or Inception changes its input's normalization.",
-)
+@transform_input_option
 @json_option
 def convert(
     source: str,
@@ -87,10 +87,10 @@ def convert(
 ) -> None:
     """Turn checkpoints into artifacts, and back.
 
-    IN is a published .pth file, the state dict of your own int8 model, the checkpoint of a model
-    prepared for QAT, an artifact, or a folder of qzoo finetune or save_pretrained. No code from it
-    is run. OUT ends in .safetensors for an artifact, or in .pth for the state dict that
-    torchvision's int8 models load.
+    IN is a published .pth file, the state dict of your own model, int8 or float, the checkpoint of
+    a model prepared for QAT, an artifact, or a folder of qzoo finetune or save_pretrained. No code
+    from it is run. OUT ends in .safetensors for an artifact (of a float model, for float weights
+    that say what they are), or in .pth for the state dict that torchvision's models load.
 
     \b
     Examples:
@@ -99,7 +99,9 @@ def convert(
       qzoo convert qat_checkpoint.pth mine.safetensors --model mobilenet_v3_large --part model_ema
       qzoo convert mine.safetensors mine.pth
     """
-    from ..convert import describe, read_model, state_dict_bytes
+    from ..artifact.format import Artifact
+    from ..checkpoint import float_bytes
+    from ..convert import describe, read_any, state_dict_bytes
     from ..files import write_atomically
     from ._models import existing
 
@@ -107,13 +109,16 @@ def convert(
     kind = kind or _kind_of(out, Path(source))
     check_ending(out, kind)
     names = None if classes is None else _read_lines(classes)
-    artifact = read_model(existing(Path(source)), classes=names, **options)
-    content = artifact.to_bytes() if kind == ARTIFACT else state_dict_bytes(artifact)
+    model = read_any(existing(Path(source)), classes=names, **options)
+    if kind == TORCHVISION:
+        content = state_dict_bytes(model)
+    else:
+        content = model.to_bytes() if isinstance(model, Artifact) else float_bytes(model)
     write_atomically(out, content)
     if as_json:
-        print_json({"file": str(out), "format": kind, "bytes": len(content), **_summary(artifact)})
+        print_json({"file": str(out), "format": kind, "bytes": len(content), **_summary(model)})
         return
-    print_line(f"{out}: {describe(artifact)}, {len(content) / 2**20:.1f} MiB")
+    print_line(f"{out}: {describe(model)}, {len(content) / 2**20:.1f} MiB")
 
 
 def _kind_of(out: Path, source: Path) -> str:
@@ -132,8 +137,13 @@ def _kind_of(out: Path, source: Path) -> str:
     )
 
 
-def _summary(artifact: Artifact) -> dict[str, Any]:
-    info = artifact.info
+def _summary(model: Artifact | nn.Module) -> dict[str, Any]:
+    from ..artifact.format import Artifact
+    from ..artifact.native import model_info
+
+    if not isinstance(model, Artifact):
+        return {"model": model_info(model).architecture, "backend": None}
+    artifact, info = model, model.info
     return {
         "model": info.architecture,
         "backend": info.backend,

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ..option_types import MOST_SEED, MOST_SIZE, Number, Whole
 from ._options import (
     NAMED_DATA,
+    WEIGHTS_ENDINGS,
     backend_option,
     batch_size_option,
     complete_files,
     data_place,
     json_option,
     model_option,
+    part_option,
     recipe_option,
     takes,
     threads_option,
+    transform_input_option,
     weights_option,
 )
 from ._output import only_json, print_json, print_line
@@ -30,13 +34,18 @@ if TYPE_CHECKING:
 
 @click.command()
 @takes(data_place("The pictures, if they do not stand first.", metavar="PHOTOS"))
-@model_option("mobilenet_v2", "The model of the zoo to start from.")
+@model_option(
+    "mobilenet_v2",
+    "The model of the zoo to start from; beside --checkpoint, which model its weights are of.",
+)
 @weights_option("Which of torchvision's float weights to start from, or none for random ones.")
 @click.option(
     "--checkpoint",
     help="A file of float weights to start from instead of --model.",
     shell_complete=complete_files,
 )
+@part_option
+@transform_input_option
 @click.option(
     "--int8/--float",
     "int8",
@@ -133,6 +142,7 @@ def finetune(
       qzoo finetune photos/ --model mobilenet_v2 --int8
       qzoo finetune photos/ --model resnet50 --epochs 20 --qat -o runs/photos
       qzoo finetune photos/ --checkpoint earlier/model.safetensors
+      qzoo finetune photos/ --checkpoint resnet18_state_dict.pth
       qzoo finetune digits --model shufflenet_v2_x0_5 --weights none --epochs 30 --lr 0.002
     """
     with only_json(as_json):
@@ -151,6 +161,8 @@ def _finetune(
     from .. import training
 
     checkpoint = chosen.pop("checkpoint")
+    told = {key: chosen.pop(key) for key in ("part", "transform_input")}
+    chosen["model"], checkpoint = _start(chosen["model"], checkpoint)
     chosen["resume"] = "auto" if chosen["resume"] else None
     chosen["weights"] = chosen["weights"] or "DEFAULT"
     source = {"data": data} if data in NAMED_DATA else {"data_path": str(Path(data))}
@@ -170,8 +182,8 @@ def _finetune(
     scratch = not checkpoint and str(special["weights"]).lower() == "none"
     options |= {
         **special,
-        "model": None if checkpoint else special["model"],
         "checkpoint": checkpoint,
+        "told": told,
         "head_epochs": 0 if scratch else 1,
         "head_lr_factor": 1.0 if scratch else 10.0,
         "quantize": ("qat" if qat else "auto") if int8 else "none",
@@ -188,6 +200,16 @@ def _finetune(
             return {}, []
         training.measure_latency(done, options["threads"] or 1)
     return _row(done, name), training.summary(done)
+
+
+def _start(model: str, checkpoint: str | None) -> tuple[str | None, str | None]:
+    """Returns the model and the file to start from; a file may be named by --model, too."""
+    if checkpoint is None:
+        path = Path(model)
+        is_weights = path.suffix in WEIGHTS_ENDINGS or path.is_file()
+        return (None, model) if is_weights else (model, None)
+    source = click.get_current_context().get_parameter_source("model")
+    return (None if source is ParameterSource.DEFAULT else model), checkpoint
 
 
 def _folder(base: Path, options: dict[str, Any]) -> str:

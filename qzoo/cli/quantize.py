@@ -22,6 +22,7 @@ from ._options import (
     out_option,
     recipe_option,
     seed_option,
+    state_dict_options,
     takes,
     threads_option,
     weights_option,
@@ -44,6 +45,7 @@ LARGE_LOSS = 1.0
 @takes(model_place(), data_place())
 @out_option(required=True)
 @weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
+@state_dict_options()
 @backend_option
 @recipe_option
 @click.option(
@@ -69,6 +71,7 @@ def quantize(
     data: str,
     out: Path,
     weights: str | None,
+    told: dict[str, Any],
     evaluate: bool | None,
     threads: int | None,
     as_json: bool,
@@ -76,15 +79,16 @@ def quantize(
 ) -> None:
     """Quantize a float model to int8 after training (PTQ).
 
-    MODEL is the name of a model, or a file or folder of float weights (qzoo finetune,
-    references/train.py and qzoo.checkpoint.save_float write them). DATA, to calibrate on, is
-    digits, fractals, or a folder: with train/ and val/, with a folder per class, or of pictures. Of
-    data with a train and a val split, the first calibrates and the second measures.
+    MODEL is the name of a model, or a file or folder of float weights: of qzoo finetune, or a state
+    dict that torch.save or safetensors wrote, also in a training checkpoint. DATA, to calibrate on,
+    is digits, fractals, or a folder: with train/ and val/, with a folder per class, or of pictures.
+    Of data with a train and a val split, the first calibrates and the second measures.
 
     \b
     Examples:
       qzoo quantize my_model.safetensors --data photos -o int8.safetensors
       qzoo quantize resnet50 --data imagenet/train --recipe best -o resnet50.safetensors
+      qzoo quantize resnet18_state_dict.pth --data photos -o int8.safetensors
       qzoo quantize my_model.safetensors --data photos --keep-float fc -o int8.safetensors
     """
     from ..benchmark import torch_threads
@@ -99,7 +103,7 @@ def quantize(
     held_out = "test" in opened.splits
     if evaluate and not opened.classes:
         raise ArgumentError(f"{opened.name} holds pictures without labels: drop --evaluate.")
-    loaded = load_float_model(model, weights)
+    loaded = load_float_model(model, weights, told)
     preset = preset_of(loaded)
     measured = held_out if evaluate is None else evaluate
     batch_size = options["batch_size"]

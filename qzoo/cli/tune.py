@@ -21,6 +21,7 @@ from ._options import (
     out_option,
     recipe_option,
     seed_option,
+    state_dict_options,
     takes,
     threads_option,
     weights_option,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--time-budget", type=Number(0), help="Seconds; then the best so far is written.")
 @weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
+@state_dict_options()
 @backend_option
 @recipe_option
 @images_option
@@ -58,6 +60,7 @@ def tune_command(
     data: str,
     out: Path,
     weights: str | None,
+    told: dict[str, Any],
     threads: int | None,
     as_json: bool,
     html: Path | None,
@@ -86,7 +89,7 @@ def tune_command(
     for path in (out, html):
         check_folder(path)
     opened = open_data(data)
-    loaded = load_float_model(model, weights)
+    loaded = load_float_model(model, weights, told)
     preset = preset_of(loaded)
     calibration = opened.split("train" if "test" in opened.splits else "all", preset)
     pictures = pictures_to_measure(opened, loaded)

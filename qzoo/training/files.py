@@ -58,11 +58,7 @@ def trained_model(name: str | None, weights: str | None, checkpoint: str | None)
         if name is None:
             raise ArgumentError("--weights needs --model, to know whose weights they are.")
         return float_model(name, weights, 1000).eval()
-    model = load_float(Path(checkpoint))
-    made = model_info(model).architecture
-    if name is not None and get_entry(name).name != made:
-        raise ArgumentError(f"{checkpoint} holds a {made}, not a {name}: leave --model out.")
-    return model
+    return load_float(Path(checkpoint), name)
 
 
 def check_classes(model: nn.Module, data: Data, own: bool) -> None:

@@ -277,13 +277,18 @@ def starting_model(options: Mapping[str, Any], classes: list[str]) -> nn.Module:
 
     A checkpoint of the same classes keeps its head; every other model gets a fresh one.
 
+    Args:
+        options: `model`, `weights` and `checkpoint`; of a checkpoint `model` says, where need be,
+            what it is, and `told` what else `load_float` has to know.
+        classes: Names of the classes.
+
     Raises:
-        ArgumentError: The options name no model, or several.
+        ArgumentError: The options name no model.
         DownloadError: The weights could not be fetched.
     """
     name, weights, checkpoint = (options[k] for k in ("model", "weights", "checkpoint"))
-    if (name is None) == (checkpoint is None):
-        raise ArgumentError("Give either --model NAME or --checkpoint FILE to start from.")
+    if name is None and checkpoint is None:
+        raise ArgumentError("Give --model NAME or --checkpoint FILE to start from.")
     if checkpoint is None:
         wanted = None if str(weights).lower() == "none" else weights
         try:
@@ -293,7 +298,7 @@ def starting_model(options: Mapping[str, Any], classes: list[str]) -> nn.Module:
                 f"{error} Without a connection, start from a file (--checkpoint FILE) or from "
                 "random weights (--weights none), which needs many pictures."
             ) from None
-    model = load_float(Path(checkpoint))
+    model = load_float(Path(checkpoint), name, **options.get("told", {}))
     if model_info(model).classes == classes:
         return model
     path = head_name(model)
