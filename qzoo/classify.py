@@ -12,7 +12,7 @@ from torch import nn
 
 from .artifact.native import model_info
 from .errors import ArgumentError
-from .images import load_image
+from .images import transformed
 from .transforms import ImageClassification
 from .weights import class_names
 
@@ -24,7 +24,8 @@ class Prediction:
     Attributes:
         index: Position of the class among the logits.
         name: Name of the class; its index as text where nobody named the classes.
-        probability: Softmax of the logits, in [0, 1].
+        probability: In [0, 1]: softmax of the logits or, where a model has a single logit, its
+            sigmoid.
     """
 
     index: int
@@ -40,16 +41,19 @@ def classify(
     Args:
         model: A float or int8 model of the zoo with known transforms, in any mode; it is put into
             eval mode and back.
-        images: Picture files, or PIL images.
+        images: Picture files, or PIL images of any mode, which are treated alike.
         topk: How many guesses to return per picture, best first; at most the number of classes.
 
     Returns:
         For each picture its guesses.
 
     Raises:
-        ArgumentError: `topk` is below 1, or nobody recorded the model's transforms.
-        ImageError: A file that is missing or no picture; nothing is classified then.
+        ArgumentError: `topk` is below 1, `images` is no list of pictures, or nobody recorded the
+            model's transforms.
+        ImageError: A file that is missing or no picture; nothing is returned then.
     """
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        raise ArgumentError("images should be a list of pictures: write [image] for a single one.")
     if topk < 1:
         raise ArgumentError(f"topk must be at least 1, not {topk}.")
     info = model_info(model)
@@ -59,20 +63,31 @@ def classify(
             "weights, or save it with transforms=..., before classifying pictures."
         )
     preset = ImageClassification.from_dict(info.transforms)
-    # Each picture is reduced to its small tensor at once, so that one large one is held at a time.
-    inputs = [preset(i if isinstance(i, Image.Image) else load_image(i)) for i in images]
     names = class_names(info.classes)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            return [_top(model(x[None])[0], names, topk) for x in inputs]
+            # One picture after the other, so that no more than one is held at a time.
+            return [_top(model(transformed(i, preset)[None])[0], names, topk) for i in images]
     finally:
         model.train(training)
 
 
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Returns the probabilities that logits stand for, float [classes].
+
+    These are their softmax. A single logit tells one class from everything else, as trained with
+    binary cross-entropy: its probability is its sigmoid, while its softmax would always be 1.
+
+    Args:
+        logits: Float [classes].
+    """
+    return logits.sigmoid() if len(logits) == 1 else logits.softmax(0)
+
+
 def _top(logits: torch.Tensor, names: list[str] | None, topk: int) -> list[Prediction]:
-    best = logits.softmax(0).topk(min(topk, len(logits)))
+    best = probabilities(logits).topk(min(topk, len(logits)))
     return [
         Prediction(i, names[i] if names else str(i), p)
         for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -55,6 +55,10 @@ class UncalibratedWarning(UserWarning):
     """An int8 model carries placeholder activation ranges instead of calibrated ones."""
 
 
+class DataWarning(UserWarning):
+    """A folder holds pictures that were left out, and why."""
+
+
 class QuantizationWarning(UserWarning):
     """Something about a quantization that lowers what it can reach, though it goes on."""
 

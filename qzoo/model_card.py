@@ -11,6 +11,7 @@ from typing import Any
 from .artifact.format import FORMAT, Artifact
 from .artifact.layers import WEIGHTED_OPS
 from .registry import get_entry
+from .safe_text import markdown, markdown_code, printable, printable_json
 
 ARTIFACT_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -42,11 +43,13 @@ def make_config(artifact: Artifact, content: bytes) -> str:
         "num_layers": len(artifact.layers),
         "versions": artifact.versions,
     }
-    return json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return printable_json(_json(config)) + "\n"
 
 
 def make_card(artifact: Artifact, content: bytes, name: str) -> str:
     """Returns the text of README.md, with the front matter that the Hub reads.
+
+    Whatever text the artifact holds is shown as text: no markup, HTML or link of its own.
 
     Args:
         artifact: The model.
@@ -56,9 +59,9 @@ def make_card(artifact: Artifact, content: bytes, name: str) -> str:
     info = artifact.info
     parts = [
         f"---\n{_front_matter(artifact, name)}\n---\n",
-        f"# {info.architecture}, int8 for {info.backend}\n",
-        f"An int8 `{info.architecture}` that is stored as plain integers by qzoo: no pickle, no "
-        "code, and no quantized dtype of PyTorch. It was made by `save_pretrained` or "
+        f"# {markdown(info.architecture)}, int8 for {markdown(info.backend)}\n",
+        f"An int8 {markdown_code(info.architecture)} that is stored as plain integers by qzoo: no "
+        "pickle, no code, and no quantized dtype of PyTorch. It was made by `save_pretrained` or "
         "`push_to_hub`.\n",
         _facts(artifact, content),
         _metrics(artifact),
@@ -82,10 +85,10 @@ def _front_matter(artifact: Artifact, name: str) -> str:
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=_DATASET_IDS.get(dataset, dataset),
-            dataset_name=dataset,
+            dataset_type=printable(_DATASET_IDS.get(dataset, dataset)),
+            dataset_name=printable(dataset),
             metric_type="accuracy",
-            metric_name=metric,
+            metric_name=printable(metric),
             metric_value=value,
         )
         for dataset, figures in info.metrics.items()
@@ -96,7 +99,7 @@ def _front_matter(artifact: Artifact, name: str) -> str:
         "pipeline_tag": "image-classification",
         "tags": ["qzoo", "pytorch", "int8", "quantized", info.architecture, str(info.backend)],
         "datasets": [_DATASET_IDS[d] for d in info.metrics if d in _DATASET_IDS] or None,
-        "model_name": name if results else None,
+        "model_name": printable(name) if results else None,
         "eval_results": results or None,
     }
     return ModelCardData(**known).to_yaml()  # type: ignore[arg-type]
@@ -118,20 +121,21 @@ def _facts(artifact: Artifact, content: bytes) -> str:
     kind = info.classes if info.classes is None or isinstance(info.classes, str) else "list"
     shown = named.get(kind, "named in `config.json`")
     rows = {
-        "architecture": f"`{info.architecture}`" + _keywords(info.builder_kwargs),
-        "backend": f"`{info.backend}` (runs on any other engine, too)",
+        "architecture": ", ".join([_code_cell(info.architecture), *_keywords(info.builder_kwargs)]),
+        "backend": f"{_code_cell(info.backend)} (runs on any other engine, too)",
         "weights": weights,
         "file": f"{len(content) / 1e6:.2f} MB (the parameters in float32: {floats / 1e6:.2f} MB)",
         "classes": f"{classes}, {shown}",
         "input": _input(info.transforms),
-        "made with": ", ".join(f"{k} {v}" for k, v in artifact.versions.items()) or "not recorded",
+        "made with": ", ".join(markdown(f"{k} {v}") for k, v in artifact.versions.items())
+        or "not recorded",
     }
-    lines = [f"| {key} | {_cell(value)} |" for key, value in rows.items()]
+    lines = [f"| {key} | {value} |" for key, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines]) + "\n"
 
 
-def _keywords(kwargs: dict[str, Any]) -> str:
-    return "".join(f", `{key}={value!r}`" for key, value in kwargs.items())
+def _keywords(kwargs: dict[str, Any]) -> list[str]:
+    return [_code_cell(f"{key}={value!r}") for key, value in kwargs.items()]
 
 
 def _input(transforms: dict[str, Any] | None) -> str:
@@ -147,7 +151,7 @@ def _metrics(artifact: Artifact) -> str:
     if not artifact.info.metrics:
         return "Its accuracy was not recorded.\n"
     lines = [
-        f"| {_cell(dataset)} | {_cell(metric)} | {value} |"
+        f"| {markdown(dataset)} | {markdown(metric)} | {value} |"
         for dataset, figures in artifact.info.metrics.items()
         for metric, value in figures.items()
     ]
@@ -155,7 +159,8 @@ def _metrics(artifact: Artifact) -> str:
 
 
 def _usage(artifact: Artifact, name: str) -> str:
-    lines = ["import qzoo", "", f"model = qzoo.from_pretrained({json.dumps(name)})"]
+    quoted = printable_json(json.dumps(name, ensure_ascii=False))
+    lines = ["import qzoo", "", f"model = qzoo.from_pretrained({quoted})"]
     if artifact.info.transforms is None:
         size = 299 if artifact.info.architecture == "inception_v3" else 224
         return "\n".join(
@@ -182,10 +187,14 @@ def _usage(artifact: Artifact, name: str) -> str:
 def _recipe(artifact: Artifact) -> str:
     if not artifact.info.recipe:
         return "How its numbers were made was not recorded.\n"
-    text = json.dumps(artifact.info.recipe, indent=2, ensure_ascii=False)
-    return f"## How it was made\n\n```json\n{text}\n```\n"
+    # No line of JSON is a fence: strings are quoted, and hold no line breaks.
+    return f"## How it was made\n\n```json\n{printable_json(_json(artifact.info.recipe))}\n```\n"
 
 
-def _cell(text: str) -> str:
-    """Keeps free text from ending a table cell or a line."""
-    return " ".join(text.replace("|", "\\|").split())
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _code_cell(text: object) -> str:
+    """Returns code in a table, where a bar would end the cell even within code."""
+    return markdown_code(text).replace("|", "\\|")

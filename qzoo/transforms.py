@@ -4,10 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchvision.transforms import InterpolationMode
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms._presets import ImageClassification as _ImageClassification
+from torchvision.transforms.functional import get_image_size
 
-from .errors import ArtifactError
+from .errors import ArtifactError, ImageError
+from .images import MAX_MEMORY
+
+
+def check_resize(image: Any, side: int) -> None:
+    """Checks that resizing a picture keeps to `MAX_MEMORY`, whatever its shape.
+
+    The longer side grows along: 1 x 1,000,000 pixels would become 256 x 256,000,000.
+
+    Args:
+        image: A PIL image, or a tensor [..., C, H, W].
+        side: What the shorter side is to become, in pixels.
+
+    Raises:
+        ImageError: It would take more, or the picture has no pixels.
+    """
+    width, height = get_image_size(image)
+    if min(width, height) < 1:
+        raise ImageError(f"A picture of {width} x {height} pixels has nothing to resize.")
+    scale = side / min(width, height)
+    wide, high = max(1, int(width * scale)), max(1, int(height * scale))
+    # Columns come first, then rows; each of them has weights of its own.
+    pixels, weights = wide * height + wide * high, 64 * (wide + high)
+    if isinstance(image, Tensor):
+        needed = 4 * image.shape[-3] * pixels if image.dim() > 2 else 4 * pixels
+    else:
+        needed = 4 * (width * height + pixels)
+    if needed + weights > MAX_MEMORY:
+        raise ImageError(
+            f"A picture of {width} x {height} pixels becomes {wide} x {high} when its shorter side "
+            f"is made {side}, which takes too much memory: cut or scale it first."
+        )
+
+
+class BoundedResize(Resize):
+    """torchvision's Resize to a shorter side, which refuses what would take too much memory."""
+
+    def forward(self, img: Any) -> Any:
+        """Resizes a PIL image or a tensor [..., H, W]."""
+        check_resize(img, self.size)
+        return super().forward(img)
 
 
 class ImageClassification(_ImageClassification):
@@ -15,8 +57,14 @@ class ImageClassification(_ImageClassification):
 
     Takes a PIL image or a uint8 or float tensor of shape [..., C, H, W]; gives float32
     [..., C, crop_size, crop_size]. It computes exactly what torchvision's preset computes, and adds
-    `to_dict` and `from_dict`.
+    `to_dict` and `from_dict`. A picture whose sides differ so much that the resized one would not
+    fit into `qzoo.images.MAX_MEMORY` bytes is refused with an `ImageError`.
     """
+
+    def __call__(self, img: Any) -> Tensor:
+        """Returns the model's input, float32 [..., C, crop_size, crop_size]."""
+        check_resize(img, self.resize_size[0])  # not in forward, which torch.jit.script compiles
+        return super().__call__(img)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the preset as JSON values; `from_dict` makes an equal one of it."""

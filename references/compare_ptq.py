@@ -32,6 +32,7 @@ from qzoo import training
 from qzoo.artifact.native import model_info
 from qzoo.errors import ArgumentError, QzooError, did_you_mean
 from qzoo.evaluate import evaluate
+from qzoo.folders import same_names
 from qzoo.option_types import MOST_SEED, MOST_THREADS, Whole
 from qzoo.quantize.data import Calibration, open_calibration
 from qzoo.registry import get_entry
@@ -145,7 +146,7 @@ class Comparison:
     def _open(self, name: str, checkpoint: Path) -> tuple[nn.Module, ImageClassification]:
         model = training.load_float(checkpoint)
         info = model_info(model)
-        if info.architecture != name or info.classes != self.data.classes:
+        if info.architecture != name or not same_names(info.classes, self.data.classes):
             raise ArgumentError(f"{checkpoint} is not a {name} trained on {self.data.name}.")
         return model, ImageClassification.from_dict(info.transforms or {})
 

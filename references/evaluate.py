@@ -23,7 +23,6 @@ from qzoo.option_types import Whole
 from qzoo.registry import get_model
 from qzoo.runtimes.api import RUNTIMES
 from qzoo.transforms import ImageClassification
-from qzoo.weights import class_names
 
 
 @click.command(cls=training.Command, context_settings={"show_default": True})
@@ -79,12 +78,8 @@ def main(**options: Any) -> None:
         info = model_info(model)
         if info.transforms is None:
             raise ArgumentError("This model names no transforms to evaluate with.")
-        labels = data.labels_of(
-            class_names(info.classes), info.builder_kwargs.get("num_classes", 1000)
-        )
-        pictures = Relabelled(
-            data.split(split, ImageClassification.from_dict(info.transforms)), labels
-        )
+        shown = data.split(split, ImageClassification.from_dict(info.transforms))
+        pictures = Relabelled(shown, data.labels_for(info))
         executed = qzoo.compile(model, options["runtime"]) if options["runtime"] else None
         metrics = training.evaluate_all(
             executed or model.to(ranks.device if is_float else "cpu"),

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..artifact.format import Artifact
-from ..artifact.native import from_native, to_native
+from ..artifact.native import from_native, model_info, to_native
 from ..errors import ArgumentError
 from ..quantize.damage import Damage, DamageMeter
 from ..quantize.labelled import open_labelled
 from ..quantize.observers import MSE
 from ..quantize.observers import Grid as IntegerGrid
+from ..quantize.ptq import own_transforms
 from ..quantize.replay import simulate
 from ..quantize.simulate import Simulation
 from ..reference.compare import native_outputs
@@ -123,7 +124,7 @@ def compare(
         data: Images, as `qzoo.quantize.labelled.open_labelled` takes them.
         images: How many of them to use at most.
         seed: Seed of their choice.
-        transform: Makes tensors of pictures.
+        transform: Makes tensors of pictures; None takes the model's own transforms.
         progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -131,7 +132,10 @@ def compare(
     """
     artifact = int8 if isinstance(int8, Artifact) else from_native(int8)
     simulation = simulate(model, artifact)
-    found = open_labelled(data, images=images, seed=seed, transform=transform)
+    prepare = transform or own_transforms(model)
+    found = open_labelled(
+        data, images=images, seed=seed, transform=prepare, model=model_info(model)
+    )
     return compare_layers(simulation, to_native(artifact), found, progress)
 
 

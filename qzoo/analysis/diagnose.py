@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..artifact.format import Artifact
-from ..artifact.native import from_native, package_versions, to_native
+from ..artifact.native import from_native, model_info, package_versions, to_native
 from ..quantize.labelled import open_labelled
 from ..quantize.ptq import own_transforms
 from ..quantize.replay import simulate
@@ -110,8 +110,9 @@ def analyze(
 
     def some(count: int | None, source: Any = data) -> Any:
         return open_labelled(
-            source, images=count, batch_size=batch_size, seed=seed, transform=transform
-        )
+            source, images=count, batch_size=batch_size, seed=seed, transform=transform,
+            model=model_info(model),
+        )  # fmt: skip
 
     seen = some(images)
     comparison = compare_layers(simulation, native, seen, progress)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import charts
 from .compare import LayerComparison
 from .findings import Advice, Finding, matters
-from .words import ENDLESS_DB, db
+from .words import ENDLESS_DB, db, escape
 
 if TYPE_CHECKING:
     from .diagnose import Diagnosis

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+
+from ..safe_text import printable
+
 #: Ratios above this, in decibels, are as good as no error at all.
 ENDLESS_DB = 80.0
 
@@ -19,3 +23,8 @@ def percent(share: float) -> str:
 def span(low: float, high: float) -> str:
     """Returns both ends of a range, with three digits."""
     return f"{low:.3g} to {high:.3g}"
+
+
+def escape(text: object) -> str:
+    """Returns text as HTML, in one line, that shows it literally, in attributes too."""
+    return html.escape(printable(text))

@@ -11,16 +11,14 @@ from typing import Any
 from torch import nn
 
 from ..artifact.folders import float_file, int8_file
-from ..artifact.format import ModelInfo
 from ..artifact.native import attach_info, load, model_info, to_native
 from ..checkpoint import is_float_checkpoint, load_float
 from ..convert import is_artifact, read_model
-from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError, UnknownNameError
 from ..registry import get_entry, get_model
 from ..sharing import from_pretrained
 from ..transforms import ImageClassification
-from ..weights import class_names, transforms_of
+from ..weights import transforms_of
 from ._options import WEIGHTS_ENDINGS
 from ._output import print_warning
 
@@ -180,15 +178,6 @@ def preset_of(model: nn.Module) -> ImageClassification:
             "save it with transforms=qzoo.transforms.ImageClassification(...)."
         )
     return ImageClassification.from_dict(stored)
-
-
-def labels_for(data: Data, info: ModelInfo) -> list[int]:
-    """Returns which of a model's classes each label of the data stands for.
-
-    Raises:
-        ArgumentError: They do not belong together.
-    """
-    return data.labels_of(class_names(info.classes), info.builder_kwargs.get("num_classes", 1000))
 
 
 def existing(path: Path) -> Path:

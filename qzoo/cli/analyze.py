@@ -45,10 +45,10 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     """
     from ..artifact.native import model_info
     from ..datasets.sources import Relabelled
-    from ._models import labels_for, preset_of
+    from ._models import preset_of
 
     split = data.split("test" if "test" in data.splits else data.splits[0], preset_of(model))
-    return Relabelled(split, labels_for(data, model_info(model))) if data.classes else split
+    return Relabelled(split, data.labels_for(model_info(model))) if data.classes else split
 
 
 @click.command("analyze")

@@ -45,10 +45,10 @@ def labelled_pictures(data: Data, model: nn.Module, batch_size: int) -> DataLoad
 
     from ..artifact.native import model_info
     from ..datasets.sources import Relabelled
-    from ._models import labels_for, preset_of
+    from ._models import preset_of
 
     split = "test" if "test" in data.splits else data.splits[0]
-    labels = labels_for(data, model_info(model))
+    labels = data.labels_for(model_info(model))
     pictures = Relabelled(data.split(split, preset_of(model)), labels)
     return DataLoader(pictures, batch_size, num_workers=data.workers)
 

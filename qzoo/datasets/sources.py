@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
+from ..artifact.format import ModelInfo
 from ..errors import ArgumentError, did_you_mean
-from ..images import load_image
+from ..folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
+from ..images import SUFFIXES, load_image, transformed
 from ..transforms import ImageClassification
+from ..weights import class_names
 from .digits import Digits, digits_transforms
 from .fractals import FRACTALS_STANDARD, Fractals, FractalsConfig, fractals_transforms
 
@@ -81,6 +82,9 @@ class Data:
     def labels_of(self, names: Sequence[str] | None, count: int) -> list[int]:
         """Returns which of a model's classes each label of the data stands for.
 
+        Classes go by their names, whatever their order and also where some are absent; where the
+        model knows no names, or the data are ImageNet's folders, by their order.
+
         Args:
             names: The model's class names, where it knows them.
             count: How many classes the model tells apart.
@@ -92,18 +96,31 @@ class Data:
             raise ArgumentError(
                 f"{self.name} holds pictures without labels: accuracy needs a folder per class."
             )
-        if names is not None and set(self.classes) <= set(names):
-            return [list(names).index(name) for name in self.classes]
+        if names is not None and (places := places_of(self.classes, names)) is not None:
+            return places
         # ImageNet's folders bear WordNet numbers, in the order of the logits.
         numbered = all(_WORDNET.fullmatch(name) for name in self.classes)
         if len(self.classes) == count and (names is None or numbered):
             return list(range(count))
         shown = f" ({', '.join(names)[:60]}, ...)" if names else ""
+        unknown = unknown_names(self.classes, names) if names else ""
         raise ArgumentError(
             f"The model tells {count} classes apart{shown}, but {self.name} has "
             f"{len(self.classes)} ({', '.join(self.classes)[:60]}, ...): they do not belong "
-            "together."
+            f"together.{unknown}"
         )
+
+    def labels_for(self, model: ModelInfo) -> list[int]:
+        """Returns which of a model's classes each label of the data stands for.
+
+        Args:
+            model: What is known of the model.
+
+        Raises:
+            ArgumentError: The data has no labels, or classes that the model does not know.
+        """
+        count = model.builder_kwargs.get("num_classes", 1000)
+        return self.labels_of(class_names(model.classes), count)
 
 
 def open_data(
@@ -137,12 +154,13 @@ def open_data(
 def open_folder(root: Path) -> Data:
     """Opens a folder of pictures: with `train/CLASS/*` and `val/CLASS/*`, `CLASS/*`, or none.
 
+    See `qzoo.folders.read_folder` for which files count.
+
     Raises:
         ArgumentError: It holds no pictures, or only a half of what it should.
     """
-    if any((root / half).is_dir() for half in ("train", "val")):
-        return _two_folders(root)
-    return _one_folder(root)
+    found = halves(root)
+    return _two_folders(root, found) if found else _one_folder(root)
 
 
 def _fractals(config: FractalsConfig) -> Data:
@@ -169,103 +187,80 @@ def _fractals(config: FractalsConfig) -> Data:
     )
 
 
-def _two_folders(root: Path) -> Data:
-    folders = {"train": root / "train", "test": root / "val"}
-    for folder in folders.values():
-        if not folder.is_dir():
+def _two_folders(root: Path, folders: dict[str, Path]) -> Data:
+    for half, name in HALVES.items():
+        if half not in folders:
             raise ArgumentError(
                 f"{root} should have the folders train and val with one folder per class in each, "
-                f"but {folder.name} is missing."
+                f"but {name} is missing."
             )
-    names = {split: _class_names(folder) for split, folder in folders.items()}
-    if names["train"] != names["test"]:
-        odd = sorted(set(names["train"]) ^ set(names["test"]))
+    parts = {half: read_folder(folder) for half, folder in folders.items()}
+    classes = parts["train"].classes
+    if classes != parts["test"].classes:
+        odd = sorted(set(classes) ^ set(parts["test"].classes))
         raise ArgumentError(f"{root}: train and val differ in the classes {', '.join(odd)[:200]}.")
-    if len(names["train"]) < 2:
+    if len(classes) < 2:
         raise ArgumentError(f"{root}/train should have folders of at least two classes.")
-    for split_name, folder in folders.items():
-        _check_filled(folder, names[split_name])
-
-    def split(which: str, transform: Transform | None = None) -> Any:
-        return _image_folder(folders[which], transform)
-
-    return _of_folder(root, f"{root.name} (val)", split, names["train"], ("train", "test"))
+    return _of_folders(root, f"{root.name} (val)", parts)
 
 
 def _one_folder(root: Path) -> Data:
-    names = _class_names(root)
-    if not names:
-        files = sorted(p for p in root.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
-        if not files:
-            raise ArgumentError(
-                f"{root} holds neither pictures nor a folder per class ({', '.join(IMG_EXTENSIONS)}"
-                " are read)."
-            )
-    _check_filled(root, names)
-
-    def split(which: str, transform: Transform | None = None) -> Any:
-        return _image_folder(root, transform) if names else _Pictures(files, transform)
-
-    return _of_folder(root, root.resolve().name, split, names, ("all",))
+    found = read_folder(root)
+    if not found.classes and not found.files:
+        raise ArgumentError(
+            f"{root} holds neither pictures nor a folder per class ({', '.join(SUFFIXES)} are "
+            "read)."
+        )
+    return _of_folders(root, root.resolve().name, {"all": found})
 
 
-def _of_folder(
-    root: Path,
-    held_out: str,
-    split: Callable[..., Any],
-    classes: list[str],
-    splits: tuple[str, ...],
-) -> Data:
+def _of_folders(root: Path, held_out: str, parts: dict[str, PictureFolder]) -> Data:
+    for part in parts.values():
+        part.check_classes()
+
     def preset(crop: int, resize: int) -> ImageClassification:
         return ImageClassification(crop_size=crop, resize_size=resize)
 
-    name = root.resolve().name
-    return Data(name, held_out, split, classes, 224, 256, "crop", preset, splits)
+    def split(which: str, transform: Transform | None = None) -> Any:
+        return Pictures(parts[which], transform)
+
+    name, classes = root.resolve().name, next(iter(parts.values())).classes
+    return Data(name, held_out, split, classes, 224, 256, "crop", preset, tuple(parts))
 
 
-def _class_names(folder: Path) -> list[str]:
-    """Returns the names of a folder's classes; hidden folders (.ipynb_checkpoints) are none."""
-    return sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+class Pictures(Dataset[Any]):
+    """Pictures of a folder: pairs of a picture and its label, or pictures where there are none.
 
+    Attributes:
+        classes: Class names in the order of the labels; empty where pictures have no labels.
+        files: Paths of the pictures.
+        targets: Label of each item; None where pictures have no labels.
+    """
 
-def _check_filled(folder: Path, names: Sequence[str]) -> None:
-    """Checks that there is a picture in each class, looking no further than the first."""
-    for name in names:
-        below = os.walk(folder / name, followlinks=True)
-        if not any(has_file_allowed_extension(f, IMG_EXTENSIONS) for *_, fs in below for f in fs):
-            raise ArgumentError(
-                f"The class folder {folder / name} holds no pictures ({', '.join(IMG_EXTENSIONS)} "
-                "are read): put some in, or remove it."
-            )
+    def __init__(self, folder: PictureFolder, transform: Transform | None = None) -> None:
+        """Takes the pictures that were found.
 
+        Args:
+            folder: What `read_folder` found.
+            transform: Applied to each RGB picture; None gives the pictures themselves.
+        """
+        self.files, self.classes, self.transform = folder.files, folder.classes, transform
+        self.targets = folder.labels if folder.classes else None
 
-class _ImageFolder(ImageFolder):
-    """torchvision's folder of classes, without hidden folders, which would shift the labels."""
-
-    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-        names = _class_names(Path(directory))
-        return names, {name: label for label, name in enumerate(names)}
-
-
-def _image_folder(folder: Path, transform: Transform | None) -> ImageFolder:
-    try:
-        return _ImageFolder(str(folder), transform, loader=load_image)
-    except FileNotFoundError as error:
-        raise ArgumentError(f"{folder}: {str(error).splitlines()[0]}") from None
-
-
-class _Pictures(Dataset[Any]):
-    """Pictures without labels."""
-
-    def __init__(self, files: Sequence[Path], transform: Transform | None) -> None:
-        self.files, self.transform = files, transform
+    @property
+    def samples(self) -> list[tuple[str, int]]:
+        """Pairs of a path and a label, as torchvision's ImageFolder names them."""
+        return list(zip(self.files, self.targets or [], strict=False))
 
     def __len__(self) -> int:
+        """Returns the number of pictures."""
         return len(self.files)
 
     def __getitem__(self, index: int) -> Any:
-        picture = load_image(self.files[index])
-        return self.transform(picture) if self.transform else picture
+        """Returns a picture, transformed, and its label, where there is one."""
+        path, transform = self.files[index], self.transform
+        picture: Any = load_image(path) if transform is None else transformed(path, transform)
+        return picture if self.targets is None else (picture, self.targets[index])
 
 
 class Relabelled(Dataset[tuple[Any, int]]):

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import ArgumentError, QuantizationWarning
-from ..images import load_image
+from ..folders import halves, read_folder
+from ..images import SUFFIXES, transformed
 
-#: Endings of picture files that a folder is searched for.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
 LARGEST = 50.0
 
@@ -80,7 +80,8 @@ def open_calibration(
     Args:
         data: A data set of (image, label) pairs or of images; a loader of batches of either, which
             is read in its own order; a tensor [N, 3, H, W] or a list of such batches; or a folder
-            of pictures, with or without a folder per class.
+            of pictures, with or without a folder per class. Of a folder with `train/` and `val/`,
+            the first calibrates.
         images: How many to take at most.
         batch_size: Images per forward pass.
         seed: Seed of the choice among a data set's or folder's images, by a generator of its own.
@@ -178,8 +179,9 @@ def _of_dataset(
 
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
-            items = [_image(data[i], transform) for i in chosen[start : start + batch_size]]
-            yield _stack(items)
+            items = [data[i] for i in chosen[start : start + batch_size]]
+            images = [x[0] if isinstance(x, (tuple, list)) else x for x in items]
+            yield _stack([image_tensor(x, transform) for x in images])
 
     digest = hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest()
     return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
@@ -194,12 +196,23 @@ def _targets(data: Any) -> list[int] | None:
     return None if targets is None else [int(t) for t in targets]
 
 
-def _image(item: Any, transform: Callable[[Any], Tensor] | None) -> Tensor:
-    image = item[0] if isinstance(item, (tuple, list)) else item
-    if not isinstance(image, Tensor) and transform is not None:
+def image_tensor(image: Any, transform: Callable[[Any], Tensor] | None) -> Tensor:
+    """Returns what a data set gives as a tensor, PIL images of any mode through the transforms.
+
+    Args:
+        image: A tensor, or what the transforms take.
+        transform: Makes a tensor of a picture, or None.
+
+    Raises:
+        ArgumentError: It is no tensor, and there are no transforms.
+        ImageError: A picture that cannot be decoded or transformed.
+    """
+    if transform is not None and isinstance(image, Image):
+        image = transformed(image, transform)
+    elif transform is not None and not isinstance(image, Tensor):
         image = transform(image)
     if not isinstance(image, Tensor):
-        check_images(image)
+        check_images(image)  # says what is wrong
     return image
 
 
@@ -263,24 +276,22 @@ def _of_folder(
             "This model carries no transforms, so pictures of a folder cannot be prepared for it: "
             "pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
         )
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = read_folder(halves(root).get("train", root))
+    # Pictures beside the folders of the classes belong to none, but show what there is as well.
+    files = [*found.beside, *found.files]
     if not files:
         raise ArgumentError(f"{root} holds no pictures ({', '.join(SUFFIXES)}).")
-    # The folder right below the root is the class; pictures in the root itself have none.
-    names = [p.relative_to(root).parts[0] if p.parent != root else "" for p in files]
-    labels = {name: i for i, name in enumerate(sorted(set(names)))}
-    if stratify:
-        chosen = stratified([labels[n] for n in names], images, seed)
-    else:
-        chosen = list(range(min(images, len(files))))
+    labels = [*[-1] * len(found.beside), *(found.labels or [0] * len(found.files))]
+    first = list(range(min(images, len(files))))
+    chosen = stratified(labels, images, seed) if stratify else first
 
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
             paths = [files[i] for i in chosen[start : start + batch_size]]
-            yield _stack([transform(load_image(path)) for path in paths])
+            yield _stack([transformed(path, transform) for path in paths])
 
-    listed = "\n".join(files[i].relative_to(root).as_posix() for i in chosen)
-    digest = hashlib.sha256(listed.encode()).hexdigest()
+    listed = "\n".join(Path(files[i]).relative_to(root).as_posix() for i in chosen)
+    digest = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
     _check_count(len(chosen))
     return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from ..artifact.format import ModelInfo
+from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError
-from ..images import load_image
-from .data import SUFFIXES, check_images, stratified
+from .data import check_images, image_tensor, stratified
 
 Batch = tuple[Tensor, Tensor | None]
 #: Images that take less than this are read once and kept, in bytes.
@@ -61,28 +62,32 @@ def open_labelled(
     batch_size: int = 32,
     seed: int = 0,
     transform: Callable[[Any], Tensor] | None = None,
+    model: ModelInfo | None = None,
 ) -> LabelledImages:
     """Opens images to measure on.
 
     Args:
         data: A data set of (image, label) pairs or of images; a loader of batches of either; a
             tensor [N, 3, H, W], a list of such batches, or a pair of a tensor and its labels
-            [N]; or a folder with a folder of pictures per class, whose labels are the places of
-            the classes in alphabetical order.
+            [N]; or a folder of pictures, with labels where they lie in a folder per class. Of a
+            folder with `train/` and `val/`, the second counts.
         images: How many to take at most; None takes all. Of a data set or folder, every class has
             its share; of a loader or tensor, the first ones are taken.
         batch_size: Images per batch, where `data` does not come in batches.
         seed: Seed of the choice.
         transform: Makes a tensor of a picture; needed for folders, and for data sets that give
             pictures.
+        model: What is known of the model to measure: the labels of a folder are the places of its
+            classes among the model's, by their names. None takes their alphabetical order.
 
     Raises:
-        ArgumentError: There are no images, or `data` is none of these.
+        ArgumentError: There are no images, `data` is none of these, or a folder has classes that
+            the model does not know.
     """
     if isinstance(data, LabelledImages):
         return data
     if isinstance(data, (str, os.PathLike)):
-        data = _Folder(Path(data), transform)
+        data, transform = _of_folder(Path(data), transform, model), None
     if isinstance(data, Tensor):
         return _of_tensors([data], None, images, batch_size)
     if isinstance(data, (tuple, list)) and data and all(isinstance(x, Tensor) for x in data):
@@ -99,31 +104,20 @@ def open_labelled(
     )
 
 
-class _Folder(Dataset[tuple[Tensor, int]]):
-    """Pictures in a folder per class."""
-
-    def __init__(self, root: Path, transform: Callable[[Any], Tensor] | None) -> None:
-        if not root.is_dir():
-            raise ArgumentError(f"There is no folder {root} to take images from.")
-        if transform is None:
-            raise ArgumentError(
-                "This model carries no transforms, so pictures of a folder cannot be prepared for "
-                "it: pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
-            )
-        self.transform = transform
-        files = [p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-        self.files = sorted(p for p in files if p.parent != root)
-        if not self.files:
-            raise ArgumentError(f"{root} holds no folders of pictures, one per class.")
-        names = [p.relative_to(root).parts[0] for p in self.files]
-        labels = {name: label for label, name in enumerate(sorted(set(names)))}
-        self.targets = [labels[name] for name in names]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(load_image(self.files[index])), self.targets[index]
+def _of_folder(
+    root: Path, transform: Callable[[Any], Tensor] | None, model: ModelInfo | None
+) -> Dataset[Any]:
+    """Returns the pictures of a folder, with the model's labels where they have classes."""
+    if transform is None:
+        raise ArgumentError(
+            "This model carries no transforms, so pictures of a folder cannot be prepared for "
+            "it: pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
+        )
+    found = open_folder(root)
+    pictures = found.split("test" if "test" in found.splits else "all", transform)
+    if model is None or not found.classes:
+        return pictures
+    return Relabelled(pictures, found.labels_for(model))
 
 
 class _Transformed(Dataset[Any]):
@@ -138,11 +132,7 @@ class _Transformed(Dataset[Any]):
     def __getitem__(self, index: int) -> Any:
         item = self.data[index]
         image, *label = item if isinstance(item, (tuple, list)) else (item,)
-        if not isinstance(image, Tensor) and self.transform is not None:
-            image = self.transform(image)
-        if not isinstance(image, Tensor):
-            check_images(image)  # says what is wrong
-        return (image, *label)
+        return (image_tensor(image, self.transform), *label)
 
 
 def _of_dataset(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..artifact.format import Artifact
 from ..artifact.layers import float_weight_tensors
-from ..artifact.native import from_native, to_native
+from ..artifact.native import from_native, model_info, to_native
 from ..errors import ArgumentError
 from .labelled import LabelledImages, open_labelled
 from .ptq import own_transforms, ptq
@@ -159,15 +159,14 @@ def tune(
     }  # fmt: skip
     base = from_native(ptq(model, data, keep_float=keep_float, **options))
     simulation = simulate(model, base)
-    test = open_labelled(
-        data if test_data is None else test_data, batch_size=batch_size, transform=transform
-    )
+    reading: dict[str, Any] = {
+        "batch_size": batch_size, "transform": transform, "model": model_info(model),
+    }  # fmt: skip
+    test = open_labelled(data if test_data is None else test_data, **reading)
     search = _Search(simulation, test, max_drop, start, deadline, progress)
     search.measure("quantize", base)
     if not search.best.met and search.time_left():
-        batches = open_labelled(
-            data, images=sensitivity_images, batch_size=batch_size, seed=seed, transform=transform
-        )
+        batches = open_labelled(data, images=sensitivity_images, seed=seed, **reading)
         limit = time.monotonic() + RANKING_SHARE * (deadline - time.monotonic())
         sensitivity = measure_sensitivity(
             simulation, batches, modes=("int8",), parts=("weights",),

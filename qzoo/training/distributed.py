@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 
 from ..errors import ArgumentError
 from ..evaluate import Metrics, evaluate
-from .script import Failure
+from .script import Failure, environment_count
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
         ArgumentError: There is no such device.
         Failure: Another process died, or this one is told to stop.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world, rank = environment_count("WORLD_SIZE", 1), environment_count("RANK", 0)
     found = _device(device, world)
     if world == 1:
         yield Ranks(found)
@@ -119,7 +118,7 @@ def _device(name: str | None, world: int) -> torch.device:
         if not torch.cuda.is_available():
             raise ArgumentError("PyTorch finds no CUDA device: leave --device out, or say cpu.")
         if world > 1:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            device = torch.device("cuda", environment_count("LOCAL_RANK", 0))
             torch.cuda.set_device(device)
     return device
 

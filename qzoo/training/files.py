@@ -16,6 +16,7 @@ from ..checkpoint import load_float
 from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError
 from ..files import write_atomically
+from ..folders import same_names
 from ..metadata import read_metadata
 from ..registry import get_entry, get_model
 from ..weights import class_names
@@ -74,7 +75,7 @@ def check_classes(model: nn.Module, data: Data, own: bool) -> None:
         ArgumentError: It does not.
     """
     names = class_names(model_info(model).classes) or []
-    if names != data.classes if own else len(names) != len(data.classes):
+    if not same_names(names, data.classes) if own else len(names) != len(data.classes):
         raise ArgumentError(
             f"The model tells {len(names)} classes apart ({', '.join(names)[:60]}, ...), "
             f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
@@ -114,8 +115,11 @@ def put_row(path: Path, row: Mapping[str, Any], key: Sequence[str]) -> None:
     """
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except (OSError, csv.Error, UnicodeDecodeError) as error:
+            raise ArtifactError(f"{path} is no table of results: {error}; move it away.") from None
         if rows and list(rows[0]) != list(row):
             raise ArtifactError(f"{path} has other columns than the row to add; move it away.")
     rows = [r for r in rows if any(str(r[k]) != str(row[k]) for k in key)]

@@ -14,6 +14,7 @@ from torch.nn.functional import kl_div, log_softmax
 from ..artifact.native import model_info
 from ..checkpoint import load_float
 from ..errors import ArgumentError
+from ..folders import same_names
 from ..weights import class_names
 from .prepare import Prepared
 
@@ -97,11 +98,12 @@ def make_loss(options: Mapping[str, Any], data: Prepared, own: nn.Module | None 
         teacher = copy.deepcopy(own)
     else:
         teacher = load_float(Path(options["teacher"]))
-    if len(class_names(model_info(teacher).classes) or data.classes) != len(data.classes):
+    known = class_names(model_info(teacher).classes)
+    if len(known or data.classes) != len(data.classes):
         raise ArgumentError(
             f"--teacher {options['teacher']} has another number of classes than {data.data.name}."
         )
-    if options["teacher"] != SELF and model_info(teacher).classes != data.classes:
+    if options["teacher"] != SELF and not same_names(known, data.classes):
         raise ArgumentError(
             f"--teacher {options['teacher']} tells other classes apart than {data.data.name} has."
         )

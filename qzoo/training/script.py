@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..artifact.native import package_versions
-from ..errors import QzooError
+from ..errors import ArgumentError, QzooError
 from ..safe_text import terminal_text
 
 
@@ -61,7 +62,25 @@ def tell(line: str) -> None:
 
 def rank() -> int:
     """Returns this process's number among those that `torchrun` started; 0 without it."""
-    return int(os.environ.get("RANK", "0"))
+    try:
+        return environment_count("RANK", 0)
+    except ArgumentError:  # which `joined` says; here it would keep the error from being printed
+        return 0
+
+
+def environment_count(name: str, default: int) -> int:
+    """Returns a number that `torchrun` puts into the environment; `default` without it.
+
+    Raises:
+        ArgumentError: It is no whole number, or below 0.
+    """
+    text = os.environ.get(name, str(default))
+    if re.fullmatch(r"[0-9]{1,9}", text.strip()) is None:
+        raise ArgumentError(
+            f"The environment variable {name} must be a whole number, as torchrun sets it, but it "
+            f"is {text[:40]!r}: unset it."
+        )
+    return int(text)
 
 
 def command_line(script: str) -> str:
@@ -72,7 +91,7 @@ def command_line(script: str) -> str:
     """
     if not script.endswith(".py"):
         return shlex.join([script, *sys.argv[1:]])
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = environment_count("WORLD_SIZE", 1)
     start = f"torchrun --nproc_per_node {processes}" if processes > 1 else "python"
     return f"{start} references/{script} {shlex.join(sys.argv[1:])}"
 

@@ -14,7 +14,7 @@ from ..datasets.fractals import FRACTALS_STANDARD
 from ..datasets.holdout import hold_out
 from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError
-from ..transforms import ImageClassification
+from ..transforms import BoundedResize, ImageClassification
 
 __all__ = [
     "AUGMENTATIONS",
@@ -81,7 +81,7 @@ def train_transforms(
     """
     bilinear = T.InterpolationMode.BILINEAR
     resize = round(preset.resize_size[0] * size / preset.crop_size[0])
-    plain = [T.Resize(resize, bilinear), T.CenterCrop(size)]
+    plain = [BoundedResize(resize, bilinear), T.CenterCrop(size)]
     augmentation = {
         "none": plain,
         "affine": [*plain, T.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=bilinear)],

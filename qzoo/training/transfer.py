@@ -19,11 +19,13 @@ from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError, ArtifactError, DownloadError
 from ..evaluate import Metrics
+from ..folders import same_names
 from ..quantize import ptq
 from ..quantize.ptq import default_ptq_backend
 from ..quantize.ranks import spread_calibration
 from ..runtimes.api import compile
 from ..transforms import ImageClassification
+from ..weights import class_names
 from . import sources
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .distributed import Ranks, evaluate_all
@@ -299,7 +301,7 @@ def starting_model(options: Mapping[str, Any], classes: list[str]) -> nn.Module:
                 "random weights (--weights none), which needs many pictures."
             ) from None
     model = load_float(Path(checkpoint), name, **options.get("told", {}))
-    if model_info(model).classes == classes:
+    if same_names(class_names(model_info(model).classes), classes):
         return model
     path = head_name(model)
     head = model.get_submodule(path)

@@ -19,6 +19,7 @@ from qzoo.analysis.charts import profile
 from qzoo.analysis.svg import Canvas, ticks
 from qzoo.artifact.native import from_native
 from qzoo.quantize import ptq
+from qzoo.safe_text import printable
 
 VOID = {"meta", "br"}
 
@@ -109,7 +110,7 @@ def test_it_holds_the_figures(diagnosis, html):
 
 
 def test_names_are_escaped(diagnosis):
-    evil = '<script>alert("x")</script>&"'
+    evil = '<script>alert("x")</script>&"\x1b[2J\x9b\u202e\u2028'
     layers = list(diagnosis.comparison.layers)
     first = diagnosis.ranking[0]
     index = next(i for i, la in enumerate(layers) if la.name == first.name)
@@ -126,6 +127,7 @@ def test_names_are_escaped(diagnosis):
         architecture=evil,
         backend=evil,
         recipe={"ptq_recipe": evil, "calibration_images": evil},
+        measured={**diagnosis.measured, "versions": {evil: evil}},
         comparison=dataclasses.replace(diagnosis.comparison, layers=tuple(layers)),
         sensitivity=sensitivity,
         ranking=(dataclasses.replace(first, name=evil), *diagnosis.ranking[1:]),
@@ -134,7 +136,8 @@ def test_names_are_escaped(diagnosis):
     html = changed.to_html()
     page = Page(html)
     assert "script" not in {tag for tag, _ in page.tags}
-    assert evil in "".join(page.words), "shown as it is"
+    assert printable(evil) in "".join(page.words), "shown as it is"
+    assert all(line.isprintable() for line in html.replace("\u00a0", " ").split("\n"))
 
 
 def test_without_labels_and_with_a_healthy_model():

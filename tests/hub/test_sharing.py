@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -18,9 +20,13 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 import qzoo
 from qzoo import ArgumentError, ArtifactError, DownloadError, UploadError, sharing
+from qzoo.artifact.native import from_native
+from qzoo.model_card import make_card
+from qzoo.safe_text import printable
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 PRESET = {
@@ -129,6 +135,69 @@ def test_cards_say_what_is_not_known(model, tmp_path):
     text = (tmp_path / "bare" / "README.md").read_text()
     assert "model-index" not in front_matter(text) and "datasets" not in front_matter(text)
     assert "accuracy was not recorded" in text and "3, not named" in text
+
+
+HOSTILE = [
+    "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1)) ![x](https://evil.test/pixel.png) <https://evil.test>",
+    "**bold** _it_ `code` ``` ~~~ https://evil.test www.evil.test",
+    "a | b\n\n# heading\n---\nlicense: evil\n---\n- item",
+    "\x1b[2J\x9b\u202eexe\u2028\u2066",
+    "'\"}: &a *a !!python/object:os.system [x] {y} #z",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_in_a_card_is_text(model, tmp_path, text):
+    """The card has the same parts as one with harmless text, and the front matter the same keys."""
+    cards = []
+    for word in ("harmless", text):
+        artifact = from_native(
+            model,
+            classes=[word, "b", "c"],
+            metrics={word: {word: 1.0}},
+            recipe={word: [word, {word: word}]},
+        )
+        made = dataclasses.replace(artifact, versions={word: word})
+        card = make_card(made, made.to_bytes(), word)
+        assert all(c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Zl") for c in card)
+        meta, body = ModelCard(card).data.to_dict(), card.split("\n---\n", 1)[1]
+        (result,) = front_matter(card)["model-index"][0]["results"]
+        assert result["dataset"]["name"] == printable(word)
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+        inner = [child for token in tokens for child in token.children or ()]
+        kinds = (
+            [token.type for token in tokens],
+            [child.type for child in inner if not child.type.startswith("text")],
+        )
+        shown = "".join(c.content for c in inner)
+        assert " ".join(printable(word).split()) in shown
+        cards.append((sorted(meta), kinds))
+    assert cards[0] == cards[1]
+
+
+class Worded(int):
+    """A number that is shown as hostile text."""
+
+    def __repr__(self) -> str:
+        return "``<b>|\n</td>``"
+
+
+def test_a_keyword_in_a_card_is_code(model):
+    artifact = from_native(model)
+    content = artifact.to_bytes()
+    object.__setattr__(artifact.info, "builder_kwargs", {"num_classes": Worded(3)})
+    (line,) = (
+        line
+        for line in make_card(artifact, content, "m").splitlines()
+        if line.startswith("| architecture")
+    )
+    reader = MarkdownIt("commonmark", {"html": True}).enable("table")
+    _, _, name, cell = (t for t in reader.parse(f"| | |\n|--|--|\n{line}") if t.type == "inline")
+    assert name.content == "architecture"
+    kinds = [child.type for child in cell.children or ()]
+    assert kinds == ["code_inline", "text", "code_inline"]
+    assert cell.children[2].content == r"num_classes=``<b>|\n</td>``"
 
 
 def test_saving_over_a_folder_keeps_other_files(model, x, tmp_path):
