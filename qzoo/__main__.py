@@ -1,17 +1,8 @@
-"""`python -m qzoo`, and where the command `qzoo` starts."""
+"""`python -m qzoo` is the `qzoo` command."""
 
-import sys
+from __future__ import annotations
 
-
-def main() -> None:
-    """Runs the command line; Ctrl-C ends it without a traceback even while it is being imported."""
-    try:
-        from .cli import main as command
-
-        command()
-    except KeyboardInterrupt:
-        sys.exit(130)
-
+from .cli import main
 
 if __name__ == "__main__":
     main()

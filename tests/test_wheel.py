@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import qzoo
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,6 +41,7 @@ def test_wheel_holds_metadata_weights_and_pictures(wheel: Path) -> None:
     for path in (ROOT / "weights_meta").glob("*.json"):
         assert f"qzoo/weights_meta/{path.name}" in names
     assert "qzoo/py.typed" in names
+    assert wheel.name.startswith(f"qzoo-{qzoo.__version__}-")
     assert any(n.startswith("qzoo/embedded/digits/") for n in names)
     embedded = [i for i in zipfile.ZipFile(wheel).infolist() if i.filename.endswith(".safetensors")]
     assert embedded

@@ -8,7 +8,6 @@ import dataclasses
 import os
 import platform
 import warnings
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from .. import _torch_ao
+from .._version import __version__
 from ..backends import (
     BACKENDS,
     SATURATING_ENGINES,
@@ -60,12 +60,8 @@ def model_info(model: nn.Module) -> ModelInfo:
 
 def package_versions() -> dict[str, str]:
     """Returns the versions of qzoo, torch, torchvision and Python that run here."""
-    try:
-        own = metadata.version("qzoo")
-    except metadata.PackageNotFoundError:
-        own = "source"
     return {
-        "qzoo": own,
+        "qzoo": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "python": platform.python_version(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .._version import __version__
 from ..errors import QzooError
 from ..safe_text import printable
 from . import (
@@ -53,7 +54,7 @@ def _show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="qzoo")
+@click.version_option(__version__, prog_name="qzoo")
 def main() -> None:
     """A zoo of quantized image-classification models for PyTorch.
 

@@ -10,9 +10,9 @@ import sys
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from importlib import metadata
 from typing import IO, Any
 
+from .._version import __version__
 from ..errors import DownloadError
 from . import settings
 from .cache import Entry, Expected, Record, storage_error, strong_etag
@@ -87,7 +87,11 @@ def download(
     import httpx
     from tqdm import tqdm
 
-    headers = {"Accept-Encoding": "identity", "User-Agent": _user_agent(), **(headers or {})}
+    headers = {
+        "Accept-Encoding": "identity",
+        "User-Agent": f"qzoo/{__version__}",
+        **(headers or {}),
+    }
     watch = StallWatch(settings.timeout_s())
     failures = 0
     with tqdm(
@@ -267,10 +271,3 @@ def _retry_after(head: Head) -> float | None:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time()) if text else None
     except Exception:  # the parser stumbles over bad dates in many ways
         return None
-
-
-def _user_agent() -> str:
-    try:
-        return f"qzoo/{metadata.version('qzoo')}"
-    except metadata.PackageNotFoundError:
-        return "qzoo"

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import strict_json
+from .._version import __version__
 from ..artifact.format import Artifact
 from ..hub import cache_dir, disk
 
@@ -151,6 +152,9 @@ def usable_cores() -> int:
 
 
 def version(package: str) -> str | None:
+    """Returns the version of an installed package, or None."""
+    if package == "qzoo":
+        return __version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

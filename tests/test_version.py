@@ -1,0 +1,27 @@
+"""The version is told in one place, and `python -m qzoo` is the command."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import qzoo
+from qzoo.artifact.native import package_versions
+from qzoo.runtimes.choice import version
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", qzoo.__version__) and "__version__" in dir(qzoo)
+    assert package_versions()["qzoo"] == version("qzoo") == qzoo.__version__
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project and not re.search(r"(?m)^version =", project)
+
+
+def test_python_m_qzoo() -> None:
+    for arguments, words in ((["--version"], qzoo.__version__), (["--help"], "python -m qzoo")):
+        done = subprocess.run(
+            [sys.executable, "-m", "qzoo", *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0 and words in done.stdout, done.stderr
