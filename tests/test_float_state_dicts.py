@@ -29,7 +29,7 @@ IMAGES = zoo.small_images(SMALL)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    """torchvision's own float model, of 10 classes."""
+    """A float model of torchvision, of 10 classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return zoo.vary(torchvision.models.shufflenet_v2_x0_5(num_classes=10)).eval()

@@ -83,6 +83,8 @@ def mobilenet_v2(
     backend: str | None = None,
     **kwargs: Any,
 ) -> QuantizableMobileNetV2:
-    """MobileNet V2 from `Inverted Residuals and Linear Bottlenecks
-    <https://arxiv.org/abs/1801.04381>`_."""
+    """MobileNet V2.
+
+    From `Inverted Residuals and Linear Bottlenecks <https://arxiv.org/abs/1801.04381>`_.
+    """
     return build_model("mobilenet_v2", weights, progress, quantize, backend, kwargs)

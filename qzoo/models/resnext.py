@@ -62,8 +62,10 @@ def resnext50_32x4d(
     backend: str | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    """ResNeXt-50 (32 groups of 4) from `Aggregated Residual Transformations
-    <https://arxiv.org/abs/1611.05431>`_."""
+    """ResNeXt-50 (32 groups of 4).
+
+    From `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_.
+    """
     return build_model("resnext50_32x4d", weights, progress, quantize, backend, kwargs)
 
 
@@ -82,8 +84,10 @@ def resnext101_32x8d(
     backend: str | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    """ResNeXt-101 (32 groups of 8) from `Aggregated Residual Transformations
-    <https://arxiv.org/abs/1611.05431>`_."""
+    """ResNeXt-101 (32 groups of 8).
+
+    From `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_.
+    """
     return build_model("resnext101_32x8d", weights, progress, quantize, backend, kwargs)
 
 
@@ -102,8 +106,10 @@ def resnext101_64x4d(
     backend: str | None = None,
     **kwargs: Any,
 ) -> QuantizableResNet:
-    """ResNeXt-101 (64 groups of 4) from `Aggregated Residual Transformations
-    <https://arxiv.org/abs/1611.05431>`_."""
+    """ResNeXt-101 (64 groups of 4).
+
+    From `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_.
+    """
     return build_model("resnext101_64x4d", weights, progress, quantize, backend, kwargs)
 
 

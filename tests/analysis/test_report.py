@@ -185,8 +185,7 @@ BROWSER = next(
 @pytest.mark.skipif(BROWSER is None, reason="needs a headless Chromium")
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_real_browser_shows_it(html, tmp_path, dark):
-    """Rendered, the page is as wide as the window, every chart has a size, and nothing is asked of
-    any network."""
+    """The page is as wide as the window, every chart has a size, and no network is asked."""
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     probe = (
         "<script>addEventListener('load', () => { const boxes = [...document.querySelectorAll("

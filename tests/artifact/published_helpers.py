@@ -91,7 +91,7 @@ def _fill(model: nn.Module) -> None:
 
 
 def float_model(name: str, **kwargs: Any) -> nn.Module:
-    """torchvision's quantizable float model whose batch norms know the scale of their inputs."""
+    """A quantizable float model of torchvision whose batch norms know the scale of their inputs."""
     extra: dict[str, Any] = dict(kwargs)
     if name in TRANSFORMED:
         extra = {"transform_input": True, "init_weights": False, "aux_logits": True, **extra}

@@ -85,6 +85,7 @@ class Unpickler:
     # What the instructions work with.
 
     def take(self, count: int) -> bytes:
+        """Returns the next bytes of the pickle."""
         end = self.position + count
         if end > len(self.data):
             raise TruncatedError("is cut short: its pickle has no end")
@@ -93,6 +94,7 @@ class Unpickler:
         return piece
 
     def line(self) -> str:
+        """Returns the text up to the next line break."""
         end = self.data.find(b"\n", self.position, self.position + MAX_NAME)
         if end < 0:
             if self.position + MAX_NAME > len(self.data):
@@ -103,25 +105,32 @@ class Unpickler:
         return text
 
     def push(self, value: object) -> None:
+        """Puts a value on the stack."""
         self._stack.append(value)
 
     def pop(self) -> object:
+        """Takes the topmost value from the stack."""
         return self._stack.pop()
 
     def top(self) -> object:
+        """Returns the topmost value, which stays."""
         return self._stack[-1]
 
     def mark(self) -> None:
+        """Begins a new part of the stack."""
         self._marks.append(self._stack)
         self._stack = []
 
     def pop_mark(self) -> list[object]:
+        """Returns the part of the stack above the last mark, and ends it."""
         items = self._stack
         self._stack = self._marks.pop()
         return items
 
     def remember(self, slot: int | None = None) -> None:
+        """Notes the topmost value under a number, or the next free one."""
         self._memo[len(self._memo) if slot is None else slot] = self._stack[-1]
 
     def recall(self, slot: int) -> None:
+        """Puts the value that was noted under a number on the stack."""
         self._stack.append(self._memo[slot])
