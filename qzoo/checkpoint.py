@@ -43,7 +43,7 @@ def save_float(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> N
         model: A float model from one of the zoo's builders, perhaps fine-tuned.
         path: The file; usually ends in ".safetensors".
         **info: Fields of `ModelInfo` to record instead of what the model carries, such as
-            `classes=["cat", "dog"]`, `transforms=preset.to_dict()`.
+            `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`.
 
     Raises:
         ArtifactError: The model is not of the zoo, or the file cannot be written.

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision.models import WeightsEnum
 
+from ._weights_enum import WeightsEnum
 from .builder_kwargs import validate_builder_kwargs
 from .errors import ArgumentError, UnknownNameError, did_you_mean
 
@@ -201,7 +201,7 @@ def get_model_weights(name: str | Callable[..., nn.Module]) -> type[WeightsEnum]
 
 
 def get_weight(name: str) -> WeightsEnum:
-    """Returns a weights member by its full name.
+    """Returns a weights member by its full name; the case of the member does not matter.
 
     Args:
         name: "ResNet50_QuantizedWeights.DEFAULT", or one of torchvision's float weights such as
@@ -222,16 +222,27 @@ def get_weight(name: str) -> WeightsEnum:
 
 
 def find_member(enum: type[WeightsEnum], member: str) -> WeightsEnum:
-    """Returns the member of `enum` called `member`.
+    """Returns the member of `enum` called `member`, in any case.
 
     Raises:
         UnknownNameError: The enum has no such member; the message lists those it has.
     """
-    member = member.removeprefix(f"{enum.__name__}.")
-    if member not in enum.__members__:
+    name = member_name(enum, member)
+    if name is None:
         names = ", ".join(enum.__members__) or "none yet"
         raise UnknownNameError(
             f"{enum.__name__} has no member {member!r} (it has: {names})."
-            + did_you_mean(member, enum.__members__)
+            + did_you_mean(member.upper(), enum.__members__)
         )
-    return enum[member]
+    return enum[name]
+
+
+def member_name(enum: type[WeightsEnum], member: str) -> str | None:
+    """Returns how `enum` spells its member, or None where it has no such.
+
+    Args:
+        enum: The weights.
+        member: "DEFAULT" in any case, or "ResNet50_QuantizedWeights.DEFAULT".
+    """
+    wanted = member.removeprefix(f"{enum.__name__}.").lower()
+    return next((name for name in enum.__members__ if name.lower() == wanted), None)

@@ -39,7 +39,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **info: An
             of a float model of the zoo.
         folder: Where to; its parent must exist or be creatable.
         **info: Fields to record instead of what the model carries, such as `metrics={...}`,
-            `classes=["cat", "dog"]`, `transforms={...}`, `recipe={...}`.
+            `classes=["cat", "dog"]`, `transforms=...` as for `qzoo.save`, `recipe={...}`.
 
     Raises:
         ArtifactError: The model is not an int8 model of the zoo, or the folder cannot be written.

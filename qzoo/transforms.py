@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor
+from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms._presets import ImageClassification as _ImageClassification
 from torchvision.transforms.functional import get_image_size
 
-from .errors import ArtifactError, ImageError
+from .errors import ArgumentError, ArtifactError, ImageError
 from .images import MAX_MEMORY
 
 
@@ -86,6 +88,68 @@ class ImageClassification(_ImageClassification):
             ArtifactError: The description is not one of this preset.
         """
         return cls(**preset_kwargs(data))
+
+
+def describe(transforms: Any) -> dict[str, Any]:
+    """Returns transforms as JSON values, from which `ImageClassification.from_dict` makes them.
+
+    Args:
+        transforms: This preset or torchvision's, weights' `transforms` (called or not), a `Compose`
+            of torchvision's Resize, CenterCrop, ToTensor and Normalize in this order, or what
+            `to_dict` gave.
+
+    Raises:
+        ArgumentError: Other transforms, which no file can hold.
+    """
+    if isinstance(transforms, dict):
+        return transforms
+    if isinstance(transforms, functools.partial):
+        transforms = transforms()
+    preset = transforms if isinstance(transforms, _ImageClassification) else _of_steps(transforms)
+    if preset is None or type(preset).forward not in _PRESETS:
+        raise ArgumentError(
+            f"Transforms like {repr(transforms)[:80]} cannot be recorded with a model: use "
+            "qzoo.transforms.ImageClassification(crop_size=..., resize_size=...), or a Compose of "
+            "Resize, CenterCrop, ToTensor and Normalize."
+        )
+    return ImageClassification.to_dict(preset)
+
+
+#: What prepares pictures as this preset does; a subclass may do otherwise.
+_PRESETS = (ImageClassification.forward, _ImageClassification.forward)
+
+
+def _of_steps(transforms: Any) -> _ImageClassification | None:
+    """Returns the preset that computes what a `Compose` of its four steps does, or None."""
+    steps = list(getattr(transforms, "transforms", ()))
+    if type(transforms) is not T.Compose or tuple(map(type, steps)) != _STEPS:
+        return None
+    resize, crop, _, normalize = steps
+    resized, crops = _side(resize.size), {_side(crop.size)}
+    if isinstance(crop.size, (list, tuple)):
+        crops = set(crop.size)
+    if resized is None or len(crops) != 1 or resize.max_size is not None:
+        return None
+    if len(normalize.mean) != 3 or len(normalize.std) != 3:
+        return None
+    return ImageClassification(
+        crop_size=crops.pop(),
+        resize_size=resized,
+        interpolation=resize.interpolation,
+        antialias=resize.antialias,
+        mean=tuple(float(x) for x in normalize.mean),
+        std=tuple(float(x) for x in normalize.std),
+    )
+
+
+_STEPS = (T.Resize, T.CenterCrop, T.ToTensor, T.Normalize)
+
+
+def _side(size: Any) -> int | None:
+    """Returns the one number that a size is given as; a pair would not keep the proportions."""
+    if isinstance(size, (list, tuple)) and len(size) == 1:
+        size = size[0]
+    return size if isinstance(size, int) else None
 
 
 def preset_kwargs(data: dict[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from torchvision.models import Weights, WeightsEnum, get_weight
+from torchvision.models import Weights, get_weight
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
+from ._weights_enum import WeightsEnum
 from .artifact.format import Artifact
 from .errors import ArgumentError, ArtifactError, UnknownNameError
 from .files import File, RefusedError
 from .metadata import read_metadata
-from .registry import find_member
+from .registry import find_member, member_name
 from .transforms import ImageClassification, preset_kwargs
 
 IMAGENET = "imagenet-1k"
@@ -183,7 +184,7 @@ def resolve_weights(
     """Returns the member that a builder's `weights` argument means.
 
     Args:
-        weights: A member, its name ("DEFAULT", "IMAGENET1K_FBGEMM_V2",
+        weights: A member, its name in any case ("DEFAULT", "IMAGENET1K_FBGEMM_V2",
             "ResNet50_QuantizedWeights.DEFAULT") or None.
         quantize: Whether the builder makes an int8 model.
         enum: The model's int8 weights.
@@ -197,14 +198,10 @@ def resolve_weights(
         return None
     wanted, other = (enum, float_enum) if quantize else (float_enum, enum)
     if isinstance(weights, str):
-        name = weights.removeprefix(f"{wanted.__name__}.")
-        if name in wanted.__members__:
-            return wanted[name]
-        if weights.removeprefix(f"{other.__name__}.") in other.__members__ and not (
-            weights == "DEFAULT"
-        ):
+        default = weights.upper() == "DEFAULT"
+        if not default and member_name(wanted, weights) is None and member_name(other, weights):
             raise ArgumentError(_mismatch(weights, quantize))
-        if weights == "DEFAULT" and not wanted.__members__:
+        if default and not wanted.__members__:
             raise UnknownNameError(
                 f"{wanted.__name__} has no members: nobody has published int8 weights for this "
                 "model yet. Quantize it yourself (references/ptq.py), or leave weights=None."

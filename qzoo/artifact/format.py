@@ -21,7 +21,7 @@ from ..backends import BACKENDS
 from ..errors import ArtifactError
 from ..files import File, RefusedError, opened, write_atomically
 from ..seen import check_seen
-from ..transforms import preset_kwargs
+from ..transforms import describe, preset_kwargs
 from .layers import Layer, check_tensors
 from .tensor_file import OtherKindError, read_tensors
 
@@ -47,7 +47,8 @@ class ModelInfo:
         backend: The backend that the numbers were chosen for; None for a float model.
         classes: Class names in the order of the logits, "imagenet-1k" for those of
             ImageNet-1K, or None where nobody named them.
-        transforms: A preset as `ImageClassification.to_dict()` gives it, or None.
+        transforms: A preset as `ImageClassification.to_dict()` gives it, or None; the preset
+            itself may be given, too.
         recipe: How the numbers were made, free form JSON.
         metrics: Data set name to metric name to figure, in percent.
         seen: "training" and "calibration" to the pictures that the model has seen for it, as
@@ -62,6 +63,13 @@ class ModelInfo:
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     seen: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # As people have them at hand: a preset, and a data set's tuple of names.
+        if callable(self.transforms):
+            object.__setattr__(self, "transforms", describe(self.transforms))
+        if isinstance(self.classes, tuple):
+            object.__setattr__(self, "classes", list(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values, without those that files from before them lack."""

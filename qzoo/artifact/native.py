@@ -212,7 +212,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
             of a float model of the zoo.
         path: The file to write, whole or not at all; usually ends in ".safetensors".
         **info: Fields to record instead of what the model carries, such as
-            `classes=["cat", "dog"]`, `transforms={...}`, `recipe={...}`, `backend="x86"`.
+            `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`,
+            `recipe={...}`, `backend="x86"`.
 
     Raises:
         ArtifactError: The model is not of the zoo, a layer is not int8, or the file cannot be

@@ -39,7 +39,7 @@ class _Group(click.Group):
             print_error(error)
             sys.exit(2)
         except click.ClickException as error:  # it quotes what was typed, such as a file's name
-            error.message = printable(error.message)
+            error.message = printable(error.message)  # type: ignore[misc]
             raise
         except KeyboardInterrupt:
             print_line("Interrupted.", err=True)

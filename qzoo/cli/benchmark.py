@@ -183,7 +183,8 @@ def _measure(
         compiled[runtime] = compile(artifact, runtime, threads, batch, size)
         bar.update()
     height, width = next(iter(compiled.values())).size
-    x = torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float32, device="cpu")
     bar.set_description(f"{name}: measure latency")
     timings = interleave({r: _call(m, x) for r, m in compiled.items()}, rounds)
     bar.update(len(compiled))

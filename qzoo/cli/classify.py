@@ -186,7 +186,9 @@ def _compare(
     with torch_threads(1), torch.inference_mode():
         for key in _SIZES:
             side = int(key.split("_")[1])
-            x = torch.randn(1, 3, side, side, generator=generator)
+            x = torch.randn(
+                1, 3, side, side, generator=generator, dtype=torch.float32, device="cpu"
+            )
             models: dict[str, Any] = {"float32": float_model, "torch": int8}
             models |= {n: compile(int8, n, 1, 1, side) for n in names if n != "torch"}
             calls = {name: functools.partial(model, x) for name, model in models.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -58,6 +59,12 @@ def build_model(
         DownloadError: The weights could not be fetched.
     """
     entry = get_entry(name)
+    classes = kwargs.get("num_classes", 1)
+    if not isinstance(classes, numbers.Integral) or isinstance(classes, bool) or classes < 1:
+        raise ArgumentError(
+            f"num_classes should be a whole number above 0, not {classes!r}. Models without a head "
+            "(feature extractors) cannot be quantized and stored yet."
+        )
     if backend is not None:
         get_backend(backend)
     if "pretrained" in kwargs:

@@ -5,22 +5,46 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models._utils import _make_divisible
 
 from .._torch_ao import DeQuantStub, QuantStub, fuse
-from ..artifact.native import copy_model, pickled_parts, unpickled
+from ..artifact.format import ModelInfo
+from ..artifact.native import attach_info, copy_model, model_info, pickled_parts, unpickled
+from ..errors import ArtifactError
+from ..labels import Labelled
 
 
-class QuantizableMixin(nn.Module):
+class QuantizableMixin(Labelled, nn.Module):
     """Marks where a model's integers begin and end; goes before the float class in the bases."""
+
+    #: TorchScript compiles properties unless they are named here.
+    __jit_unused_properties__ = ("classes", "transforms")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; `classes` and `transforms` are recorded, to be saved with the model.
+
+        Raises:
+            ArgumentError: Transforms that no file can hold.
+        """
+        if name in self.__jit_unused_properties__:
+            attach_info(self, replace(model_info(self), **{name: value}))
+        else:
+            super().__setattr__(name, value)
+
+    def _model_info(self) -> ModelInfo | None:
+        try:
+            return model_info(self)
+        except ArtifactError:  # made by a class, not by a builder
+            return None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """Copies the model; an int8 one stays with its engine, so that it answers to the bit."""

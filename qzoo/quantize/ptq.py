@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..artifact.format import Artifact
+from ..artifact.format import Artifact, ModelInfo
 from ..artifact.native import model_info, to_native
 from ..backends import available_engines, default_backend, get_backend, has_vnni
-from ..errors import ArgumentError, UnknownNameError, did_you_mean
-from ..transforms import ImageClassification
+from ..errors import ArgumentError, QuantizationWarning, UnknownNameError, did_you_mean
+from ..transforms import ImageClassification, describe
 from .data import Calibration, open_calibration
 from .flows import FLOWS, torch_artifact
 from .qat_model import InTraining
@@ -55,7 +56,7 @@ def ptq(
         seed: Seed of the choice of images.
         keep_float: Layers whose weights stay float, as names or shell patterns ("layer4.*").
         transforms: Evaluation transforms, for folders and data sets of pictures; None takes the
-            model's own.
+            model's own. The int8 model records them, where a file can hold them.
         flow: "eager"; "fx" or "pt2e" go through PyTorch's FX quantization or torchao's PT2E,
             whose own observers then choose the ranges, so that there is no recipe to choose.
         qconfig_mapping: A QConfigMapping for `flow="fx"`; None takes PyTorch's own of the backend.
@@ -105,7 +106,7 @@ def ptq(
             model, row, calibration, keep_float, row.reduce_range, progress=progress
         )
         artifact = run_recipe(state, plan)
-    return to_native(with_recipe(artifact, plan, calibration, flow))
+    return to_native(with_recipe(artifact, plan, calibration, flow, transforms))
 
 
 def _check_flow(flow: str, recipe: Recipe, qconfig_mapping: Any, quantizer: Any) -> None:
@@ -138,9 +139,13 @@ def run_recipe(state: Quantization, recipe: Recipe) -> Artifact:
 
 
 def with_recipe(
-    artifact: Artifact, recipe: Recipe, calibration: Calibration, flow: str
+    artifact: Artifact,
+    recipe: Recipe,
+    calibration: Calibration,
+    flow: str,
+    transforms: Callable[[Any], Tensor] | None = None,
 ) -> Artifact:
-    """Returns an artifact that says how it was calibrated."""
+    """Returns an artifact that says how it was calibrated, and through which transforms."""
     note = {
         "method": f"PTQ ({flow})",
         # PyTorch's graph flows know no recipes.
@@ -150,7 +155,27 @@ def with_recipe(
         "calibration_sha256": calibration.sha256,
     }
     info = dataclasses.replace(artifact.info, recipe={**artifact.info.recipe, **note})
-    return dataclasses.replace(artifact, info=info)
+    return dataclasses.replace(artifact, info=with_transforms(info, transforms))
+
+
+def with_transforms(
+    info: ModelInfo, transforms: Callable[[Any], Tensor] | None, stacklevel: int = 4
+) -> ModelInfo:
+    """Returns what a model is, with the transforms that were given for its pictures, if any.
+
+    A `QuantizationWarning` says where no file can hold them; then it keeps what it had.
+    """
+    if transforms is None:
+        return info
+    try:
+        return dataclasses.replace(info, transforms=describe(transforms))
+    except ArgumentError as error:
+        warnings.warn(
+            f"The int8 model does not record its transforms, which qzoo classify needs. {error}",
+            QuantizationWarning,
+            stacklevel=stacklevel,
+        )
+        return info
 
 
 def default_ptq_backend() -> str:

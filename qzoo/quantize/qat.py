@@ -26,7 +26,7 @@ from ..backends import get_backend
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
 from .data import open_calibration
-from .ptq import default_ptq_backend, own_transforms
+from .ptq import default_ptq_backend, own_transforms, with_transforms
 from .qat_graph import GraphBuilder
 from .qat_model import InTraining, Plan, QatModel, unwrap
 from .qat_pt2e import prepare_pt2e
@@ -169,6 +169,7 @@ def prepare(
     source = copy.copy(model)
     source.training = False  # train mode is as it should be here, and needs no warning
     state = Quantization(source, row, nothing(), keep_float, row.reduce_range, progress)
+    state.info = with_transforms(state.info, transforms, stacklevel=3)
     if data is not None:
         plan = get_recipe(recipe)
         state.calibration = open_calibration(

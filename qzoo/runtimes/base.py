@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..artifact.format import Artifact
+from ..artifact.format import Artifact, ModelInfo
 from ..errors import ArgumentError, QzooError
+from ..labels import Labelled
 from ..picture_size import picture_size
 
 if TYPE_CHECKING:
     from .choice import Choice
 
 
-class CompiledModel(abc.ABC):
+class CompiledModel(Labelled, abc.ABC):
     """An int8 model made ready for one runtime; call it like a module.
 
     Float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. It may be called from
@@ -32,6 +33,8 @@ class CompiledModel(abc.ABC):
         batch_size: The only batch size it takes, or None for any.
         size: Height and width of the pictures it was made ready for, in pixels.
         why: How `auto` came to choose this runtime; None where the user named it.
+        classes: Class names in the order of the logits; None where nobody named them.
+        transforms: What makes the input of a picture; None if not recorded.
     """
 
     runtime: str
@@ -61,6 +64,9 @@ class CompiledModel(abc.ABC):
                 than the model was compiled for.
         """
         return self._run(self._checked(x))
+
+    def _model_info(self) -> ModelInfo:
+        return self.artifact.info
 
     @abc.abstractmethod
     def _run(self, x: Tensor) -> Tensor:
