@@ -46,8 +46,10 @@ class FloatLayer(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # In float64, which holds every scale of an artifact exactly.
-        destination[f"{prefix}scale"] = torch.tensor(self.scale, dtype=torch.float64)
-        destination[f"{prefix}zero_point"] = torch.tensor(self.zero_point)
+        destination[f"{prefix}scale"] = torch.tensor(self.scale, dtype=torch.float64, device="cpu")
+        destination[f"{prefix}zero_point"] = torch.tensor(
+            self.zero_point, dtype=torch.int64, device="cpu"
+        )
 
     def _load_from_state_dict(
         self,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -32,6 +31,7 @@ from torch.ao.quantization import (
 )
 
 from ._float_layer import FloatConv2d, FloatLayer, FloatLinear
+from ._process import plain_defaults, quiet
 from ._torch_ao_modules import native_module
 from .artifact.layers import Layer, float_weight_tensors, weight_tensors
 from .errors import ArtifactError
@@ -97,15 +97,14 @@ def default_qat_qconfig(backend: str) -> Any:
 def insert_observers(fused: nn.Module, qconfig: Any) -> None:
     """Puts observers into a fused float model in eval mode, in place; forward passes feed them."""
     fused.qconfig = qconfig
-    with _no_deprecation_noise():
+    with inside_torch_ao():
         prepare(fused, inplace=True)
 
 
 def convert_observed(observed: nn.Module) -> None:
     """Turns a calibrated model into a native int8 one, in place, packing for the current engine."""
-    with _no_deprecation_noise():
-        # Blocks of MobileNet V3 without a shortcut own an addition that never runs.
-        warnings.filterwarnings("ignore", message="must run observer before")
+    # Blocks of MobileNet V3 without a shortcut own an addition that never runs.
+    with inside_torch_ao(), quiet("must run observer before"):
         convert(observed, inplace=True)
 
 
@@ -115,10 +114,9 @@ def register_decomposed_operators() -> None:
 
 
 @contextlib.contextmanager
-def _no_deprecation_noise() -> Iterator[None]:
-    """Keeps PyTorch's notices that users of qzoo cannot act on quiet here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deprecated.*")
+def inside_torch_ao() -> Iterator[None]:
+    """Keeps PyTorch's notices that users of qzoo cannot act on quiet, and their defaults out."""
+    with quiet(".*deprecated.*"), plain_defaults():
         yield
 
 
@@ -230,7 +228,7 @@ def build_native(
         name: tensors[f"{name}.weight"].numel() for name in layers if f"{name}.weight" in tensors
     }
     order = sorted(layers.items(), key=lambda item: -sizes.get(item[0], 0))
-    with _no_deprecation_noise(), torch.device("cpu"):
+    with inside_torch_ao():
         for name, layer in order:
             parent, _, child = name.rpartition(".")
             owner = skeleton.get_submodule(parent)
@@ -247,7 +245,7 @@ def read_native(model: nn.Module) -> tuple[dict[str, Layer], dict[str, Tensor]]:
     """
     layers: dict[str, Layer] = {}
     tensors: dict[str, Tensor] = {}
-    with _no_deprecation_noise():
+    with inside_torch_ao():
         for name, module in _quantizable_leaves(model):
             if type(module) in _FLOAT_TYPES:
                 raise ArtifactError(
@@ -326,6 +324,6 @@ def _integers(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return values, weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
     return (
         values,
-        torch.tensor(weight.q_scale(), dtype=torch.float64),
-        torch.tensor(weight.q_zero_point(), dtype=torch.int64),
+        torch.tensor(weight.q_scale(), dtype=torch.float64, device="cpu"),
+        torch.tensor(weight.q_zero_point(), dtype=torch.int64, device="cpu"),
     )

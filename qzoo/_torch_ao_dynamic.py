@@ -12,7 +12,7 @@ from torch import nn
 from torch.ao.nn.quantized import dynamic as nnqd
 from torch.ao.quantization import default_dynamic_qconfig, quantize_dynamic
 
-from ._torch_ao import _no_deprecation_noise
+from ._torch_ao import inside_torch_ao
 
 #: What can run dynamically, exactly these types: subclasses may compute something else.
 DYNAMIC_TYPES: dict[type[nn.Module], type[nn.Module]] = {
@@ -37,7 +37,7 @@ def make_dynamic(model: nn.Module, names: Iterable[str]) -> nn.Module:
     """
     holder: Any = nn.ModuleDict({"model": model})
     spec = {f"model.{name}".rstrip("."): default_dynamic_qconfig for name in names}
-    with _no_deprecation_noise():
+    with inside_torch_ao():
         quantize_dynamic(holder, spec, inplace=True)
     swapped: nn.Module = holder["model"]
     return swapped

@@ -17,7 +17,7 @@ from torch.ao.nn.intrinsic import quantized as nniq
 from torch.ao.quantization import QConfigMapping, get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-from ._torch_ao import _integers, _no_deprecation_noise, _weight_bias
+from ._torch_ao import _integers, _weight_bias, inside_torch_ao
 from .artifact.layers import float_weight_tensors, weight_tensors
 from .errors import ArgumentError, ArtifactError
 
@@ -68,7 +68,7 @@ def prepare_graph(model: nn.Module, mapping: Any, images: Tensor) -> fx.GraphMod
         ArgumentError: FX cannot trace the model, or the mapping does not fit it.
     """
     try:
-        with _no_deprecation_noise():
+        with inside_torch_ao():
             graph: fx.GraphModule = prepare_fx(model, mapping, (images,))
     except (torch.fx.proxy.TraceError, TypeError, ValueError, AssertionError) as error:
         raise ArgumentError(
@@ -80,7 +80,7 @@ def prepare_graph(model: nn.Module, mapping: Any, images: Tensor) -> fx.GraphMod
 
 def convert_graph(prepared: fx.GraphModule) -> fx.GraphModule:
     """Turns a calibrated graph into an int8 one, packing for the current engine."""
-    with _no_deprecation_noise():
+    with inside_torch_ao():
         converted: fx.GraphModule = convert_fx(prepared)
     return converted
 

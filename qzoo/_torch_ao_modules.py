@@ -61,7 +61,11 @@ def _quantized_weight(name: str, tensors: MutableMapping[str, Tensor]) -> Tensor
     if scale.dim() == 0:
         zp = 0 if zero_point is None else int(zero_point)
         return torch._make_per_tensor_quantized_tensor(values, float(scale), zp)
-    zps = torch.zeros(len(scale), dtype=torch.int64) if zero_point is None else zero_point.long()
+    zps = (
+        torch.zeros(len(scale), dtype=torch.int64, device="cpu")
+        if zero_point is None
+        else zero_point.long()
+    )
     return torch._make_per_channel_quantized_tensor(values, scale.double(), zps, 0)
 
 

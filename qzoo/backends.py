@@ -9,6 +9,7 @@ same integers where this machine's PyTorch lacks the one asked for.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import threading
 import warnings
@@ -72,8 +73,6 @@ BACKENDS = MappingProxyType(
 #: Engines whose depthwise kernels add pairs of products in 16 bits, where activations above 127 can
 #: overflow and are cut off (vpmaddubsw), whatever the CPU offers.
 SATURATING_ENGINES = ("fbgemm", "x86")
-
-_engine_lock = threading.RLock()
 
 
 def get_backend(name: str) -> Backend:
@@ -164,17 +163,136 @@ def _no_engine() -> str:
     )
 
 
-@contextlib.contextmanager
-def quantized_engine(name: str) -> Iterator[None]:
-    """Selects PyTorch's quantized engine inside a `with` block and restores the former one.
+class _EngineLock:
+    """Many threads may rely on the process's engine as it is, or a single one may change it.
 
-    The engine is a setting of the whole process, so blocks in several threads take turns.
+    A thread may take it again while it holds it, in either way.
     """
-    with _engine_lock:
-        before = torch.backends.quantized.engine
-        if before == name:
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._readers = 0
+        self._waiting = 0
+        self._changing = False
+        self._own = threading.local()
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Keeps other threads from changing the engine inside a block."""
+        if self._changes or self._reads:  # what it holds already is enough
             yield
             return
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps other threads from changing the engine, and from relying on it."""
+        if self._changes:
+            yield
+            return
+        # Two threads that held on to their share would wait for each other for ever.
+        shares = self._reads
+        if shares:
+            self._leave()
+        try:
+            with self._free:
+                self._waiting += 1  # or models that run all the time would never let it in
+                try:
+                    self._free.wait_for(lambda: not self._changing and not self._readers)
+                finally:
+                    self._waiting -= 1
+                    self._free.notify_all()
+                self._changing = self._own.changes = True
+            try:
+                yield
+            finally:
+                with self._free:
+                    self._changing = self._own.changes = False
+                    self._free.notify_all()
+        finally:
+            if shares:
+                self._enter()
+
+    @property
+    def _reads(self) -> bool:
+        return getattr(self._own, "reads", False)
+
+    @property
+    def _changes(self) -> bool:
+        return getattr(self._own, "changes", False)
+
+    def _enter(self) -> None:
+        with self._free:
+            self._free.wait_for(lambda: not self._changing and not self._waiting)
+            self._readers += 1
+        self._own.reads = True
+
+    def _leave(self) -> None:
+        self._own.reads = False
+        with self._free:
+            self._readers -= 1
+            self._free.notify_all()
+
+
+_engine_lock = _EngineLock()
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads that may have held it.
+    os.register_at_fork(after_in_child=_engine_lock.__init__)  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def native_call() -> Iterator[None]:
+    """Runs a native int8 model in a `with` block, on the engine that the user set.
+
+    Packed weights stay with their engine, but the elementwise operations of a native model follow
+    the process's at each call. Without this, they would follow the one that another thread packs
+    weights for.
+
+    Raises:
+        ArgumentError: Only deterministic algorithms are allowed, and PyTorch takes a kernel for
+            none.
+    """
+    with _engine_lock.shared():
+        try:
+            yield
+        except RuntimeError as error:
+            if "torch.use_deterministic_algorithms(True)" not in str(error):
+                raise
+            raise ArgumentError(
+                "Under torch.use_deterministic_algorithms(True), PyTorch refuses to run linear "
+                "int8 layers on the engines fbgemm and x86, though their results never vary: pass "
+                'warn_only=True to it, load the model for another engine (backend="onednn" or '
+                '"qnnpack"), or compile it for another runtime.'
+            ) from error
+
+
+@contextlib.contextmanager
+def quantized_engine(name: str, elementwise: bool = False) -> Iterator[None]:
+    """Selects PyTorch's quantized engine inside a `with` block and restores the former one.
+
+    The engine is a setting of the whole process: where it must be changed, the block waits for the
+    native models that run in other threads, and they wait for its end.
+
+    Args:
+        name: The engine.
+        elementwise: Whether only elementwise operations run in the block. QNNPACK has its own; the
+            other engines share one implementation, so that none of them need be changed to another.
+    """
+
+    def fits() -> bool:
+        now = torch.backends.quantized.engine
+        return now == name or (elementwise and "qnnpack" not in (now, name))
+
+    with _engine_lock.shared():
+        if fits():
+            yield
+            return
+    with _engine_lock.exclusive():
+        before = torch.backends.quantized.engine
         torch.backends.quantized.engine = name
         try:
             yield

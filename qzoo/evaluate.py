@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ._process import plain_defaults
 from .errors import ArgumentError, QzooError
 
 #: Standard normal quantile of a two-sided 95 % interval.
@@ -107,7 +108,7 @@ def evaluate(
     batches = tqdm(loader, desc="evaluate", unit="batch", disable=not progress, leave=False)
     # Every pass over a loader draws a seed for its workers from the global random state.
     kept = torch.random.fork_rng(devices=[])
-    with kept, _eval_mode(model), torch.inference_mode():
+    with kept, _eval_mode(model), torch.inference_mode(), plain_defaults():
         for images, labels in _plain_errors(batches):
             logits = model(images.to(device)).cpu()
             ranks = _ranks(logits, labels)
@@ -160,7 +161,7 @@ def _ranks(logits: Tensor, labels: Tensor) -> Tensor:
     if not bool(torch.isfinite(logits).all()):
         raise ArgumentError("The model gives logits that are not finite numbers.")
     own, label = logits.gather(1, labels[:, None]), labels[:, None]
-    earlier = (logits == own) & (torch.arange(classes) < label)
+    earlier = (logits == own) & (torch.arange(classes, dtype=torch.int64, device="cpu") < label)
     return ((logits > own) | earlier).sum(dim=1)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import stat
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -14,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ._process import quiet
 from .errors import ArgumentError, ImageError
 
 #: The formats that are read, by Pillow's names, and the endings of such files. No other is even
@@ -176,40 +175,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-class _Quiet:
-    """Keeps Pillow's remarks on odd metadata back, in however many threads at a time.
-
-    The process's filters are put aside by the first reader and put back by the last one: if each
-    reader did so for itself, one thread would put back what another one had set.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._readers = threading.Lock(), 0
-        self._filters = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._readers == 0:
-                self._filters = warnings.catch_warnings()
-                self._filters.__enter__()
-                warnings.simplefilter("ignore")
-            self._readers += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._readers -= 1
-            if self._readers == 0:
-                self._filters.__exit__(None, None, None)
-
-
-_QUIET = _Quiet()
-
-
 @contextmanager
 def _one_error(name: str) -> Iterator[None]:
     """Makes an ImageError of all that Pillow's decoders raise on damaged data: every kind."""
     try:
-        with _QUIET:
+        with quiet():
             yield
     except ImageError:
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from ._process import undisturbed
 from .errors import MissingDependencyError
 
 
@@ -20,7 +21,8 @@ def require(module: str, extra: str, purpose: str) -> Any:
         MissingDependencyError: It is not installed; the message names the extra.
     """
     try:
-        return importlib.import_module(module)
+        with undisturbed():
+            return importlib.import_module(module)
     except ImportError as error:
         raise MissingDependencyError(
             f"{purpose} needs the package {module.partition('.')[0]!r} ({error}): install it with "

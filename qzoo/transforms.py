@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms._presets import ImageClassification as _ImageClassification
 from torchvision.transforms.functional import get_image_size
 
+from ._process import plain_defaults
 from .errors import ArgumentError, ArtifactError, ImageError
 from .images import MAX_MEMORY
 
@@ -66,7 +67,8 @@ class ImageClassification(_ImageClassification):
     def __call__(self, img: Any) -> Tensor:
         """Returns the model's input, float32 [..., C, crop_size, crop_size]."""
         check_resize(img, self.resize_size[0])  # not in forward, which torch.jit.script compiles
-        return super().__call__(img)
+        with plain_defaults():
+            return super().__call__(img)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the preset as JSON values; `from_dict` makes an equal one of it."""

@@ -134,7 +134,10 @@ def other_ranges(
     grid = Grid(0, highest)
     layers = dict(artifact.layers)
     for name, (low, high) in ends.items():
-        scale, zero = grid.qparams(torch.tensor([low]), torch.tensor([high]))
+        scale, zero = grid.qparams(
+            torch.tensor([low], dtype=torch.float32, device="cpu"),
+            torch.tensor([high], dtype=torch.float32, device="cpu"),
+        )
         layers[name] = dataclasses.replace(
             layers[name], scale=float(scale[0]), zero_point=int(zero[0])
         )

@@ -109,8 +109,8 @@ class Histogram(Figures):
         first, last = int(filled[0]), int(filled[-1]) + 1
         kept = counts[first:last]
         bars = min(BARS, len(kept))
-        group = torch.arange(len(kept)) * bars // len(kept)
-        sums = torch.zeros(bars, dtype=counts.dtype).index_add_(0, group, kept)
+        group = torch.arange(len(kept), dtype=torch.int64, device="cpu") * bars // len(kept)
+        sums = torch.zeros(bars, dtype=counts.dtype, device="cpu").index_add_(0, group, kept)
         shares = (sums / sums.sum()).tolist()
         return cls(low + first * width, low + last * width, tuple(shares))
 

@@ -55,7 +55,10 @@ def best_ranges(simulation: Simulation, observers: Mapping[str, MSE]) -> dict[st
     found = {}
     for name, observer in observers.items():
         low, high = shared.get(name, ends[name])
-        scale, zero = integers.qparams(torch.tensor([low]), torch.tensor([high]))
+        scale, zero = integers.qparams(
+            torch.tensor([low], dtype=torch.float32, device="cpu"),
+            torch.tensor([high], dtype=torch.float32, device="cpu"),
+        )
         best = Grid(float(scale[0]), int(zero[0]), integers.low, integers.high)
         noises = [_noise(observer, grid) for grid in (simulation.grids[name], best)]
         # Rounding a constant costs next to nothing on either grid, which says nothing.

@@ -121,7 +121,7 @@ class _Rewriter:
         x_arguments = (self._integers(x), grid.scale, grid.zero_point)
         w_arguments = (
             self._buffer(scale),
-            self._buffer(torch.zeros(len(scale), dtype=torch.int32)),
+            self._buffer(torch.zeros(len(scale), dtype=torch.int32, device="cpu")),
             None if bias is None else self._buffer(self.reference.get_buffer(bias.target)),
         )
         _, out_scale, out_zero_point, _, _, out_dtype = node.args
@@ -145,7 +145,9 @@ class _Rewriter:
         values = self.reference.get_buffer(node.args[0].target)
         if node.target is DEQUANTIZE:
             scale, zero_point = node.args[1:3]
-            return values, None if zero_point else torch.full((len(values),), scale)
+            return values, None if zero_point else torch.full(
+                (len(values),), scale, dtype=torch.float32, device="cpu"
+            )
         scale, zero_point = (self.reference.get_buffer(a.target) for a in node.args[1:3])
         return values, None if bool(zero_point.any()) else scale
 

@@ -130,7 +130,10 @@ def _flatten(w: Writer, x: Value, start: int = 0, end: int = -1) -> Value:
 def _chunk(w: Writer, x: Value, chunks: int, dim: int) -> list[Value]:
     if dim != 1:
         raise ArgumentError(f"Splitting along dimension {dim} has no ONNX form here.")
-    sizes = [len(part) for part in torch.arange(x.shape[0]).chunk(chunks)]
+    sizes = [
+        len(part)
+        for part in torch.arange(x.shape[0], dtype=torch.int64, device="cpu").chunk(chunks)
+    ]
     source = w.real(x) if x.grid is None else w.integers(x)
     names = w.ops("Split", source, w.integers64(sizes), outputs=len(sizes), axis=1)
     parts = []
@@ -177,14 +180,21 @@ def _joined_and_shuffled(w: Writer, x: Value, groups: int) -> Value:
     so that the sums are the very values to be rounded. On OpenVINO it takes half the time of the
     three steps where channels are few; onnxruntime is quicker with the steps.
     """
-    order = torch.arange(x.shape[0]).reshape(groups, -1).t().flatten()
-    kernel = torch.eye(x.shape[0], dtype=torch.int8)[order].reshape(*order.shape, -1, 1, 1)
+    order = (
+        torch.arange(x.shape[0], dtype=torch.int64, device="cpu").reshape(groups, -1).t().flatten()
+    )
+    kernel = torch.eye(x.shape[0], dtype=torch.int8, device="cpu")[order].reshape(
+        *order.shape, -1, 1, 1
+    )
     grids = [v.grid for v in x.pieces if v.grid is not None]
     scales = torch.cat(
-        [torch.full((v.shape[0],), g.scale) for v, g in zip(x.pieces, grids, strict=True)]
+        [
+            torch.full((v.shape[0],), g.scale, dtype=torch.float32, device="cpu")
+            for v, g in zip(x.pieces, grids, strict=True)
+        ]
     )
     joined = w.op("Concat", *[w.integers(v) for v in x.pieces], axis=1)
-    zeros = torch.zeros(len(order), dtype=torch.int8)
+    zeros = torch.zeros(len(order), dtype=torch.int8, device="cpu")
     weight = Constant(f"{joined}.order", kernel, scales[order], zeros)
     raw = Value(x.shape, integers=joined, grid=Grid(1.0, grids[0].zero_point))
     name = w.op("Conv", w.real(raw), w.dequantized(weight), kernel_shape=[1, 1])

@@ -48,14 +48,18 @@ def _quantize_pixels(w: Writer, x: Pixels, grid: Grid) -> str:
     planes = w.op("Transpose", x.real, perm=[0, 3, 1, 2])
     gain, offset = x.gain.float(), x.offset.float()
     if w.openvino:
-        zeros = torch.zeros(3, dtype=torch.uint8)
+        zeros = torch.zeros(3, dtype=torch.uint8, device="cpu")
         inputs = (planes, w.constant("pixel_gain", gain), w.constant("pixel_zero", zeros))
         scaled = w.op("DequantizeLinear", *inputs, axis=1)
         shift = w.constant("pixel_offset", offset.reshape(1, 3, 1, 1))
         return w.quantize(w.op("Add", scaled, shift), grid)
     # A 1x1 int8 convolution takes onnxruntime a third of the time of the float operations.
-    kernel = (127 * torch.eye(3)).to(torch.int8).reshape(3, 3, 1, 1)
-    weight = Constant("pixel_gain", kernel, gain / 127, torch.zeros(3, dtype=torch.int8))
+    kernel = (
+        (127 * torch.eye(3, dtype=torch.float32, device="cpu")).to(torch.int8).reshape(3, 3, 1, 1)
+    )
+    weight = Constant(
+        "pixel_gain", kernel, gain / 127, torch.zeros(3, dtype=torch.int8, device="cpu")
+    )
     pixels = Value(x.shape, integers=planes, grid=Grid(1.0, 0))
     operands = _operands(w, pixels, weight, Constant("pixel_offset", offset))
     return w.quantize(w.op("Conv", *operands, kernel_shape=[1, 1]), grid)
@@ -66,8 +70,10 @@ def _dequantize(w: Writer, x: Value | Constant, *arguments: Any) -> Value | Cons
     if isinstance(x, Value):
         return x
     grid = Grid(*arguments)
-    zero_point = torch.tensor(grid.zero_point, dtype=torch.int8)
-    return Constant(x.name, x.tensor, torch.tensor(grid.scale), zero_point)
+    zero_point = torch.tensor(grid.zero_point, dtype=torch.int8, device="cpu")
+    return Constant(
+        x.name, x.tensor, torch.tensor(grid.scale, dtype=torch.float32, device="cpu"), zero_point
+    )
 
 
 @emits(DEQUANTIZE_CHANNELS)

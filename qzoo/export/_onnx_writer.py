@@ -43,8 +43,10 @@ class Pixels(Value):
         offset: float64 [3].
     """
 
-    gain: Tensor = field(default_factory=lambda: torch.ones(3, dtype=torch.float64))
-    offset: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    gain: Tensor = field(default_factory=lambda: torch.ones(3, dtype=torch.float64, device="cpu"))
+    offset: Tensor = field(
+        default_factory=lambda: torch.zeros(3, dtype=torch.float64, device="cpu")
+    )
 
 
 @dataclass
@@ -111,7 +113,7 @@ class Writer:
 
     def zero_point(self, grid: Grid) -> str:
         """Stores a grid's zero point, whose dtype is that of the integers."""
-        zero = torch.tensor(grid.zero_point, dtype=grid.dtype).numpy()
+        zero = torch.tensor(grid.zero_point, dtype=grid.dtype, device="cpu").numpy()
         return self.constant(f"{zero.dtype.name}_{zero.item()}", zero)
 
     def number(self, value: float) -> str:
@@ -166,9 +168,12 @@ class Writer:
         if value.grid is None:
             return self.real(value)
         integers, channels = self.integers(value), value.shape[0]
-        zero = torch.full((channels,), value.grid.zero_point, dtype=value.grid.dtype)
+        zero = torch.full((channels,), value.grid.zero_point, dtype=value.grid.dtype, device="cpu")
         constants = (
-            self.constant(f"{integers}.scales", torch.full((channels,), value.grid.scale)),
+            self.constant(
+                f"{integers}.scales",
+                torch.full((channels,), value.grid.scale, dtype=torch.float32, device="cpu"),
+            ),
             self.constant(f"{integers}.zero_points", zero),
         )
         return self.op("DequantizeLinear", integers, *constants, name=f"{integers}.real", axis=1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .._process import undisturbed
 from ..artifact.format import Artifact
 from ..artifact.native import from_native, package_versions
 from ..errors import ArgumentError
@@ -63,15 +64,15 @@ class Plan:
         """
         batch = batch or self.batch_size or 2
         if self.preprocess:
-            return torch.zeros(batch, *self.size, 3, dtype=torch.uint8)
-        return torch.zeros(batch, 3, *self.size)
+            return torch.zeros(batch, *self.size, 3, dtype=torch.uint8, device="cpu")
+        return torch.zeros(batch, 3, *self.size, dtype=torch.float32, device="cpu")
 
     def export(self, module: nn.Module) -> Any:
         """Returns `torch.export`'s program of a module that takes `images`."""
         shapes = None
         if self.batch_size is None:
             shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed():
             return torch.export.export(module, (self.images(),), dynamic_shapes=shapes)
 
     def metadata(self, **more: Any) -> dict[str, Any]:
@@ -169,8 +170,8 @@ def _prepend_preprocessing(reference: ReferenceModel) -> None:
     """Puts [N, H, W, 3] uint8 to normalized [N, 3, H, W] float32 in front of a graph, in place."""
     transforms = reference.artifact.info.transforms
     assert transforms is not None
-    std = torch.tensor(transforms["std"], dtype=torch.float64)
-    mean = torch.tensor(transforms["mean"], dtype=torch.float64)
+    std = torch.tensor(transforms["std"], dtype=torch.float64, device="cpu")
+    mean = torch.tensor(transforms["mean"], dtype=torch.float64, device="cpu")
     buffers = {"pixel_gain": 1 / (255 * std), "pixel_offset": -mean / std}
     for name, values in buffers.items():
         reference.register_buffer(name, values.float().reshape(1, 3, 1, 1), persistent=False)

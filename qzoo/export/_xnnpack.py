@@ -120,7 +120,9 @@ def _hardsigmoid(reference: ReferenceModel, node: Node) -> None:
     """Writes a hard sigmoid as add, clamp and divide, with constants that stay in the delegate."""
     graph, x = reference.graph, node.args[0]
     for name, value in {"three": 3.0, "six": 6.0}.items():
-        reference.register_buffer(name, torch.tensor([value]), persistent=False)
+        reference.register_buffer(
+            name, torch.tensor([value], dtype=torch.float32, device="cpu"), persistent=False
+        )
     with graph.inserting_before(node):
         y = graph.call_function(aten.add.Tensor, (x, graph.get_attr("three")))
         y = graph.call_function(aten.hardtanh.default, (y, 0.0, 6.0))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._process import undisturbed
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError
 from ..files import write_atomically
@@ -81,9 +82,10 @@ def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tu
         )
     with _compiling:
         # Imported here, because this takes a second that most users of qzoo never need.
-        from torch import _inductor as inductor
+        with undisturbed():
+            from torch import _inductor as inductor
 
-        check_compiler()
+            check_compiler()
         module, float_layers = to_onednn(plan.graph(), plan.images(plan.batch_size or 1))
         settings: dict[str, Any] = {
             # Float weights are computed and brought into oneDNN's order once.
@@ -94,7 +96,7 @@ def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tu
         if threads is not None:
             settings["cpp.threads"] = threads
         try:
-            with torch.no_grad():
+            with torch.no_grad(), undisturbed():
                 program = plan.export(module)
                 inductor.aoti_compile_and_package(
                     program, package_path=str(package), inductor_configs=settings

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._process import undisturbed
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..files import write_atomically
@@ -65,8 +65,7 @@ def lower(plan: Plan) -> bytes:
     )
     reference = plan.graph(explicit=True, activations=torch.int8)
     program = plan.export(to_xnnpack(reference, plan.images()))
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # its own use of what PyTorch deprecates
+    with torch.no_grad(), undisturbed():
         edge = exir.to_edge_transform_and_lower(
             program,
             partitioner=[partitioner.XnnpackPartitioner()],

@@ -188,7 +188,9 @@ def _normalization(artifact: Artifact) -> tuple[torch.Tensor, torch.Tensor]:
             "with qzoo.save(model, path, transforms=preset.to_dict()) first."
         )
     preset = preset_kwargs(artifact.info.transforms)
-    mean, std = (torch.tensor(preset[k], dtype=torch.float64) for k in ("mean", "std"))
+    mean, std = (
+        torch.tensor(preset[k], dtype=torch.float64, device="cpu") for k in ("mean", "std")
+    )
     return 1 / (255 * std), -mean / std
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._process import undisturbed
 from ..artifact.format import Artifact
 from ..files import write_atomically
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
@@ -53,7 +54,7 @@ def export_torch(
     plan = make_plan(model, batch_size, input_size, preprocess)
     program = plan.export(plan.graph())
     if not keep_quantize_ops:
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed():
             program = program.run_decompositions(_ARITHMETIC)
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={"qzoo.json": plan.metadata_json()})

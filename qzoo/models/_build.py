@@ -198,11 +198,10 @@ def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) 
     layers = {name: _with_placeholder_range(layer, backend) for name, layer in planned.items()}
     tensors: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    with torch.device("cpu"):
-        for name, layer in layers.items():
-            if layer.op in ("conv2d", "linear"):
-                weight, bias = _torch_ao.float_weights(fused, name)
-                tensors |= _random_weight(name, weight, bias, backend, generator)
+    for name, layer in layers.items():
+        if layer.op in ("conv2d", "linear"):
+            weight, bias = _torch_ao.float_weights(fused, name)
+            tensors |= _random_weight(name, weight, bias, backend, generator)
     return to_native(Artifact(ModelInfo(entry.name, plain, backend.name), layers, tensors))
 
 
@@ -223,11 +222,17 @@ def _random_weight(
     That is twice Kaiming's: gates and averaging would otherwise let the signal of the deeper models
     fade to less than one step of the placeholder ranges, and those cut what grows too large.
     """
-    values = torch.randint(-127, 128, weight.shape, generator=generator, dtype=torch.int8)
+    values = torch.randint(
+        -127, 128, weight.shape, generator=generator, dtype=torch.int8, device="cpu"
+    )
     fan_in = weight[0].numel()
     scale = (4 / fan_in) ** 0.5 / (127 / 3**0.5)
-    scales = torch.full((weight.shape[0],) if backend.per_channel else (), scale)
-    zeros = None if bias is None else torch.zeros(weight.shape[0])
+    scales = torch.full(
+        (weight.shape[0],) if backend.per_channel else (), scale, dtype=torch.float32, device="cpu"
+    )
+    zeros = (
+        None if bias is None else torch.zeros(weight.shape[0], dtype=torch.float32, device="cpu")
+    )
     return weight_tensors(name, values, scales, torch.zeros_like(scales), zeros)
 
 

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models._utils import _make_divisible
 
+from .._finite import check_finite
 from .._torch_ao import DeQuantStub, QuantStub, fuse
 from ..artifact.format import ModelInfo
 from ..artifact.native import attach_info, copy_model, model_info, pickled_parts, unpickled
+from ..backends import native_call
 from ..errors import ArtifactError
 from ..labels import Labelled
 
@@ -45,6 +48,21 @@ class QuantizableMixin(Labelled, nn.Module):
             return model_info(self)
         except ArtifactError:  # made by a class, not by a builder
             return None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model; an int8 one on the engine that the user set, whatever others load.
+
+        Raises:
+            ArgumentError: An int8 model was given NaN or infinity.
+        """
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if traced or isinstance(self.quant, QuantStub):
+            return super().__call__(*args, **kwargs)
+        for x in args:
+            if isinstance(x, Tensor) and x.is_floating_point():
+                check_finite(x)
+        with native_call():
+            return super().__call__(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """Copies the model; an int8 one stays with its engine, so that it answers to the bit."""

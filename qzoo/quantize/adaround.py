@@ -168,12 +168,16 @@ class _Moments:
         self.wanted, self.count = wanted, 0
         groups, outputs, size = wanted.shape
         self.centers = x.mean(dim=1, keepdim=True), y.mean(dim=1, keepdim=True)
-        self.sums = [torch.zeros(groups, 1, size, dtype=torch.float64) for _ in range(2)]
-        self.own = torch.zeros(groups, size, size)
+        self.sums = [
+            torch.zeros(groups, 1, size, dtype=torch.float64, device="cpu") for _ in range(2)
+        ]
+        self.own = torch.zeros(groups, size, size, dtype=torch.float32, device="cpu")
         #: Whether w C(x, y) is summed up, by the float outputs w x, or C(x, y), which is cheaper
         #: where a layer has more outputs than inputs.
         self.by_outputs = 2 * outputs < size
-        self.cross = torch.zeros(groups, outputs if self.by_outputs else size, size)
+        self.cross = torch.zeros(
+            groups, outputs if self.by_outputs else size, size, dtype=torch.float32, device="cpu"
+        )
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Adds a chunk, whose tensors it changes."""

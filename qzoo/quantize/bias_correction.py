@@ -42,7 +42,7 @@ def correct_biases(state: Quantization) -> None:
 
 def mean(batches: Sequence[Any]) -> Tensor:
     """Returns the mean over images, with a batch dimension of 1, float32."""
-    total, count = torch.zeros(()), 0
+    total, count = torch.zeros((), dtype=torch.float32, device="cpu"), 0
     for batch in batches:
         x = batch.real() if isinstance(batch, Integers) else batch
         total = total + x.sum(dim=0, keepdim=True, dtype=torch.float64)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._process import plain_defaults
 from ..errors import ArgumentError
 from .observers import Observer, make_observer
 from .ranks import all_reduce_ranges, turns
@@ -80,7 +81,8 @@ def forward(model: nn.Module, images: Tensor) -> None:
         ArgumentError: The model cannot process images of this size.
     """
     try:
-        model(images)
+        with plain_defaults():
+            model(images)
     except RuntimeError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ArgumentError(

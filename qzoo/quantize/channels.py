@@ -53,8 +53,14 @@ class Channels:
         reads = {name: [self._find(c) for c in found] for name, found in inputs.items()}
         kept = sorted({FIXED, *(c for found in roots.values() for c in found)})
         number = {root: i for i, root in enumerate(kept)}
-        self.outputs = {n: torch.tensor([number[c] for c in f]) for n, f in roots.items()}
-        self.inputs = {n: torch.tensor([number[c] for c in f]) for n, f in reads.items()}
+        self.outputs = {
+            n: torch.tensor([number[c] for c in f], dtype=torch.int64, device="cpu")
+            for n, f in roots.items()
+        }
+        self.inputs = {
+            n: torch.tensor([number[c] for c in f], dtype=torch.int64, device="cpu")
+            for n, f in reads.items()
+        }
         self.count = len(kept)
 
     def _module(self, name: str, args: Any, inputs: Any, outputs: Any) -> list[int]:

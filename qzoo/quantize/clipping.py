@@ -57,14 +57,17 @@ def mse_range(
     Returns:
         Lower and upper ends, float32 [C].
     """
-    ends = torch.empty(2, len(counts))
-    shares = torch.linspace(1.0, LEAST_SHARE, CANDIDATES, dtype=torch.float64)
+    ends = torch.empty(2, len(counts), dtype=torch.float32, device="cpu")
+    shares = torch.linspace(1.0, LEAST_SHARE, CANDIDATES, dtype=torch.float64, device="cpu")
     for row in range(len(counts)):
         filled = counts[row] > 0
         n, x = counts[row][filled], centers[row][filled]
         lower = float(minimum[row].double().clamp(max=0))
         upper = float(maximum[row].double().clamp(min=0))
-        low, high = torch.tensor([lower]).double(), torch.tensor([upper]).double()
+        low, high = (
+            torch.tensor([lower], dtype=torch.float32, device="cpu").double(),
+            torch.tensor([upper], dtype=torch.float32, device="cpu").double(),
+        )
         for _ in range(2):
             highs = upper * shares
             high = highs[_errors(n, x, low.expand_as(highs), highs, steps).argmin()][None]
@@ -102,7 +105,7 @@ def entropy_range(
     Returns:
         Lower and upper ends, float32 [C].
     """
-    ends = torch.empty(2, len(counts))
+    ends = torch.empty(2, len(counts), dtype=torch.float32, device="cpu")
     bins, counts = counts.shape[1], counts.clone()
     for row in range(len(counts)):
         # 0.0, of which a ReLU makes many, is on every grid: as in NVIDIA's pytorch-quantization,
@@ -110,7 +113,7 @@ def entropy_range(
         zero = int(((0 - low[row]) / width[row]).floor().clamp(0, bins - 1))
         beside = counts[row, max(zero - 1, 0) : zero + 2].sum() - counts[row, zero]
         counts[row, zero] = torch.minimum(counts[row, zero], beside)
-        edges = low[row] + torch.arange(bins + 1) * width[row]
+        edges = low[row] + torch.arange(bins + 1, dtype=torch.int64, device="cpu") * width[row]
         reach = torch.maximum(-minimum[row], maximum[row]).double()
         best, limit = float("inf"), float(reach)
         start = max(levels, ENTROPY_STRIDE)
@@ -135,9 +138,11 @@ def _divergence(counts: Tensor, inside: Tensor, levels: int) -> float:
     wanted[0] += counts[:first].sum()
     wanted[-1] += counts[first + len(kept) :].sum()
     # Values that share an integer become evenly spread over the bins that held any.
-    group = torch.arange(len(kept)) * levels // len(kept)
-    total = torch.zeros(levels, dtype=torch.float64).index_add_(0, group, kept)
-    held = torch.zeros(levels, dtype=torch.float64).index_add_(0, group, (kept > 0).double())
+    group = torch.arange(len(kept), dtype=torch.int64, device="cpu") * levels // len(kept)
+    total = torch.zeros(levels, dtype=torch.float64, device="cpu").index_add_(0, group, kept)
+    held = torch.zeros(levels, dtype=torch.float64, device="cpu").index_add_(
+        0, group, (kept > 0).double()
+    )
     rounded = torch.where(kept > 0, (total / held.clamp(min=1))[group], 0.0)
     p, q = wanted / wanted.sum(), rounded / rounded.sum()
     # What was clipped into an empty bin has no counterpart; a tiny one keeps the sum finite.

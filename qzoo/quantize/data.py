@@ -108,6 +108,11 @@ def open_calibration(
     )
 
 
+def nothing() -> Calibration:
+    """Returns an empty set of calibration images."""
+    return Calibration(lambda *_: iter(()), 0, 1, "", None)
+
+
 def stratified(targets: Sequence[int], count: int, seed: int) -> list[int]:
     """Chooses images so that every class has its share, in an order that alternates classes.
 
@@ -122,7 +127,9 @@ def stratified(targets: Sequence[int], count: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     ranked = []
     seen: dict[int, int] = {}
-    for index in torch.randperm(len(targets), generator=generator).tolist():
+    for index in torch.randperm(
+        len(targets), generator=generator, dtype=torch.int64, device="cpu"
+    ).tolist():
         label = int(targets[index])
         seen[label] = seen.get(label, 0) + 1
         ranked.append((seen[label], label, index))
@@ -147,6 +154,11 @@ def check_images(batch: Tensor) -> Tensor:
         raise ArgumentError(
             f"Calibration images should be float tensors [N, 3, H, W], not {batch.dtype} "
             f"{list(batch.shape)}: pass them through the evaluation transforms."
+        )
+    if batch.is_meta:
+        raise ArgumentError(
+            'Calibration images are on the device "meta", where tensors hold no values: make them '
+            'on the CPU (torch.set_default_device(None), or device="cpu").'
         )
     if batch.numel() == 0:
         raise ArgumentError("There are no calibration images: a batch is empty.")

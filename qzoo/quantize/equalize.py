@@ -47,7 +47,11 @@ def equalize(state: Quantization) -> None:
     if groups.count == 1:
         state.notes["equalized_channels"] = 0
         return
-    factors = _by_activations(state, groups) if state.backend.per_channel else torch.empty(0)
+    factors = (
+        _by_activations(state, groups)
+        if state.backend.per_channel
+        else torch.empty(0, dtype=torch.float32, device="cpu")
+    )
     if not state.backend.per_channel:
         factors = _by_weights(state, groups)
     factors[FIXED] = 1.0
@@ -59,7 +63,7 @@ def equalize(state: Quantization) -> None:
 
 def _by_activations(state: Quantization, groups: Channels) -> Tensor:
     """Returns the factor of each group that evens out the activations' ranges in part."""
-    ranges = torch.zeros(groups.count)
+    ranges = torch.zeros(groups.count, dtype=torch.float32, device="cpu")
 
     def watch(name: str, output: Tensor) -> None:
         own = output.abs().transpose(0, 1).flatten(1).amax(dim=1)
@@ -74,16 +78,19 @@ def _by_activations(state: Quantization, groups: Channels) -> Tensor:
                 break
     # Only what a channel is beside the others matters, not the tensor's size.
     alive = ranges[1:][ranges[1:] > 0]
-    usual = alive.median() if len(alive) else torch.ones(())
+    usual = alive.median() if len(alive) else torch.ones((), dtype=torch.float32, device="cpu")
     return (ranges / usual).clamp(1 / LIMIT, LIMIT).pow(-SHARE)
 
 
 def _by_weights(state: Quantization, groups: Channels) -> Tensor:
     """Returns the factor of each group that makes the weights' ranges equal on its two sides."""
-    logs = torch.zeros(groups.count)
+    logs = torch.zeros(groups.count, dtype=torch.float32, device="cpu")
     magnitudes = {name: _magnitudes(state, name) for name in state.weighted()}
     for _ in range(ROUNDS):
-        made, read = torch.zeros(groups.count), torch.zeros(groups.count)
+        made, read = (
+            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
+            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
+        )
         for name, weight in magnitudes.items():
             rows, columns = groups.outputs[name], columns_of(state, name, groups.inputs[name])
             now = weight * (logs[rows][:, None] - logs[columns]).exp()
@@ -92,7 +99,7 @@ def _by_weights(state: Quantization, groups: Channels) -> Tensor:
         both = (made > 0) & (read > 0)
         logs += torch.where(both, (read / made).log() / 4, 0.0).nan_to_num(0.0)
         logs[FIXED] = 0.0
-    limit = float(torch.tensor(LIMIT).log())
+    limit = float(torch.tensor(LIMIT, dtype=torch.float32, device="cpu").log())
     return logs.clamp(-limit, limit).exp()
 
 

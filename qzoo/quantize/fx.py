@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .. import _torch_ao
+from .._process import plain_defaults, quiet
 from .._torch_ao_fx import FUNCTIONALS, layer_tensors
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
@@ -242,9 +242,9 @@ class _Watched(fx.Interpreter):
         return result
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode(), warnings.catch_warnings():
-            # It rescales them all the same, as an artifact's concatenations do.
-            warnings.filterwarnings("ignore", message="All inputs of this cat operator must share")
+        # It rescales them all the same, as an artifact's concatenations do.
+        expected = quiet("All inputs of this cat operator must share")
+        with torch.inference_mode(), plain_defaults(), expected:
             return super().run(*args, **kwargs)
 
 

@@ -43,7 +43,7 @@ class Integers:
     @classmethod
     def of(cls, x: Tensor, scale: float, zero_point: int) -> Integers:
         """Rounds a float tensor as the int8 kernels do."""
-        scale = float(torch.tensor(scale, dtype=torch.float32))
+        scale = float(torch.tensor(scale, dtype=torch.float32, device="cpu"))
         rounded = (x * (1 / scale)).round_().add_(zero_point).clamp_(0, 255)
         return cls(rounded.to(torch.uint8), scale, zero_point)
 

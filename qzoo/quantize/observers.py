@@ -79,7 +79,7 @@ class Observer:
         self.grid = grid or Grid()
         self.axis = axis
         self.batches = 0
-        self.minimum = self.maximum = torch.empty(0)
+        self.minimum = self.maximum = torch.empty(0, dtype=torch.float32, device="cpu")
         #: The minima and maxima of each batch, in their order.
         self.ends: list[tuple[Tensor, Tensor]] = []
 
@@ -204,14 +204,16 @@ class HistogramObserver(Observer):
         first: Int64 [C], the lower end of the first bin, in widths of a bin.
     """
 
-    counts = torch.empty(0)
+    counts = torch.empty(0, dtype=torch.float32, device="cpu")
     level: Tensor
     first: Tensor
 
     @property
     def width(self) -> Tensor:
         """Width of a bin, float64 [C]."""
-        return _times_power(torch.ones(len(self.level)), self.level)
+        return _times_power(
+            torch.ones(len(self.level), dtype=torch.float32, device="cpu"), self.level
+        )
 
     @property
     def low(self) -> Tensor:
@@ -224,7 +226,7 @@ class HistogramObserver(Observer):
         if self.batches:
             counts = self._in_bins(level, first)
         else:
-            counts = torch.zeros(len(level), BINS, dtype=torch.float64)
+            counts = torch.zeros(len(level), BINS, dtype=torch.float64, device="cpu")
         self.counts, self.level, self.first = counts, level, first
 
     def _count(self, rows: Tensor) -> None:
@@ -234,7 +236,7 @@ class HistogramObserver(Observer):
         gain = (1 / self.width).to(rows.dtype)[:, None]
         index = (rows * gain).floor_().long().sub_(self.first[:, None])
         if len(rows) > 1:
-            index += BINS * torch.arange(len(rows))[:, None]
+            index += BINS * torch.arange(len(rows), dtype=torch.int64, device="cpu")[:, None]
         found = torch.bincount(index.flatten(), minlength=BINS * len(rows))
         self.counts += found.reshape(len(rows), BINS)
 
@@ -245,14 +247,17 @@ class HistogramObserver(Observer):
 
     def _in_bins(self, level: Tensor, first: Tensor) -> Tensor:
         """Returns the counts of other bins, as wide or wider, that hold all values too."""
-        numbers = self.first[:, None] + torch.arange(BINS)
+        numbers = self.first[:, None] + torch.arange(BINS, dtype=torch.int64, device="cpu")
         # Bins beyond the others' ends are empty.
         index = (numbers >> (level - self.level)[:, None]).sub_(first[:, None]).clamp_(0, BINS - 1)
         return torch.zeros_like(self.counts).scatter_add_(1, index, self.counts)
 
     def centers(self) -> Tensor:
         """Returns the middle of every bin, float64 [C, BINS]."""
-        return self.low[:, None] + (torch.arange(BINS) + 0.5) * self.width[:, None]
+        return (
+            self.low[:, None]
+            + (torch.arange(BINS, dtype=torch.float32, device="cpu") + 0.5) * self.width[:, None]
+        )
 
 
 class Percentile(HistogramObserver):

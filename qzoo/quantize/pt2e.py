@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from .._process import undisturbed
 from ..backends import Backend
 from ..errors import ArgumentError, MissingDependencyError
 from ..reference.pt2e_graph import dotted_names
@@ -54,7 +53,7 @@ def prepare(
     example = torch.cat([images, images])[:2]
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     try:
-        with _quiet(), torch.no_grad():
+        with undisturbed(), torch.no_grad():
             exported = torch.export.export(model, (example,), dynamic_shapes=dynamic)
             put_in = flow.prepare_qat_pt2e if is_qat else flow.prepare_pt2e
             prepared: fx.GraphModule = put_in(exported.module(check_guards=False), quantizer)
@@ -68,7 +67,7 @@ def prepare(
 
 def convert(prepared: fx.GraphModule) -> fx.GraphModule:
     """Turns a calibrated graph into a quantized one."""
-    with _quiet(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         converted: fx.GraphModule = _torchao()[0].convert_pt2e(prepared)
     return converted
 
@@ -87,8 +86,8 @@ def default_quantizer(
         MissingDependencyError: torchao or ExecuTorch is not installed.
     """
     if backend.per_channel:
-        from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
-
+        with undisturbed():
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
         config = x86.get_default_x86_inductor_quantization_config(
             is_qat=is_qat, reduce_range=backend.reduce_range
         )
@@ -101,7 +100,8 @@ def default_quantizer(
             f'flow="pt2e" for the backend {backend.name} takes the XNNPACKQuantizer of ExecuTorch: '
             'pip install "qzoo[executorch]", or choose another backend.'
         )
-    xnnpack = importlib.import_module(_XNNPACK)
+    with undisturbed():
+        xnnpack = importlib.import_module(_XNNPACK)
     config = xnnpack.get_symmetric_quantization_config(
         is_per_channel=backend.per_channel, is_qat=is_qat
     )
@@ -120,15 +120,7 @@ def _torchao() -> tuple[Any, type]:
     """
     if importlib.util.find_spec("torchao") is None:
         raise MissingDependencyError('flow="pt2e" needs torchao: pip install "qzoo[pt2e]".')
-    from torchao.quantization.pt2e import quantize_pt2e
-    from torchao.quantization.pt2e.quantizer import Quantizer
-
+    with undisturbed():
+        from torchao.quantization.pt2e import quantize_pt2e
+        from torchao.quantization.pt2e.quantizer import Quantizer
     return quantize_pt2e, Quantizer
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps notices that users of qzoo cannot act on quiet here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

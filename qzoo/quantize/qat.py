@@ -25,13 +25,14 @@ from ..artifact.native import attach_info, to_native
 from ..backends import get_backend
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
-from .data import open_calibration
+from .data import nothing, open_calibration
 from .ptq import default_ptq_backend, own_transforms, with_transforms
+from .qat_frozen import keep_frozen
 from .qat_graph import GraphBuilder
 from .qat_model import InTraining, Plan, QatModel, unwrap
 from .qat_pt2e import prepare_pt2e
 from .qat_ranges import Ranges, range_index
-from .qat_start import Folded, Unfolded, carry_over, nothing, read_ptq
+from .qat_start import Folded, Unfolded, carry_over, read_ptq
 from .recipes import STEPS, get_recipe
 from .state import Quantization, float_copy
 
@@ -107,6 +108,11 @@ def prepare(
     """Returns a model to train, which computes as the int8 model of `model` will.
 
     The model itself is left as it was. Auxiliary classifiers are left out.
+
+    What is frozen in the model (`requires_grad=False`) stays frozen: weights and biases, their
+    steps and, between frozen layers, those of activations. A batch norm that is folded into a
+    frozen layer is frozen with it. Observed ranges are no parameters: batches move them everywhere
+    until `Schedule` freezes them.
 
     Args:
         model: A float model from one of the zoo's builders, trained.
@@ -189,6 +195,7 @@ def prepare(
                 STEPS[step](state, plan)
         prepared = _prepare(state, source, artifact, batch_norm, learn_ranges)
     state.fused.to("meta")  # the weights are in training now; only their shapes are needed again
+    keep_frozen(prepared, state.recording, model)
     prepared.to(next(model.parameters()).device)
     return attach_info(prepared, state.info).train()  # type: ignore[return-value]
 
@@ -224,7 +231,6 @@ def _prepare(
         if learn_ranges and layer.rounded:
             layer.learn_step()
     state.calibration = nothing()
-    qat.requires_grad_()
     return qat
 
 

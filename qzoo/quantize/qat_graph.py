@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.shufflenetv2 import channel_shuffle
 
+from .. import _torch_ao
 from ..errors import ArgumentError
 from ..reference.trace import INPUT_AFFINE
 from .qat_layers import Average, Hardsigmoid, Input, Output, Weighted, gain_of, make_weighted
@@ -106,6 +107,8 @@ class GraphBuilder:
         layer = self.state.layers[name]
         norm = self._norm_behind(node)
         module: Weighted = make_weighted(layer, *self.weights(name, norm))
+        if (read := self._grids.get(x)) is not None:
+            self.ranges.readers.setdefault(read, []).append(module)
         per_channel = self.state.backend.per_channel
         module.set_up(per_channel, name not in self.state.keep_float)
         if norm is None:
@@ -207,6 +210,26 @@ class Affine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the images as the first layer wants them."""
         return x * self.gain + self.offset
+
+
+def build_graph(
+    state: Quantization, index: Mapping[str, int], norms: Mapping[str, Any]
+) -> fx.Graph:
+    """Returns the forward pass of a model whose modules are there already.
+
+    Args:
+        state: The model on its way to int8; of its weights only the shapes matter.
+        index: Layer name to its range.
+        norms: The batch norms that were kept, by name.
+    """
+
+    def shapes(name: str, _: str | None) -> tuple[Tensor, Tensor | None]:
+        return _torch_ao.float_weights(state.fused, name)
+
+    ranges = Ranges(0, state.grid, learned=False)
+    builder = GraphBuilder(state, ranges, index, norms, shapes, nn.Module())
+    builder.build()
+    return builder.graph
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Tensor]:

@@ -44,7 +44,7 @@ class Output(nn.Module):
         if ranges.bypass:
             return F.relu(x) if self.relu else x
         steps = ranges.steps(self.index)
-        if ranges.learned and torch.is_grad_enabled():
+        if ranges.learns(self.index, x):
             scale = ranges.scale[self.index]
             return learned_round_output(x, scale, steps.low, steps.high, self.relu)
         return round_output(x, *steps, self.relu)

@@ -12,10 +12,11 @@ from torch import Tensor, fx, nn
 
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
+from .data import nothing
 from .qat_convert import build_artifact
-from .qat_graph import compile_graph
+from .qat_graph import build_graph, compile_graph
 from .qat_ranges import Ranges
-from .state import Quantization
+from .state import Quantization, record_forward
 
 
 @dataclass
@@ -36,6 +37,18 @@ class Plan:
 
     def __deepcopy__(self, memo: Any) -> Plan:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the recording, which holds functions that cannot be pickled, and no images."""
+        state = copy.copy(self.state)
+        del state.recording, state.calibration
+        return {**self.__dict__, "state": state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Records the forward pass again."""
+        self.__dict__.update(state)
+        own = self.state
+        own.recording, own.calibration = record_forward(own.info, own.layers), nothing()
 
     def fresh_state(self) -> Quantization:
         """Returns a state of its own, whose weights and biases are yet to be written."""
@@ -63,6 +76,12 @@ class InTraining(nn.Module):
         """Returns the int8 artifact; see `qat.to_artifact`."""
         raise NotImplementedError
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> InTraining:
+        """Copies all but the forward pass and the plan, which do not change."""
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
 
 class QatModel(InTraining):
     """A model that trains as usual and computes as its int8 model will.
@@ -86,6 +105,16 @@ class QatModel(InTraining):
     def set_graph(self, graph: fx.Graph) -> None:
         """Takes a forward pass over this module's own modules."""
         self._run = compile_graph(graph)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the forward pass, a function made at run time, which cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the forward pass again."""
+        super().__setstate__(state)
+        norms = {name: self.get_submodule(name) for name in self.plan.folds.values()}
+        self.set_graph(build_graph(self.plan.state, self.plan.index, norms))
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits, float32 [N, classes], of images, float32 [N, 3, H, W].
@@ -125,7 +154,9 @@ class QatModel(InTraining):
 
     def get_extra_state(self) -> Tensor:
         """Returns what is frozen, bool [2], for the state dict."""
-        return torch.tensor([not self.ranges.observing, self._norms_frozen])
+        return torch.tensor(
+            [not self.ranges.observing, self._norms_frozen], dtype=torch.bool, device="cpu"
+        )
 
     def set_extra_state(self, state: Tensor) -> None:
         """Freezes what a state dict says."""

@@ -56,6 +56,17 @@ class Pt2eModel(InTraining):
         # A state dict of eval mode switches observers off.
         self.register_load_state_dict_post_hook(_restore_mode)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuses to be pickled.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        raise ArgumentError(
+            "A model that trains by PT2E cannot be pickled, because what torchao needs to convert "
+            'its graph would be lost: save its state_dict(), or train with flow="eager".'
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Returns logits, float32 [N, classes], of images, float32 [N, 3, H, W]."""
         y = self.prepared(x)
@@ -79,7 +90,7 @@ class Pt2eModel(InTraining):
 
     def get_extra_state(self) -> Tensor:
         """Returns whether observers are frozen, bool [1], for the state dict."""
-        return torch.tensor([self._frozen])
+        return torch.tensor([self._frozen], dtype=torch.bool, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Freezes what a state dict says."""

@@ -47,6 +47,7 @@ class Ranges(nn.Module):
         zero_point: Int64 [L], the integers that stand for 0.0.
         batches: Int64, 0-d: how many batches were averaged.
         observing: Whether training batches move the ranges, unless those are learned.
+        readers: Index of a range to the layers with weights that read what is rounded to it.
         synchronize: Whether processes of a process group observe one common batch.
     """
 
@@ -61,22 +62,27 @@ class Ranges(nn.Module):
     def __init__(self, count: int, grid: Grid, learned: bool) -> None:
         super().__init__()
         self.grid, self.learned = grid, learned
-        self.register_buffer("minimum", torch.zeros(count))
-        self.register_buffer("maximum", torch.zeros(count))
-        scale = torch.zeros(count)
+        self.register_buffer("minimum", torch.zeros(count, dtype=torch.float32, device="cpu"))
+        self.register_buffer("maximum", torch.zeros(count, dtype=torch.float32, device="cpu"))
+        scale = torch.zeros(count, dtype=torch.float32, device="cpu")
         if learned:
             self.scale = nn.Parameter(scale)
         else:
             self.register_buffer("scale", scale)
-        self.register_buffer("zero_point", torch.zeros(count, dtype=torch.int64))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("zero_point", torch.zeros(count, dtype=torch.int64, device="cpu"))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.observing = True
         self.synchronize = True
         #: Whether nothing is rounded, which is how the first batch is observed.
         self.bypass = False
+        self.readers: dict[int, list[nn.Module]] = {}
         self._steps: list[Steps] = []
         self._read: tuple[Any, ...] = ()
         self._seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what was read from the tensors, which in a copy count their changes anew."""
+        return {**self.__dict__, "_steps": [], "_read": (), "_seen": []}
 
     def set(self, index: int, scale: float, zero_point: int) -> None:
         """Gives one layer a range, as PTQ chose it."""
@@ -117,6 +123,17 @@ class Ranges(nn.Module):
             return Steps(self.scale[index], low, low + 255)
         return self._steps[index]
 
+    def learns(self, index: int, x: Tensor) -> bool:
+        """Returns whether the step of a range is trained on the values `x` that it rounds.
+
+        Steps between frozen layers are as fixed as those layers: a step is learned where something
+        in front of it is trained, or the weights of a layer that reads it.
+        """
+        if not (self.learned and torch.is_grad_enabled()):
+            return False
+        readers = self.readers.get(index, ())
+        return x.requires_grad or any(layer.weight.requires_grad for layer in readers)  # type: ignore[union-attr]
+
     def note(self, index: int, x: Tensor, relu: bool) -> None:
         """Takes note of a layer's output before it is rounded; `commit` enters it."""
         x = x.detach()
@@ -128,7 +145,9 @@ class Ranges(nn.Module):
         """Averages what was noted into the ranges and chooses steps and zero points anew."""
         if not self._seen:
             return
-        index = torch.tensor([i for i, _, _ in self._seen], device=self.minimum.device)
+        index = torch.tensor(
+            [i for i, _, _ in self._seen], dtype=torch.int64, device=self.minimum.device
+        )
         low = torch.stack([low for _, low, _ in self._seen])
         high = torch.stack([high for _, _, high in self._seen])
         self._seen.clear()
@@ -140,7 +159,7 @@ class Ranges(nn.Module):
             if dist.get_world_size() > 1:
                 dist.all_reduce(ends, dist.ReduceOp.MAX)
         with torch.no_grad():
-            share = (1.0 / (self.batches + 1)).clamp(min=self.momentum)
+            share = (1.0 / (self.batches + 1).float()).clamp(min=self.momentum)
             self.minimum.lerp_(-ends[0], share)
             self.maximum.lerp_(ends[1], share)
             self.batches += 1

@@ -13,7 +13,6 @@ from ..artifact.layers import WEIGHTED_OPS
 from ..artifact.native import from_native
 from ..errors import ArgumentError
 from ..reference.build import ReferenceModel
-from .data import Calibration
 from .qat_layers import gain_of
 from .state import Quantization, spread
 
@@ -21,11 +20,6 @@ from .state import Quantization, spread
 _NEAR = 1.0
 #: Weights start no closer than this to where they would round to another integer, in steps.
 _MARGIN = 0.01
-
-
-def nothing() -> Calibration:
-    """Returns calibration images that there are none of."""
-    return Calibration(lambda: iter(()), 0, 1, "", None)
 
 
 def read_ptq(result: nn.Module | Artifact) -> Artifact:

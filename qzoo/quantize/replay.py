@@ -58,9 +58,12 @@ def simulate(model: nn.Module, artifact: Artifact) -> Simulation:
 
 def _factors(state: Quantization, groups: Channels, artifact: Artifact) -> Tensor:
     """Returns the factor of each group of channels, float32 [groups]."""
-    factors = torch.ones(groups.count)
+    factors = torch.ones(groups.count, dtype=torch.float32, device="cpu")
     for _ in range(SWEEPS):
-        products, squares = torch.zeros(groups.count), torch.zeros(groups.count)
+        products, squares = (
+            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
+            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
+        )
         for name in state.weighted():
             columns = factors[columns_of(state, name, groups.inputs[name])]
             weight = state.weight(name)

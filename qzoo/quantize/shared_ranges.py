@@ -88,5 +88,8 @@ def _ends(state: Quantization, name: str) -> tuple[float, float]:
 
 
 def _qparams(state: Quantization, low: float, high: float) -> tuple[float, int]:
-    scale, zero_point = state.grid.qparams(torch.tensor([low]), torch.tensor([high]))
+    scale, zero_point = state.grid.qparams(
+        torch.tensor([low], dtype=torch.float32, device="cpu"),
+        torch.tensor([high], dtype=torch.float32, device="cpu"),
+    )
     return float(scale[0]), int(zero_point[0])

@@ -92,7 +92,7 @@ class Quantization:
         """
         bias = _torch_ao.float_weights(self.fused, name)[1]
         if bias is None:
-            zeros = torch.zeros(len(self.weight(name)))
+            zeros = torch.zeros(len(self.weight(name)), dtype=torch.float32, device="cpu")
             bias = _torch_ao.set_float_bias(self.fused, name, zeros)
         return bias.data
 
@@ -188,6 +188,11 @@ def float_copy(model: nn.Module, stacklevel: int = 4) -> nn.Module:
     if _torch_ao.is_quantized(model):
         raise ArgumentError(
             "This model is already int8: quantize the float model that it was made from."
+        )
+    if any(p.is_meta for p in model.parameters()):
+        raise ArgumentError(
+            'This model is on the device "meta", where weights hold no values: build it on the CPU '
+            'and load its weights there (with torch.device("cpu"): ...).'
         )
     if model.training:
         warnings.warn(

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .._process import undisturbed
 from ..errors import ArgumentError, MissingDependencyError, QuantizationWarning
 from .state import match_layers
 
@@ -155,15 +156,17 @@ def quantize_weight_only(
         raise ArgumentError(
             f"group_size should be one of {', '.join(map(str, GROUP_SIZES))}, not {group_size!r}."
         )
-    config, kernel = _config(bits, group_size)
+    with undisturbed():
+        config, kernel = _config(bits, group_size)
     names, skipped = _choose(model, layers, group_size)
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     done, signal, noise = [], 0.0, 0.0
     for name in tqdm(names, "quantize", unit="layer", leave=False, disable=not progress):
         layer: Any = twin.get_submodule(name)
         before = layer.weight.detach().clone()
-        padded = _quantize(layer, config, bits)
-        error = (_computed_with(layer.weight) - before).double()
+        with undisturbed():
+            padded = _quantize(layer, config, bits)
+            error = (_computed_with(layer.weight) - before).double()
         energies = float(before.double().square().sum()), float(error.square().sum())
         signal, noise = signal + energies[0], noise + energies[1]
         size = (before.nbytes, _stored_bytes(layer.weight))
@@ -271,7 +274,7 @@ def _computed_with(weight: Tensor) -> Tensor:
 
 
 def _unit_vectors(start: int, stop: int, width: int, like: Tensor) -> Tensor:
-    vectors = torch.zeros(stop - start, width, dtype=like.dtype)
+    vectors = torch.zeros(stop - start, width, dtype=like.dtype, device=like.device)
     vectors[:, start:stop].fill_diagonal_(1)
     return vectors
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.fx import graph_module
 
+from .._finite import check_finite
 from ..artifact.format import Artifact
 from ..artifact.native import from_native
 from ..errors import ArgumentError, ArtifactError, UnknownNameError
@@ -20,6 +21,8 @@ from .trace import Recording, record
 
 class ReferenceModel(fx.GraphModule):
     """An int8 model as a graph of ordinary float operations on explicitly dequantized integers.
+
+    Calling it with NaN or infinity raises an ArgumentError, as on every runtime.
 
     Float32 [N, 3, H, W] in, float32 logits [N, classes] out, on any device. The buffers are the
     artifact's tensors under the artifact's names. Every node of the graph carries `meta["grid"]`,
@@ -40,6 +43,8 @@ class ReferenceModel(fx.GraphModule):
     def recompile(self) -> Any:
         """Makes the forward pass of the graph anew; see `torch.fx.GraphModule.recompile`."""
         code = super().recompile()
+        if not self._forward_pre_hooks:  # which copying a graph module loses
+            self.register_forward_pre_hook(_check_input)
         # PyTorch keeps the source of every graph until the process ends, for tracebacks: 90 KiB
         # of the smallest model each time that one is compiled. Here it goes with the model.
         source = type(self).forward.__code__.co_filename
@@ -93,6 +98,11 @@ def build_reference(
     reference = ReferenceModel(root, graph, f"Reference_{artifact.info.architecture}")
     reference.meta.update(artifact=artifact, recording=recording)
     return reference.eval()
+
+
+def _check_input(_: nn.Module, args: tuple[Any, ...]) -> None:
+    if not torch.compiler.is_compiling():
+        check_finite(args[0])
 
 
 def _skeleton(artifact: Artifact) -> nn.Module:

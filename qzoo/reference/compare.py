@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..backends import native_call
 from ..errors import ArgumentError
 from .build import ReferenceModel
 from .ops import QUANTIZE
@@ -61,7 +62,7 @@ def native_outputs(
         left out.
     """
     steps: dict[str, Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), native_call():
         _NativeInterpreter(native, reference, steps, inputs or {}).run(x)
     return steps
 

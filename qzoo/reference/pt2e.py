@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _torch_ao
+from .._process import plain_defaults
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, Layer, float_weight_tensors, weight_tensors
 from ..artifact.native import model_info, package_versions
@@ -236,7 +237,7 @@ class _Reader:
 
         for images in batches:
             try:
-                with torch.no_grad():
+                with torch.no_grad(), plain_defaults():
                     Ranges(self.module).run(images)
             except (RuntimeError, ValueError, AssertionError) as error:
                 raise ArtifactError(
@@ -250,5 +251,7 @@ class _Reader:
 
 def _grid(low: float, high: float, steps: int) -> Grid:
     """Returns the grid of so many steps of a range that holds 0."""
-    scale = torch.tensor(max((high - low) / steps, _SMALLEST_SCALE), dtype=torch.float32).item()
+    scale = torch.tensor(
+        max((high - low) / steps, _SMALLEST_SCALE), dtype=torch.float32, device="cpu"
+    ).item()
     return Grid(scale, min(steps, max(0, round(-low / scale))))

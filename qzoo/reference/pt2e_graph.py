@@ -148,7 +148,7 @@ def grid_of(rounding: Node) -> Grid:
             f"{rounding.name} uses the integers {low} to {high}; an int8 artifact has 0 to 255."
         )
     # As the artifact's single-precision tensors hold it.
-    scale = torch.tensor(scale, dtype=torch.float32).item()
+    scale = torch.tensor(scale, dtype=torch.float32, device="cpu").item()
     return Grid(scale, int(zero_point) - int(low))
 
 
@@ -203,7 +203,10 @@ def weight_of(module: nn.Module, node: Node, name: str) -> tuple[Tensor, Tensor,
     if values.dtype != torch.int8:
         raise ArtifactError(f"Layer {name!r} has weights of the type {values.dtype}, not int8.")
     if dequantize.target is DEQUANTIZE:
-        scale, zero_point = torch.tensor(dequantize.args[1]), torch.tensor(dequantize.args[2])
+        scale, zero_point = (
+            torch.tensor(dequantize.args[1], dtype=torch.float32, device="cpu"),
+            torch.tensor(dequantize.args[2], dtype=torch.int64, device="cpu"),
+        )
         return values, scale, zero_point
     scale, zero_point = (constant(module, a) for a in dequantize.args[1:3])
     if dequantize.args[3] != 0:

@@ -198,7 +198,7 @@ class Rewriter:
         scales = self._buffer(f"{name}.weight_scale", scale.float())
         if zero_point is None:
             # Compilers look for zero points even where all of them are 0.
-            zeros = torch.zeros(len(scale), dtype=torch.int8)
+            zeros = torch.zeros(len(scale), dtype=torch.int8, device="cpu")
             zero_points = self._buffer(f"{name}.weight_zero_point", zeros, False)
         else:
             zero_points = self._buffer(f"{name}.weight_zero_point", zero_point)
@@ -330,4 +330,4 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 def _single(scale: float) -> float:
     """Rounds a scale to float32, in which all kernels and file formats of the runtimes hold it."""
-    return torch.tensor(scale, dtype=torch.float32).item()
+    return torch.tensor(scale, dtype=torch.float32, device="cpu").item()

@@ -134,10 +134,10 @@ def _leaves(skeleton: nn.Module, layers: Mapping[str, Layer]) -> dict[str, nn.Mo
 
 def _input_affine(skeleton: Any) -> tuple[Tensor, Tensor]:
     """Measures the per-channel gain and offset of the model's `_transform_input`."""
-    with torch.device("cpu"):
-        # In float64, so that rounding to float32 gives the model's own constants back.
-        zero = skeleton._transform_input(torch.zeros(1, 3, 1, 1, dtype=torch.float64)).flatten()
-        one = skeleton._transform_input(torch.ones(1, 3, 1, 1, dtype=torch.float64)).flatten()
+    # In float64, so that rounding to float32 gives the model's own constants back.
+    pixel = torch.zeros(1, 3, 1, 1, dtype=torch.float64, device="cpu")
+    zero = skeleton._transform_input(pixel).flatten()
+    one = skeleton._transform_input(pixel + 1).flatten()
     return (one - zero).float(), zero.float()
 
 

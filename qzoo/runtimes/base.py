@@ -6,11 +6,12 @@ import abc
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .._finite import check_finite
 from ..artifact.format import Artifact, ModelInfo
 from ..errors import ArgumentError, QzooError
 from ..labels import Labelled
@@ -18,6 +19,10 @@ from ..picture_size import picture_size
 
 if TYPE_CHECKING:
     from .choice import Choice
+
+
+def _made(cls: type[CompiledModel], options: dict[str, Any]) -> CompiledModel:
+    return cls(**options)
 
 
 class CompiledModel(Labelled, abc.ABC):
@@ -60,8 +65,8 @@ class CompiledModel(Labelled, abc.ABC):
         """Returns float32 logits [N, classes] of float32 images [N, 3, H, W].
 
         Raises:
-            ArgumentError: A tensor of another dtype, layout or device, or of another batch size
-                than the model was compiled for.
+            ArgumentError: A tensor of another dtype, layout or device, of another batch size than
+                the model was compiled for, or with values that are NaN or infinite.
         """
         return self._run(self._checked(x))
 
@@ -98,6 +103,22 @@ class CompiledModel(Labelled, abc.ABC):
                 f"pictures of {height}x{width} pixels: {str(error).strip()[-300:]}"
             ) from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the model as its artifact and options, of which the reader makes it ready anew.
+
+        So it goes to the processes that `multiprocessing` spawns. It is copied in the same way.
+        """
+        return _made, (type(self), self._options()), {"why": self.why}
+
+    def _options(self) -> dict[str, Any]:
+        """Returns the arguments that make another model like this one."""
+        return {
+            "artifact": self.artifact,
+            "threads": self.threads,
+            "batch_size": self.batch_size,
+            "input_size": self.size,
+        }
+
     def __repr__(self) -> str:
         return (
             f"{type(self).__name__}({self.artifact.info.architecture}, runtime={self.runtime!r}, "
@@ -131,4 +152,5 @@ class CompiledModel(Labelled, abc.ABC):
                 f"The input has {x.shape[0]} images, but the model was compiled for "
                 f"batch_size={self.batch_size}: pass that many, or compile with batch_size=None."
             )
+        check_finite(x)
         return x.detach().contiguous()

@@ -62,7 +62,7 @@ def peak_mib() -> float:
 
 def _main(path: str, runtime: str, *numbers: str) -> None:
     threads, batch, height, width = (int(n) for n in numbers)
-    x = torch.zeros(batch, 3, height, width)
+    x = torch.zeros(batch, 3, height, width, dtype=torch.float32, device="cpu")
     artifact = Artifact.read(path)
     before = peak_mib()
     model = compile(artifact, runtime, threads or None, batch, (height, width))

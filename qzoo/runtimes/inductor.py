@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .._process import undisturbed
 from ..artifact.format import Artifact
 from ..benchmark import torch_threads
 from ..errors import ArgumentError
@@ -28,7 +29,8 @@ class InductorModel(CompiledModel):
     threads run side by side.
 
     PyTorch's number of threads belongs to the calling thread and is the default of threads started
-    later. A call sets it and puts it back; a thread that starts during the call keeps the number.
+    later. A call sets it and puts it back; a thread that first uses PyTorch elsewhere meanwhile
+    keeps the number.
 
     Args:
         artifact: The model's numbers.
@@ -54,7 +56,8 @@ class InductorModel(CompiledModel):
         super().__init__(artifact, threads, batch_size, input_size)
         plan = make_plan(artifact, batch_size, self.size)
         runners = max(1, min(_MAX_RUNNERS, (os.cpu_count() or 1) // (threads or 1)))
-        from torch._inductor.package import load_package
+        with undisturbed():
+            from torch._inductor.package import load_package
 
         with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
             package = Path(folder) / "model.pt2"

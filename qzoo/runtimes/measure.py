@@ -66,7 +66,14 @@ def choose(
     if not built:
         assert first_error is not None
         raise first_error
-    x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        batch,
+        3,
+        *size,
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.float32,
+        device="cpu",
+    )
     calls = {name: lambda model=model: model(x) for name, model in built.items()}
     # Other work on the machine adds to the clock, but not to the CPU's time; that, in turn, counts
     # threads that wait by spinning, so that with several threads the quicker calls must do.

@@ -60,7 +60,9 @@ class OnnxruntimeModel(CompiledModel):
         batch, _, height, width = x.shape
         with self._explained(height, width):
             session = self._session(height, width)
-            logits = torch.empty(batch, session.get_outputs()[0].shape[1])
+            logits = torch.empty(
+                batch, session.get_outputs()[0].shape[1], dtype=torch.float32, device="cpu"
+            )
             binding = session.io_binding()
             # Both are read and written in place.
             for bind, meta, tensor in (

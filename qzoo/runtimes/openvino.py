@@ -67,7 +67,7 @@ class OpenvinoModel(CompiledModel):
         with self._explained(height, width):
             parts = x.split(rows)
             forms = [self._form((len(part), height, width, streams)) for part in parts]
-            logits = torch.empty(batch, forms[0].classes)
+            logits = torch.empty(batch, forms[0].classes, dtype=torch.float32, device="cpu")
             if len(parts) == 1:
                 forms[0].run(x, logits)
                 return logits

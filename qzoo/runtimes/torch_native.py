@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class TorchModel(CompiledModel):
     structure is seen for the first time on a machine.
 
     PyTorch's number of threads belongs to the calling thread and is the default of threads started
-    later. A call sets it and puts it back; a thread that starts during the call keeps the number.
+    later. A call sets it and puts it back; a thread that first uses PyTorch elsewhere meanwhile
+    keeps the number.
 
     Attributes:
         engine: The quantized engine that computes.
@@ -60,6 +61,9 @@ class TorchModel(CompiledModel):
             names.remove("qnnpack")  # made for ARM; several times slower here
         if has_wide_depthwise(self.artifact):
             names = [n for n in names if n not in SATURATING_ENGINES] or names
+        if torch.are_deterministic_algorithms_enabled():
+            # PyTorch takes the linear layers of these for algorithms that are not.
+            names = [n for n in names if n not in ("fbgemm", "x86")] or names
         if len(names) == 1:
             return names[0]
 
@@ -70,26 +74,15 @@ class TorchModel(CompiledModel):
         self.engines = choose("engine", self.artifact, names, build, *numbers, built=built)
         return self.engines.name
 
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "engine": self.engine}
+
     def _run(self, x: Tensor) -> Tensor:
         with (
             self._explained(*x.shape[-2:]),
             torch_threads(self.threads),
-            _elementwise(self.engine),
+            quantized_engine(self.engine, elementwise=True),
             torch.inference_mode(),
         ):
             result = self.model(x)
         return result.clone()  # an ordinary tensor, which autograd may save
-
-
-@contextlib.contextmanager
-def _elementwise(engine: str) -> Iterator[None]:
-    """Keeps QNNPACK's additions and pools, which round in their own way, to its own models.
-
-    Packed weights stay with their engine, but elementwise operations follow the process's setting;
-    the other engines share one implementation.
-    """
-    if (torch.backends.quantized.engine == "qnnpack") == (engine == "qnnpack"):
-        yield
-        return
-    with quantized_engine(engine):  # calls take turns
-        yield

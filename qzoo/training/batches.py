@@ -113,10 +113,12 @@ class MemoryBatches:
     def __init__(self, data: Any, order: Order, preset: ImageClassification, turn: bool) -> None:
         # NHWC in memory seen as NCHW: what PyTorch calls channels last.
         self.images = torch.from_numpy(data.images).permute(0, 3, 1, 2)
-        self.targets = torch.tensor(data.targets)
+        self.targets = torch.tensor(data.targets, dtype=torch.int64, device="cpu")
         self.order, self.turn = order, turn
-        self.mean = 255 * torch.tensor(preset.mean)[:, None, None]
-        self.std = 255 * torch.tensor(preset.std)[:, None, None]
+        self.mean, self.std = (
+            255 * torch.tensor(values, dtype=torch.float32, device="cpu")[:, None, None]
+            for values in (preset.mean, preset.std)
+        )
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""
@@ -126,7 +128,7 @@ class MemoryBatches:
         """Yields an epoch's batches from batch `start` on."""
         self.order.epoch, self.order.start = epoch, start
         for number, keys in enumerate(self.order, start):
-            chosen = torch.tensor([key.image for key in keys])
+            chosen = torch.tensor([key.image for key in keys], dtype=torch.int64, device="cpu")
             images = self.images[chosen]
             if self.turn:
                 images = turned(images, stream(self.order.seed, "turn", epoch, number) % 8)

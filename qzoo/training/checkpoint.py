@@ -195,7 +195,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     _, keys, place, has_gauss, cached = mersenne
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "python": [torch.tensor(internal), gauss],
+        "python": [torch.tensor(internal, dtype=torch.int64, device="cpu"), gauss],
         "numpy": [torch.from_numpy(keys.astype(np.int64)), place, has_gauss, cached],
     }
     if device.type == "cuda":

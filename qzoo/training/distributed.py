@@ -173,7 +173,9 @@ def evaluate_all(
             share, batch_size, num_workers=workers, pin_memory=ranks.device.type == "cuda"
         )
         metrics = evaluate(model, loader, progress=ranks.first)
-        counts += torch.tensor([metrics.n, metrics.correct[1], metrics.correct[5]]).to(counts)
+        counts += torch.tensor(
+            [metrics.n, metrics.correct[1], metrics.correct[5]], dtype=torch.int64, device="cpu"
+        ).to(counts)
     n, top1, top5 = ranks.total(counts).tolist()
     return Metrics(n, {1: top1, 5: top5})
 

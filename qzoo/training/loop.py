@@ -161,7 +161,9 @@ class Trainer:
         self.at = self.at._replace(epoch=state["epoch"], step=state["step"])
         self.log, self._earlier = state["log"], state["seconds"]
         if self.ranks.first:
-            self._sums += torch.tensor(state["sums"], dtype=torch.float64).to(self._sums)
+            self._sums += torch.tensor(state["sums"], dtype=torch.float64, device="cpu").to(
+                self._sums
+            )
         randoms = state["random"]
         if len(randoms) == self.ranks.world:
             checkpoint.set_random_state(randoms[self.ranks.rank], self.ranks.device)

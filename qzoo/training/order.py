@@ -75,7 +75,7 @@ class Order:
     def __iter__(self) -> Iterator[list[Key]]:
         """Yields the images of every batch of `epoch` from batch `start` on."""
         generator = torch.Generator().manual_seed(stream(self.seed, "order", self.epoch))
-        order = torch.randperm(self.count, generator=generator)
+        order = torch.randperm(self.count, generator=generator, dtype=torch.int64, device="cpu")
         kept = -(-self.count // self.copies)
         indices = order[:kept].repeat_interleave(self.copies).tolist()
         whole = self.batch_size * self.world

@@ -377,7 +377,7 @@ def measure_latency(done: Outcome, threads: int = 1) -> None:
     preset = model_info(done.model).transforms
     assert preset is not None
     side = preset["crop_size"] if isinstance(preset["crop_size"], int) else preset["crop_size"][0]
-    x = torch.zeros(1, 3, side, side)
+    x = torch.zeros(1, 3, side, side, dtype=torch.float32, device="cpu")
     calls: dict[str, Any] = {"float": lambda: done.model(x)}
     executors = {"float": "torch"}
     with torch_threads(threads), torch.inference_mode():

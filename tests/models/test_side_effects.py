@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os
 import random
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +20,11 @@ from torch import nn
 from zoo_cases import BUILDERS, ENGINES, engine, small_images, uncalibrated
 
 import qzoo
+from qzoo import _torch_ao
+from qzoo._process import quiet, undisturbed
+from qzoo.benchmark import torch_threads
+from qzoo.optional import require
+from qzoo.runtimes.torch_native import TorchModel
 
 OTHER_ENGINE = next((e for e in ENGINES if e != torch.backends.quantized.engine), ENGINES[0])
 
@@ -34,6 +43,9 @@ def process_state() -> dict[str, Any]:
         "grad": torch.is_grad_enabled(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "showwarning": warnings.showwarning,
+        "recursion": sys.getrecursionlimit(),
+        "handlers": list(logging.root.handlers),
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")},
     }
 
 
@@ -147,3 +159,229 @@ def test_the_engine_of_the_user_stays_selected() -> None:
     with engine(OTHER_ENGINE):
         uncalibrated("resnet18")
         assert torch.backends.quantized.engine == OTHER_ENGINE
+
+
+def runs_while_another_thread_packs(
+    call: Callable[[], torch.Tensor], layer: nn.Module, path: Path, patch: pytest.MonkeyPatch
+) -> tuple[torch.Tensor, set[str]]:
+    """Calls a model; amid the call another thread starts to load `path`, until the call's end.
+
+    Returns what the call gave, and the engines that the process had meanwhile.
+    """
+    packing, over, seen = threading.Event(), threading.Event(), set()
+    build = _torch_ao.build_native
+
+    def slow(*args: Any) -> nn.Module:
+        packing.set()
+        over.wait(10)
+        return build(*args)
+
+    patch.setattr(_torch_ao, "build_native", slow)
+    loader = threading.Thread(target=qzoo.load, args=(path,))
+
+    def start(*_: Any) -> None:
+        loader.start()
+        packing.wait(0.3)
+        seen.add(torch.backends.quantized.engine)
+
+    handle = layer.register_forward_hook(start)
+    try:
+        with torch.no_grad():
+            result = call()
+    finally:
+        over.set()
+        loader.join()
+        handle.remove()
+    return result, seen
+
+
+@pytest.mark.skipif(not {"x86", "qnnpack"} <= {*ENGINES}, reason="needs two kinds of engines")
+@pytest.mark.parametrize("how", ["native", "copied", "compiled"])
+@pytest.mark.parametrize(("own", "others"), [("x86", "qnnpack"), ("qnnpack", "x86")])
+def test_loading_in_another_thread_leaves_a_running_model_its_engine(
+    own: str,
+    others: str,
+    how: str,
+    tmp_path: Path,
+    untouched: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "other.safetensors"
+    qzoo.save(uncalibrated("shufflenet_v2_x0_5", backend=others), path)
+    images = small_images("resnet18")
+    with engine(own):
+        model: Any = uncalibrated("resnet18", backend=own)
+        if how == "copied":
+            model = copy.deepcopy(model)
+        elif how == "compiled":
+            compiled = TorchModel(qzoo.artifact.native.from_native(model), engine=own)
+            model = compiled.model
+        call = (lambda: compiled(images)) if how == "compiled" else (lambda: model(images))
+        with torch.no_grad():
+            expected = call()
+        given, seen = runs_while_another_thread_packs(call, model.layer1, path, monkeypatch)
+        assert torch.equal(given, expected)
+        assert seen == {own}
+
+
+@pytest.mark.skipif(not {"x86", "qnnpack"} <= {*ENGINES}, reason="needs two kinds of engines")
+def test_models_of_all_engines_run_and_load_in_threads(
+    tmp_path: Path, untouched: Callable[[], None]
+) -> None:
+    images = small_images("shufflenet_v2_x0_5")
+    paths = {e: tmp_path / f"{e}.safetensors" for e in ("x86", "qnnpack")}
+    for name, path in paths.items():
+        qzoo.save(uncalibrated("shufflenet_v2_x0_5", num_classes=4, backend=name), path)
+    models = {e: TorchModel(qzoo.Artifact.read(p), engine=e)
+              for e, p in paths.items()}  # fmt: skip
+    expected = {name: model(images) for name, model in models.items()}
+    wrong: list[str] = []
+
+    def work(name: str, other: str) -> None:
+        for _ in range(10):
+            if not torch.equal(models[name](images), expected[name]):
+                wrong.append(name)
+            qzoo.load(paths[other])
+
+    threads = [
+        threading.Thread(target=work, args=pair)
+        for pair in (("x86", "qnnpack"), ("qnnpack", "x86"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "the threads wait for each other"
+    assert not wrong
+
+
+def test_a_model_may_be_loaded_while_one_runs_in_the_same_thread(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    qzoo.save(uncalibrated("shufflenet_v2_x0_5", backend=OTHER_ENGINE), path)
+    model: Any = uncalibrated("resnet18")
+    model.layer1.register_forward_hook(lambda *_: qzoo.load(path) and None)
+    with torch.no_grad():
+        model(small_images("resnet18"))
+
+
+def number_of_new_threads() -> int:
+    numbers: list[int] = []
+    thread = threading.Thread(target=lambda: numbers.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return numbers[0]
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (3, 5), (3, None)])
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_overlapping_calls_leave_the_number_of_threads(
+    counts: tuple[int, int | None], first_out: int, untouched: Callable[[], None]
+) -> None:
+    """Each call is in a new thread; the second one begins while the first one runs."""
+    before = torch.get_num_threads(), number_of_new_threads()
+    begin = [threading.Event() for _ in counts]
+    end = [threading.Event() for _ in counts]
+    during, after = [0, 0], [0, 0]
+
+    def work(index: int) -> None:
+        with torch_threads(counts[index]):
+            during[index] = torch.get_num_threads()
+            begin[index].set()
+            end[index].wait(10)
+        after[index] = torch.get_num_threads()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread, begun in zip(threads, begin, strict=True):
+        thread.start()
+        begun.wait(10)
+    for index in (first_out, 1 - first_out):
+        end[index].set()
+        threads[index].join()
+    assert during == [c or before[1] for c in counts]
+    assert after == [before[1]] * 2
+    assert (torch.get_num_threads(), number_of_new_threads()) == before
+
+
+def test_concurrent_calls_of_compiled_models_leave_the_number_of_threads(
+    untouched: Callable[[], None],
+) -> None:
+    before = number_of_new_threads()
+    artifact = qzoo.artifact.native.from_native(uncalibrated("shufflenet_v2_x0_5"))
+    images = small_images("shufflenet_v2_x0_5")
+    models = [TorchModel(artifact, threads=n, engine=ENGINES[0]) for n in (3, 2)]
+    threads = [
+        threading.Thread(target=lambda m=m: [m(images) for _ in range(5)]) for m in models * 2
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert number_of_new_threads() == before
+
+
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_warnings_are_quiet_in_blocks_of_several_threads(
+    first_out: int, untouched: Callable[[], None]
+) -> None:
+    begin = [threading.Event() for _ in range(2)]
+    end = [threading.Event() for _ in range(2)]
+
+    def work(index: int) -> None:
+        with quiet():
+            begin[index].set()
+            end[index].wait(10)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread, begun in zip(threads, begin, strict=True):
+        thread.start()
+        begun.wait(10)
+    for index in (first_out, 1 - first_out):
+        end[index].set()
+        threads[index].join()
+    untouched()
+
+
+DISTURBING = """
+import logging, random, sys, torch, warnings
+warnings.filterwarnings("ignore", message="of its own")
+sys.setrecursionlimit(sys.getrecursionlimit() + 1000)
+logging.warning("gives the root logger a handler")
+torch.rand(3)
+made = torch.zeros(2), torch.tensor([0.1]), torch.full((2,), 0.5)
+made += torch.tensor([1, 2]) * 0.1, torch.tensor([1, 2]) / 3, torch.arange(3).byte() + 0.5
+kept = torch.tensor([1, 2]), torch.tensor([1]).double(), torch.tensor([1.0]).to(torch.float16)
+warnings.warn("imported")
+"""
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_other_packages_set_is_put_back(
+    default: torch.dtype,
+    device: str,
+    tmp_path: Path,
+    untouched: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "disturbing.py").write_text(DISTURBING, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "disturbing", raising=False)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    torch.set_default_dtype(default)
+    try:
+        with torch.device(device), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            module = require("disturbing", "extra", "The test")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(t.dtype == torch.float32 for t in module.made)
+    assert [t.dtype for t in module.kept] == [torch.int64, torch.float64, torch.float16]
+    assert all(t.device.type == "cpu" for t in (*module.made, *module.kept))
+    assert logging.root.handlers == []
+
+
+def test_errors_inside_other_packages_put_all_back_too(untouched: Callable[[], None]) -> None:
+    with pytest.raises(ZeroDivisionError), undisturbed():
+        sys.setrecursionlimit(sys.getrecursionlimit() + 500)
+        raise ZeroDivisionError
+    untouched()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -291,3 +292,31 @@ def test_cuda_trains_as_the_cpu_does(mode):
     gpu.freeze_observers()
     step(gpu, x.cuda())
     check_converts(gpu.cpu(), x)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_norm": "keep", "backend": "qnnpack"},
+                                     {"learn_ranges": True}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_a_model_in_training_is_pickled_and_copied_whole(name, options):
+    x = images(name)
+    model: Any = qat.prepare(float_model(name), **options)
+    step(model, x)
+    model.freeze_observers()
+    next(model.parameters()).requires_grad_(False)
+    for copied in (lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy):
+        twin = copied(model)
+        assert twin.training and not twin.ranges.observing
+        gradients = [p.requires_grad for p in twin.parameters()]
+        assert gradients == [p.requires_grad for p in model.parameters()]
+        outputs = []
+        for each in (model, twin):
+            torch.manual_seed(0)  # for dropout
+            each.zero_grad()
+            outputs.append(each(x))
+            outputs[-1].square().sum().backward()
+        assert torch.equal(*outputs)
+        pairs = zip(model.named_parameters(), twin.named_parameters(), strict=True)
+        for (key, mine), (_, other) in pairs:
+            if mine.requires_grad:
+                assert mine is not other and torch.equal(mine.grad, other.grad), key
+        assert qat.to_artifact(twin).to_bytes() == qat.to_artifact(model).to_bytes()

@@ -1,0 +1,134 @@
+"""Keeps the process as its owner set it up while PyTorch and other packages work for qzoo.
+
+Default dtype, default device, warning filters, random numbers, logging: what belongs to the whole
+process or thread is neither relied on nor left changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+#: Functions that make floating-point tensors, where they are not told otherwise.
+_FLOATING = frozenset(
+    {
+        torch.empty, torch.empty_strided, torch.eye, torch.linspace, torch.logspace, torch.ones,
+        torch.rand, torch.randn, torch.zeros,
+    }
+)  # fmt: skip
+#: Functions that look at Python numbers to find a dtype.
+_INFERRING = frozenset(
+    {
+        torch.arange, torch.as_tensor, torch.asarray, torch.full, torch.scalar_tensor, torch.tensor,
+    }
+)  # fmt: skip
+
+
+#: Methods that name a dtype without an argument.
+_CONVERTING = frozenset(
+    {Tensor.bfloat16, Tensor.double, Tensor.half, Tensor.to, Tensor.type, Tensor.type_as}
+)
+
+
+class _Float32(TorchFunctionMode):
+    """Makes float32 tensors, in this thread, where nobody names a dtype."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        values = (*args, *kwargs.values())
+        if func in _CONVERTING or _any_of(torch.dtype, values):
+            return func(*args, **kwargs)
+        if func in _FLOATING or (func in _INFERRING and _any_of(float, values)):
+            return func(*args, **{**kwargs, "dtype": torch.float32})
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and result.dtype == torch.get_default_dtype():
+            # Integers times a Python float, or divided, take the default dtype.
+            if _any_of(Tensor, values) and not _any_of(Tensor, values, Tensor.is_floating_point):
+                args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+                return func(*args, **kwargs)
+        return result
+
+
+def _any_of(kind: type, values: Any, condition: Callable[[Any], bool] = lambda _: True) -> bool:
+    """Whether one of the values, nested in lists, is of a type and meets a condition."""
+    if isinstance(values, (list, tuple)):
+        return any(_any_of(kind, value, condition) for value in values)
+    return isinstance(values, kind) and condition(values)
+
+
+@contextlib.contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Has other packages' code in a block make float32 CPU tensors where it names nothing.
+
+    The user's default dtype and device are neither used nor changed. It holds for the calling
+    thread. Code of our own names dtype and device instead.
+    """
+    with contextlib.ExitStack() as modes:
+        # Each of them takes a moment at every call of PyTorch, so only where it is needed.
+        if torch.get_default_device().type != "cpu":
+            modes.enter_context(torch.device("cpu"))
+        if torch.get_default_dtype() != torch.float32:
+            modes.enter_context(_Float32())
+        yield
+
+
+class _Quiet:
+    """The blocks of `quiet` that run, and what puts the filters back after the last of them."""
+
+    lock = threading.Lock()
+    blocks = 0
+    kept: Any = None
+
+
+@contextlib.contextmanager
+def quiet(message: str = "") -> Iterator[None]:
+    """Keeps warnings quiet in a block, which users of qzoo cannot act on.
+
+    Python's filters belong to the process: blocks of several threads share one change of them, so
+    that the filters are as before when the last block has ended, in whatever order that happens.
+
+    Args:
+        message: A regular expression that the start of a warning matches; "" takes all.
+    """
+    with _Quiet.lock:
+        if not _Quiet.blocks:
+            _Quiet.kept = warnings.catch_warnings()
+            _Quiet.kept.__enter__()
+        _Quiet.blocks += 1
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.blocks -= 1
+            if not _Quiet.blocks:
+                _Quiet.kept.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Runs other packages' code, imports included, and leaves the process as it was.
+
+    Their tensors are float32 on the CPU where they name nothing. Warnings are quiet, and filters,
+    PyTorch's random state, the recursion limit and the root logger's handlers are put back.
+    """
+    limit, handlers = sys.getrecursionlimit(), list(logging.root.handlers)
+    try:
+        with plain_defaults(), quiet(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        sys.setrecursionlimit(limit)
+        for added in [h for h in logging.root.handlers if h not in handlers]:
+            logging.root.removeHandler(added)
