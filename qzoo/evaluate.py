@@ -72,6 +72,22 @@ class Metrics:
         return f"{shares} on {self.n} images"
 
 
+def points(value: float, limit: float) -> str:
+    """Returns points of accuracy with as many digits as show on which side of a limit they are.
+
+    Args:
+        value: The points.
+        limit: What they are compared with.
+    """
+    side = _side(value, limit)
+    enough = (d for d in range(2, 9) if _side(round(value, d), limit) == side)
+    return f"{value:.{next(enough, 9)}f}"
+
+
+def _side(value: float, limit: float) -> bool:
+    return value > limit + 1e-9
+
+
 def evaluate(
     model: nn.Module | Callable[[Tensor], Tensor],
     data: Dataset[Any] | DataLoader[Any],

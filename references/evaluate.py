@@ -18,6 +18,7 @@ from qzoo.artifact.native import load, model_info
 from qzoo.checkpoint import is_float_checkpoint, load_float
 from qzoo.datasets.holdout import hold_out
 from qzoo.datasets.sources import NAMED_DATA, Relabelled, open_data
+from qzoo.datasets.unseen import Sighting, unseen
 from qzoo.errors import ArgumentError
 from qzoo.option_types import Whole
 from qzoo.registry import get_model
@@ -30,6 +31,9 @@ from qzoo.transforms import ImageClassification
 @click.option("--data-path", help="A folder with val/CLASS/* and train/CLASS/*, or CLASS/* alone.")
 @click.option(
     "--held-out", is_flag=True, help="Of CLASS/*, only the fifth that training holds out."
+)
+@click.option(
+    "--all-pictures", is_flag=True, help="Also those that the model was trained or calibrated on."
 )
 @click.option("--checkpoint", help="A float model.safetensors or an int8 artifact.")
 @click.option("--model", help="A model of the zoo instead, with --weights.")
@@ -58,11 +62,6 @@ def main(**options: Any) -> None:
         if options["held_out"] and data.splits == ("all",):
             data = hold_out(data, training.sources.HELD_OUT)
         split = "test" if "test" in data.splits else "all"
-        if split == "all":
-            training.tell(
-                f"{data.name} has no val/: measuring all its pictures, also those that a model may "
-                "have been trained on (--held-out leaves these out)."
-            )
         is_float = options["as_float"] or (checkpoint and is_float_checkpoint(checkpoint))
         if is_float and (options["runtime"] or options["backend"]):
             raise ArgumentError("--runtime and --backend are for int8 models; this one is float.")
@@ -79,7 +78,14 @@ def main(**options: Any) -> None:
         if info.transforms is None:
             raise ArgumentError("This model names no transforms to evaluate with.")
         shown = data.split(split, ImageClassification.from_dict(info.transforms))
-        pictures = Relabelled(shown, data.labels_for(info))
+        pictures, sighting = unseen(
+            Relabelled(shown, data.labels_for(info)),
+            [info.seen],
+            everything=options["all_pictures"],
+            progress=ranks.first,
+        )
+        if ranks.first:
+            tell_seen(sighting, data.name if split == "all" and not info.seen else None)
         executed = qzoo.compile(model, options["runtime"]) if options["runtime"] else None
         metrics = training.evaluate_all(
             executed or model.to(ranks.device if is_float else "cpu"),
@@ -109,6 +115,26 @@ def main(**options: Any) -> None:
             }
             keys = ("model", "data", "kind", "backend", "runtime")
             training.put_row(Path(options["results"]), row, keys)
+
+
+def tell_seen(sighting: Sighting, unknown: str | None) -> None:
+    """Says which pictures the model has seen.
+
+    Args:
+        sighting: What was found out.
+        unknown: The name of data without a held-out split of which nothing is known, or None.
+    """
+    words, serious = sighting.words()
+    if words:
+        training.tell(
+            f"Warning: {words}" if serious else f"{words} --all-pictures measures on all."
+        )
+    elif unknown:
+        training.tell(
+            f"{unknown} has no val/ and the model does not note what it was trained on: measuring "
+            "all pictures, also those that it may have seen (--held-out takes the fifth alone "
+            "that the scripts do not train on)."
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Without --recipe, PyTorch's own observers choose the ranges, as they did for the
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from qzoo.option_types import MOST_SEED, Whole
 from qzoo.quantize import RECIPES, ptq
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.flows import FLOWS, torch_artifact
+from qzoo.seen import CALIBRATION, hashes, noted
 from qzoo.training import sources
 from qzoo.transforms import ImageClassification
 
@@ -147,12 +149,14 @@ def quantize(
         return int8, model_info(int8).recipe
     calibration = open_calibration(train_set, transform=None, **choice)
     artifact = torch_artifact(model, calibration, get_backend(options["backend"]), "eager", True)
+    seen = noted(artifact.info.seen, CALIBRATION, hashes(calibration.files))
     how = {
         "method": _method(options),
         "calibration_seed": options["seed"],
         "calibration_images": calibration.count,
         "calibration_sha256": calibration.sha256,
     }
+    artifact = dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, seen=seen))
     return to_native(artifact), {**artifact.info.recipe, **how}
 
 

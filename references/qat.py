@@ -46,6 +46,7 @@ def main(**options: Any) -> None:
         name = model_info(model).architecture
         data = training.prepare_data(options, ranks, name, data=opened)
         training.open_run(options, ranks)
+        training.note_split(model, data, options, ranks)
         start = training.start_qat(model, data, options, ranks)
         trainer = Trainer(
             start.model,

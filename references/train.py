@@ -40,6 +40,7 @@ def main(**options: Any) -> None:
         data = training.prepare_data(options, ranks, options["model"])
         model = training.float_model(options["model"], options["weights"], len(data.classes))
         training.open_run(options, ranks)
+        training.note_split(model, data, options, ranks)
         trainer = training.Trainer(
             model,
             data,

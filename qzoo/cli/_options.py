@@ -306,6 +306,11 @@ transform_input_option = click.option(
     help="Whether the GoogLeNet or Inception of a state dict changes its input's normalization; "
     "those that descend from torchvision's pretrained weights do.",
 )
+all_pictures_option = click.option(
+    "--all-pictures",
+    is_flag=True,
+    help="Measure also on pictures that the model was trained or calibrated on.",
+)
 html_option = click.option(
     "--html", type=click.Path(path_type=Path), help="Also write a report, one HTML page, here."
 )

@@ -11,6 +11,7 @@ from ..errors import ArgumentError
 from ..option_types import Whole
 from ._options import (
     Place,
+    all_pictures_option,
     complete_models,
     data_place,
     html_option,
@@ -21,34 +22,11 @@ from ._options import (
     threads_option,
     weights_option,
 )
-from ._output import print_json, print_line, print_table
+from ._output import only_json, print_json, print_line, print_table
+from ._pictures import pictures_to_measure
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from ..analysis import Diagnosis
-    from ..datasets.sources import Data
-
-
-def pictures_to_measure(data: Data, model: nn.Module) -> Any:
-    """Returns the pictures that figures are taken on: the test split, or all where there is none.
-
-    Args:
-        data: Where they come from.
-        model: Whose transforms and classes count.
-
-    Returns:
-        A data set of pictures and labels; of pictures alone where the data has no labels.
-
-    Raises:
-        ArgumentError: The data and the model do not belong together.
-    """
-    from ..artifact.native import model_info
-    from ..datasets.sources import Relabelled
-    from ._models import preset_of
-
-    split = data.split("test" if "test" in data.splits else data.splits[0], preset_of(model))
-    return Relabelled(split, data.labels_for(model_info(model))) if data.classes else split
 
 
 @click.command("analyze")
@@ -81,6 +59,7 @@ def pictures_to_measure(data: Data, model: nn.Module) -> Any:
     type=Whole(1),
     help="How many layers to list, the most harmful first.",
 )
+@all_pictures_option
 @threads_option
 @json_option
 @html_option
@@ -94,6 +73,7 @@ def analyze_command(
     sensitivity_images: int,
     seed: int,
     top: int,
+    all_pictures: bool,
     threads: int | None,
     as_json: bool,
     html: Path | None,
@@ -102,7 +82,8 @@ def analyze_command(
 
     Also says what to try next. FLOAT is the file, folder or name of the float model that INT8, an
     artifact, was made of. DATA is digits, fractals, or a folder: with train/ and val/, with a
-    folder per class, or of pictures.
+    folder per class, or of pictures; those that one of the models was trained or calibrated on are
+    left out as long as there are others.
 
     \b
     Examples:
@@ -119,15 +100,15 @@ def analyze_command(
     opened = open_data(data)
     loaded = load_float_model(float_model, weights, told)
     int8 = load_model(int8_model, None)
-    pictures = pictures_to_measure(opened, loaded)
-    with torch_threads(threads):
+    pictures, sighting = pictures_to_measure(opened, loaded, int8, everything=all_pictures)
+    with only_json(as_json), torch_threads(threads):
         diagnosis = analyze(
             loaded, int8, pictures, images=images, sensitivity_images=sensitivity_images, seed=seed
         )
     if html is not None:
         write_atomically(html, diagnosis.to_html().encode())
     if as_json:
-        print_json(diagnosis.to_dict())
+        print_json({**diagnosis.to_dict(), "pictures": sighting.to_dict()})
         return
     report(diagnosis, top)
     if html is not None:

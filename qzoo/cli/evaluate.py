@@ -9,6 +9,7 @@ import click
 from ..errors import ArgumentError
 from ._options import (
     RUNTIMES,
+    all_pictures_option,
     batch_size_option,
     choice,
     data_place,
@@ -20,37 +21,11 @@ from ._options import (
     threads_option,
     weights_option,
 )
-from ._output import print_json, print_line
+from ._output import only_json, print_json, print_line
+from ._pictures import pictures_to_measure
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.utils.data import DataLoader
-
-    from ..datasets.sources import Data
     from ..evaluate import Metrics
-
-
-def labelled_pictures(data: Data, model: nn.Module, batch_size: int) -> DataLoader[Any]:
-    """Returns the pictures that a model is measured on, with its own labels, in batches.
-
-    Args:
-        data: Where they come from; its test split or, where it has none, all of it.
-        model: Whose transforms and classes count.
-        batch_size: Pictures per batch.
-
-    Raises:
-        ArgumentError: The data and the model do not belong together.
-    """
-    from torch.utils.data import DataLoader
-
-    from ..artifact.native import model_info
-    from ..datasets.sources import Relabelled
-    from ._models import preset_of
-
-    split = "test" if "test" in data.splits else data.splits[0]
-    labels = data.labels_for(model_info(model))
-    pictures = Relabelled(data.split(split, preset_of(model)), labels)
-    return DataLoader(pictures, batch_size, num_workers=data.workers)
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:
@@ -91,6 +66,7 @@ def sentence(metrics: Metrics) -> str:
 )
 @engine_option
 @batch_size_option(64, "Pictures that go through the model at once.")
+@all_pictures_option
 @threads_option
 @json_option
 def evaluate(
@@ -102,6 +78,7 @@ def evaluate(
     runtime: str | None,
     backend: str | None,
     batch_size: int,
+    all_pictures: bool,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -110,7 +87,8 @@ def evaluate(
     Prints top-1 and top-5 with 95 % intervals. MODEL is a file or folder of qzoo, int8 or float, or
     the name of a model. DATA is digits, fractals, or a folder: with train/ and val/, or with a
     folder per class. Pictures go through the model's own transforms; of data with a val split, that
-    one counts.
+    one counts. Pictures that the model was trained or calibrated on, which it notes by their
+    content, are left out as long as there are others.
 
     \b
     Examples:
@@ -119,12 +97,14 @@ def evaluate(
       qzoo evaluate resnet50 --float --weights IMAGENET1K_V2 --data imagenet/val
       qzoo evaluate my_model.safetensors --data photos --json
     """
+    from torch.utils.data import DataLoader
+
     from ..artifact.native import model_info
     from ..benchmark import torch_threads
     from ..datasets.sources import open_data
     from ..evaluate import evaluate as measure
     from ..runtimes.api import compile
-    from ._models import is_float_file, load_float_model, load_model
+    from ._models import is_float_file, is_name, load_float_model, load_model
 
     opened = open_data(data)
     is_float = as_float or is_float_file(model, told.get("part"))
@@ -137,11 +117,18 @@ def evaluate(
         if runtime is not None and backend is not None:
             raise ArgumentError("--backend chooses PyTorch's engine: leave it or --runtime out.")
         loaded = load_model(model, weights, backend, told)
-    pictures = labelled_pictures(opened, loaded, batch_size)
-    compiled = None if runtime is None else compile(loaded, runtime, threads)
-    with torch_threads(threads):
-        metrics = measure(compiled or loaded, pictures)
     info = model_info(loaded)
+    pictures, sighting = pictures_to_measure(opened, loaded, everything=all_pictures, labelled=True)
+    if not info.seen and opened.splits == ("all",) and not is_name(model):
+        print_line(
+            "The model does not note which pictures it was trained on: where these are among them, "
+            "the figures say little.",
+            err=True,
+        )
+    with only_json(as_json), torch_threads(threads):
+        compiled = None if runtime is None else compile(loaded, runtime, threads)
+        loader = DataLoader(pictures, batch_size, num_workers=opened.workers)
+        metrics = measure(compiled or loaded, loader)
     where = "torch" if compiled is None else compiled.runtime
     kind = "float" if is_float else "int8"
     kept = [] if compiled is None else list(compiled.float_layers)
@@ -154,6 +141,7 @@ def evaluate(
             "float_layers": kept,
             "data": opened.name,
             **figures(metrics),
+            **sighting.to_dict(),
         }
         print_json(row)
         return

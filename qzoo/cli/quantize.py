@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ArgumentError
 from ._endings import ARTIFACT, check_ending
 from ._options import (
     FLOWS,
@@ -27,9 +26,10 @@ from ._options import (
     threads_option,
     weights_option,
 )
-from ._output import print_json, print_line, print_warning
+from ._output import only_json, print_json, print_line, print_warning
+from ._pictures import pictures_to_measure
 from .analyze import check_folder
-from .evaluate import figures, labelled_pictures, sentence
+from .evaluate import figures, sentence
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +82,8 @@ def quantize(
     MODEL is the name of a model, or a file or folder of float weights: of qzoo finetune, or a state
     dict that torch.save or safetensors wrote, also in a training checkpoint. DATA, to calibrate on,
     is digits, fractals, or a folder: with train/ and val/, with a folder per class, or of pictures.
-    Of data with a train and a val split, the first calibrates and the second measures.
+    Of data with a train and a val split, the first calibrates and the second measures; of a folder
+    on part of which MODEL was trained, that part calibrates and the rest measures.
 
     \b
     Examples:
@@ -91,7 +92,11 @@ def quantize(
       qzoo quantize resnet18_state_dict.pth --data photos -o int8.safetensors
       qzoo quantize my_model.safetensors --data photos --keep-float fc -o int8.safetensors
     """
+    from torch.utils.data import DataLoader
+
+    from ..artifact.native import model_info
     from ..benchmark import torch_threads
+    from ..datasets.holdout import by_training
     from ..datasets.sources import open_data
     from ..evaluate import evaluate as measure
     from ..quantize import ptq
@@ -100,20 +105,20 @@ def quantize(
     check_ending(out, ARTIFACT)
     check_folder(out)
     opened = open_data(data)
-    held_out = "test" in opened.splits
-    if evaluate and not opened.classes:
-        raise ArgumentError(f"{opened.name} holds pictures without labels: drop --evaluate.")
     loaded = load_float_model(model, weights, told)
-    preset = preset_of(loaded)
-    measured = held_out if evaluate is None else evaluate
-    batch_size = options["batch_size"]
-    pictures = labelled_pictures(opened, loaded, batch_size) if measured else None
-    with torch_threads(threads):
-        calibration = opened.split("train" if held_out else "all", preset)
+    opened = by_training(opened, model_info(loaded).seen)
+    held_out = "test" in opened.splits
+    measured = (held_out and bool(opened.classes)) if evaluate is None else evaluate
+    if measured:
+        opened.labels_for(model_info(loaded))  # what does not fit shows now and not at the end
+    with only_json(as_json), torch_threads(threads):
+        calibration = opened.split("train" if held_out else "all", preset_of(loaded))
         int8 = ptq(loaded, calibration, **{**options, "keep_float": list(options["keep_float"])})
         found = {}
-        if pictures is not None:
-            found = {"float": measure(loaded, pictures), "int8": measure(int8, pictures)}
+        if measured:
+            pictures, _ = pictures_to_measure(opened, loaded, int8, labelled=True)
+            loader = DataLoader(pictures, options["batch_size"], num_workers=opened.workers)
+            found = {"float": measure(loaded, loader), "int8": measure(int8, loader)}
     _save(int8, out, opened, found)
     if as_json:
         print_json(_row(loaded, int8, out, opened, found))

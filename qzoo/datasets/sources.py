@@ -15,6 +15,7 @@ from ..artifact.format import ModelInfo
 from ..errors import ArgumentError, did_you_mean
 from ..folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
 from ..images import SUFFIXES, load_image, transformed
+from ..seen import files_of
 from ..transforms import ImageClassification
 from ..weights import class_names
 from .digits import Digits, digits_transforms
@@ -274,6 +275,11 @@ class Relabelled(Dataset[tuple[Any, int]]):
     def __init__(self, data: Any, labels: Sequence[int]) -> None:
         self.data, self.labels = data, list(labels)
         self.targets = [self.labels[int(target)] for target in data.targets]
+
+    @property
+    def files(self) -> list[str] | None:
+        """Paths of the pictures; None where they are no files."""
+        return files_of(self.data)
 
     def __len__(self) -> int:
         """Returns the number of pictures."""

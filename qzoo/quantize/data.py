@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..errors import ArgumentError, QuantizationWarning
 from ..folders import halves, read_folder
 from ..images import SUFFIXES, transformed
+from ..seen import files_of
 
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
 LARGEST = 50.0
@@ -27,21 +30,59 @@ class Calibration:
 
     Attributes:
         count: Number of images.
-        sha256: Digest of which images these are: of their indices or file names where they have
-            any, else of their values (hexadecimal).
         seed: Seed of the choice; None where all images are taken as they come.
     """
 
     def __init__(
         self,
-        batches: Callable[..., Iterator[Tensor]],
+        batches: Callable[[int, int], Iterator[Tensor]],
         count: int,
         batch_size: int,
-        sha256: str,
+        digest: Callable[[int], str],
         seed: int | None,
+        files: Sequence[str] | None = None,
     ) -> None:
+        """Takes the images as they were chosen.
+
+        Args:
+            batches: Reads every so many batches from the one of a number on.
+            count: Number of images.
+            batch_size: Images per batch.
+            digest: Gives the digest of which images so many of the first ones are (hexadecimal).
+            seed: Seed of the choice, or None.
+            files: The pictures' files in the order in which they are read; None where they are no
+                files.
+        """
         self._batches, self.count, self.batch_size = batches, count, batch_size
-        self.sha256, self.seed = sha256, seed
+        self._digest, self.seed, self._files = digest, seed, files
+        self._until = self._work_until = self._most = math.inf
+
+    def stop_after(self, seconds: float, work: float) -> None:
+        """Lets no pass take a further batch after so many seconds, beyond the first one.
+
+        Later passes then take the same batches.
+
+        Args:
+            seconds: From now on.
+            work: Seconds after which steps that improve one layer after the other should leave the
+                others as they are.
+        """
+        now = time.monotonic()
+        self._until, self._work_until = now + seconds, now + work
+
+    def work_is_over(self) -> bool:
+        """Whether steps that improve one layer after the other should end."""
+        return time.monotonic() > self._work_until
+
+    @property
+    def sha256(self) -> str:
+        """Digest of which images these are: of their indices, names, or else values."""
+        return self._digest(self.count)
+
+    @property
+    def files(self) -> list[str]:
+        """The files of the pictures; empty where they are no files."""
+        return list((self._files or [])[: self.count])
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yields batches, float32 [n, 3, H, W], checked.
@@ -49,8 +90,7 @@ class Calibration:
         Raises:
             ArgumentError: The images are not what an image classifier takes.
         """
-        for batch in self._batches():
-            yield check_images(batch)
+        return self.share(0, 1)
 
     def share(self, first: int, step: int) -> Iterator[Tensor]:
         """Yields every `step`-th batch from batch number `first` on, without reading the others.
@@ -58,8 +98,15 @@ class Calibration:
         Raises:
             ArgumentError: The images are not what an image classifier takes.
         """
-        for batch in self._batches(first, step):
+        images = 0
+        for number, batch in enumerate(self._batches(first, step), 1):
             yield check_images(batch)
+            images += len(batch)
+            if step == 1 and time.monotonic() > self._until:
+                self._most = min(self._most, number)
+            if number >= self._most:
+                self.count = images
+                return
 
     def __len__(self) -> int:
         """Returns the number of batches."""
@@ -92,6 +139,8 @@ def open_calibration(
     Raises:
         ArgumentError: There are no images, or `data` is none of these.
     """
+    if isinstance(data, Calibration):
+        return data
     if isinstance(data, (str, os.PathLike)):
         return _of_folder(Path(data), images, batch_size, seed, transform, stratify)
     if isinstance(data, Tensor):
@@ -183,7 +232,7 @@ def _of_dataset(
 ) -> Calibration:
     total = len(data)
     _check_count(total)
-    targets = _targets(data)
+    targets = targets_of(data)
     if not stratify:
         chosen = list(range(min(images, total)))
     else:
@@ -195,14 +244,18 @@ def _of_dataset(
             images = [x[0] if isinstance(x, (tuple, list)) else x for x in items]
             yield _stack([image_tensor(x, transform) for x in images])
 
-    digest = hashlib.sha256(",".join(map(str, chosen)).encode()).hexdigest()
-    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
+    def digest(count: int) -> str:
+        return hashlib.sha256(",".join(map(str, chosen[:count])).encode()).hexdigest()
+
+    files = files_of(data)
+    taken = None if files is None else [files[i] for i in chosen]
+    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None, taken)
 
 
-def _targets(data: Any) -> list[int] | None:
+def targets_of(data: Any) -> list[int] | None:
     """Returns the labels of a data set that knows them without opening its images."""
     if isinstance(data, Subset):
-        inner = _targets(data.dataset)
+        inner = targets_of(data.dataset)
         return None if inner is None else [inner[i] for i in data.indices]
     targets = getattr(data, "targets", None)
     return None if targets is None else [int(t) for t in targets]
@@ -246,14 +299,18 @@ def _of_tensors(data: list[Tensor], images: int, batch_size: int) -> Calibration
         data = list(data[0].split(batch_size))
     count = sum(len(batch) for batch in data)
     _check_count(count)
-    digest = hashlib.sha256()
-    for batch in data:
-        digest.update(batch.float().contiguous().numpy().tobytes())
+
+    def digest(count: int) -> str:
+        values = hashlib.sha256()
+        for batch in data:
+            values.update(batch[:count].float().contiguous().numpy().tobytes())
+            count -= min(count, len(batch))
+        return values.hexdigest()
 
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         return iter(data[first::step])
 
-    return Calibration(batches, count, batch_size, digest.hexdigest(), None)
+    return Calibration(batches, count, batch_size, digest, None)
 
 
 def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
@@ -302,10 +359,14 @@ def _of_folder(
             paths = [files[i] for i in chosen[start : start + batch_size]]
             yield _stack([transformed(path, transform) for path in paths])
 
-    listed = "\n".join(Path(files[i]).relative_to(root).as_posix() for i in chosen)
-    digest = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
+    taken = [files[i] for i in chosen]
+
+    def digest(count: int) -> str:
+        listed = "\n".join(Path(path).relative_to(root).as_posix() for path in taken[:count])
+        return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
+
     _check_count(len(chosen))
-    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None)
+    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None, taken)
 
 
 def _check_count(count: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..artifact.format import ModelInfo
 from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError
-from .data import check_images, image_tensor, stratified
+from .data import check_images, image_tensor, stratified, targets_of
 
 Batch = tuple[Tensor, Tensor | None]
 #: Images that take less than this are read once and kept, in bytes.
@@ -31,6 +33,14 @@ class LabelledImages:
     def __init__(self, batches: Callable[[], Iterator[Batch]], labelled: bool) -> None:
         self._batches, self.labelled = batches, labelled
         self._kept: list[Batch] | None = None
+        self._until = self._most = math.inf
+
+    def stop_after(self, seconds: float) -> None:
+        """Lets no pass take a further batch after so many seconds, beyond the first one.
+
+        Later passes then take the same batches.
+        """
+        self._until = time.monotonic() + seconds
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields images, float32 [n, 3, H, W], checked, and labels, int64 [n] or None.
@@ -43,13 +53,17 @@ class LabelledImages:
             return
         kept: list[Batch] | None = []
         size = 0
-        for images, labels in self._batches():
+        for number, (images, labels) in enumerate(self._batches(), 1):
             batch = (check_images(images), labels)
             size += images.numel() * images.element_size()
             if kept is not None:
                 kept.append(batch)
                 kept = kept if size <= KEPT_MEMORY else None
             yield batch
+            if time.monotonic() > self._until:
+                self._most = min(self._most, number)
+            if number >= self._most:
+                break
         if not size:
             raise ArgumentError("There are no images to measure on: the data set is empty.")
         self._kept = kept
@@ -63,6 +77,7 @@ def open_labelled(
     seed: int = 0,
     transform: Callable[[Any], Tensor] | None = None,
     model: ModelInfo | None = None,
+    mixed: bool = False,
 ) -> LabelledImages:
     """Opens images to measure on.
 
@@ -79,6 +94,8 @@ def open_labelled(
             pictures.
         model: What is known of the model to measure: the labels of a folder are the places of its
             classes among the model's, by their names. None takes their alphabetical order.
+        mixed: Whether the images of a data set or folder come in an order that alternates classes,
+            so that the first ones stand for all.
 
     Raises:
         ArgumentError: There are no images, `data` is none of these, or a folder has classes that
@@ -97,7 +114,7 @@ def open_labelled(
     if isinstance(data, DataLoader):
         return _of_loader(data, images)
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        return _of_dataset(data, images, batch_size, seed, transform)
+        return _of_dataset(data, images, batch_size, seed, transform, mixed)
     raise ArgumentError(
         "Images to measure on should be a data set, a DataLoader, a tensor [N, 3, H, W], a pair "
         f"(images, labels) or a folder of pictures, not {type(data).__name__}."
@@ -141,6 +158,7 @@ def _of_dataset(
     batch_size: int,
     seed: int,
     transform: Callable[[Any], Tensor] | None,
+    mixed: bool,
 ) -> LabelledImages:
     total = len(data)
     if not total:
@@ -148,9 +166,10 @@ def _of_dataset(
     plain = _Transformed(data, transform)
     labelled = len(plain[0]) > 1
     chosen = list(range(total))
-    if images is not None and images < total:
-        targets = getattr(data, "targets", None)
-        chosen = stratified([0] * total if targets is None else targets, images, seed)
+    wanted = total if images is None else min(images, total)
+    if mixed or wanted < total:
+        targets = targets_of(data)
+        chosen = stratified([0] * total if targets is None else targets, wanted, seed)
     loader = DataLoader(Subset(plain, chosen), batch_size)
 
     def batches() -> Iterator[Batch]:

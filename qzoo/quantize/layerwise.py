@@ -81,7 +81,8 @@ def walk(
         images: How many images to use at most; in any case no more than `MEMORY` holds.
 
     Returns:
-        How many images were used.
+        How many images were used. Where the calibration's time for such work is over, the layers
+        that are left are not visited, which `state.notes` says.
     """
     pair = _Pair(state)
     nodes = list(state.recording.graph.nodes)
@@ -98,6 +99,9 @@ def walk(
                 floats[node] = int8s[node] = batches
                 continue
             if node.op == "call_module" and str(node.target) in weighted:
+                if state.calibration.work_is_over():
+                    state.notes["stopped_early"] = title
+                    break
                 source = node.all_input_nodes[0]
                 visit(Site(str(node.target), floats[source], int8s[source]))
             count = range(len(batches))

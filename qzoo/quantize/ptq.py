@@ -14,6 +14,7 @@ from ..artifact.format import Artifact, ModelInfo
 from ..artifact.native import model_info, to_native
 from ..backends import available_engines, default_backend, get_backend, has_vnni
 from ..errors import ArgumentError, QuantizationWarning, UnknownNameError, did_you_mean
+from ..seen import CALIBRATION, hashes, noted
 from ..transforms import ImageClassification, describe
 from .data import Calibration, open_calibration
 from .flows import FLOWS, torch_artifact
@@ -84,9 +85,7 @@ def ptq(
         )
     row = get_backend(backend or default_ptq_backend())
     plan = get_recipe(recipe)
-    for name, value in (("images", images), ("batch_size", batch_size)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise ArgumentError(f"{name} should be a whole number above 0, not {value!r}.")
+    check_counts(images=images, batch_size=batch_size)
     _check_flow(flow, plan, qconfig_mapping, quantizer)
     calibration = open_calibration(
         data,
@@ -107,6 +106,17 @@ def ptq(
         )
         artifact = run_recipe(state, plan)
     return to_native(with_recipe(artifact, plan, calibration, flow, transforms))
+
+
+def check_counts(**counts: Any) -> None:
+    """Checks numbers of images, which may be None.
+
+    Raises:
+        ArgumentError: One is no whole number above 0.
+    """
+    for name, value in counts.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise ArgumentError(f"{name} should be a whole number above 0, not {value!r}.")
 
 
 def _check_flow(flow: str, recipe: Recipe, qconfig_mapping: Any, quantizer: Any) -> None:
@@ -154,7 +164,12 @@ def with_recipe(
         "calibration_seed": calibration.seed,
         "calibration_sha256": calibration.sha256,
     }
-    info = dataclasses.replace(artifact.info, recipe={**artifact.info.recipe, **note})
+    known = artifact.info
+    info = dataclasses.replace(
+        known,
+        recipe={**known.recipe, **note},
+        seen=noted(known.seen, CALIBRATION, hashes(calibration.files)),
+    )
     return dataclasses.replace(artifact, info=with_transforms(info, transforms))
 
 

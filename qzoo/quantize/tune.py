@@ -9,31 +9,49 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from ..artifact.format import Artifact
+from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import float_weight_tensors
 from ..artifact.native import from_native, model_info, to_native
-from ..errors import ArgumentError
+from ..datasets.holdout import HELD_OUT, divide
+from ..datasets.sources import Relabelled, open_folder
+from ..errors import ArgumentError, QuantizationWarning
+from .data import open_calibration, stratified, targets_of
 from .labelled import LabelledImages, open_labelled
-from .ptq import own_transforms, ptq
+from .ptq import check_counts, own_transforms, ptq
 from .recipes import Recipe, get_recipe
 from .replay import simulate
 from .sensitivity import measure_sensitivity
 from .simulate import Simulation
 
+#: Why a search ends before it has come to its end.
+OUT_OF_TIME = "the time budget is spent"
 #: Steps that treat every layer by itself or none in particular: what they do to one layer does not
 #: depend on which others are kept in float.
 INDEPENDENT_STEPS = frozenset({"weights", "calibrate", "share_ranges"})
 #: Share of the time left that ranking the layers may take.
 RANKING_SHARE = 0.5
+#: Shares of a time budget after which calibration, and all of quantizing, take no further images
+#: and layers.
+CALIBRATION_SHARE, QUANTIZING_SHARE = 0.15, 0.45
+#: Share of what is left then after which the float model answers no further images.
+ANSWERING_SHARE = 0.5
+#: What trying a layer alone takes of a forward pass, on average: what comes before it is kept.
+TRIAL_SHARE = 0.6
+#: Fewer images do not rank the layers.
+LEAST_RANKING = 4
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,8 @@ class Tuned:
         float_layers: The layers in float.
         trace: All that was tried, in order.
         stopped: Why the search ended, in words.
+        calibration_images: Number of images that ranges were calibrated on.
+        judged_on: Which images accuracy was measured on, in words.
     """
 
     model: nn.Module
@@ -88,6 +108,8 @@ class Tuned:
     float_layers: tuple[str, ...]
     trace: tuple[TuneStep, ...]
     stopped: str
+    calibration_images: int
+    judged_on: str
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all but the model as JSON values."""
@@ -131,9 +153,11 @@ def tune(
         model: A float model from one of the zoo's builders; left as it was.
         data: Calibration images, as `ptq` takes them.
         max_drop: Points of top-1 that int8 may lose, in percent of the images.
-        test_data: What to measure top-1 on, as `open_labelled` takes it; None measures on `data`.
-            Without labels, the share of changed first answers counts, which is the most that
-            top-1 can have lost.
+        test_data: What to measure top-1 on, as `open_labelled` takes it. None divides a data set
+            or folder: what the model was not trained on, where it notes that, else a fifth of each
+            class is measured on and the rest calibrates; a folder's val/ is measured on. Tensors
+            and loaders serve for both, with a `QuantizationWarning`. Without labels, the share of
+            changed first answers counts, which is the most that top-1 can have lost.
         backend: Numeric configuration, as in `ptq`.
         recipe: The steps that quantize, as in `ptq`.
         images: Number of calibration images, as in `ptq`.
@@ -142,8 +166,10 @@ def tune(
         keep_float: Layers to keep in float in any case, as names or shell patterns.
         transforms: Evaluation transforms; None takes the model's own.
         sensitivity_images: Images that the layers' harm is measured on.
-        time_budget: Seconds after which the best so far is returned; quantizing and measuring once
-            is not cut short. None takes the time that it takes.
+        time_budget: Seconds after which the best so far is returned. Calibration, the steps that
+            improve layers, and the measurements keep to it as well: they take fewer images where
+            all of them would take too long, at least a batch each. 0 quantizes and measures once,
+            on all images, and searches nothing; None takes the time that it takes.
         progress: Whether to show progress bars on stderr.
 
     Raises:
@@ -151,35 +177,110 @@ def tune(
     """
     start = time.monotonic()
     _check(max_drop, time_budget, sensitivity_images)
+    check_counts(images=images, batch_size=batch_size)
     deadline = math.inf if time_budget is None else start + time_budget
+    plan, info = get_recipe(recipe), model_info(model)
     transform = transforms or own_transforms(model)
+    parts = _parts(data, test_data, info, transform, seed, progress)
+    calibration = open_calibration(
+        parts.calibration, images=images or plan.images, batch_size=batch_size, seed=seed,
+        transform=transform, stratify=plan.stratify,
+    )  # fmt: skip
+    if time_budget:
+        calibration.stop_after(CALIBRATION_SHARE * time_budget, QUANTIZING_SHARE * time_budget)
     options: dict[str, Any] = {
-        "backend": backend, "recipe": recipe, "images": images, "batch_size": batch_size,
-        "seed": seed, "transforms": transforms, "progress": progress,
+        "backend": backend, "recipe": recipe, "transforms": transforms, "progress": progress,
     }  # fmt: skip
-    base = from_native(ptq(model, data, keep_float=keep_float, **options))
+    base = from_native(ptq(model, calibration, keep_float=keep_float, **options))
+    quantizing = time.monotonic() - start
     simulation = simulate(model, base)
-    reading: dict[str, Any] = {
-        "batch_size": batch_size, "transform": transform, "model": model_info(model),
-    }  # fmt: skip
-    test = open_labelled(data if test_data is None else test_data, **reading)
+    reading: dict[str, Any] = {"batch_size": batch_size, "transform": transform, "model": info}
+    test = open_labelled(parts.judged, seed=seed, mixed=bool(time_budget), **reading)
+    if time_budget:
+        test.stop_after(ANSWERING_SHARE * (deadline - time.monotonic()))
     search = _Search(simulation, test, max_drop, start, deadline, progress)
     search.measure("quantize", base)
     if not search.best.met and search.time_left():
-        batches = open_labelled(data, images=sensitivity_images, seed=seed, **reading)
-        limit = time.monotonic() + RANKING_SHARE * (deadline - time.monotonic())
-        sensitivity = measure_sensitivity(
-            simulation, batches, modes=("int8",), parts=("weights",),
-            layers=[n for n in simulation.weighted if n in simulation.int8.weights],
-            deadline=None if math.isinf(limit) else limit, progress=progress,
-        )  # fmt: skip
-        search.run([layer.name for layer in sensitivity.ranking("weights")])
-        plan = get_recipe(recipe)
+        ranking = _ranking(search, parts.calibration, sensitivity_images, seed, reading)
+        search.run(ranking)
         again = set(plan.steps) - INDEPENDENT_STEPS
-        if again and search.best.float_layers and search.time_left():
+        if again and search.best.float_layers and search.time_left(quantizing):
             kept = search.best.float_layers
-            search.measure("requantize", from_native(ptq(model, data, keep_float=kept, **options)))
-    return search.result()
+            calibration.stop_after(math.inf, math.inf)
+            again_model = ptq(model, calibration, keep_float=kept, **options)
+            search.measure("requantize", from_native(again_model))
+    return search.result(calibration.count, parts.how)
+
+
+def _ranking(
+    search: _Search, data: Any, images: int, seed: int, reading: dict[str, Any]
+) -> list[str]:
+    """Returns the layers whose weights may be kept in float, the most harmful first.
+
+    Where the time that is left allows for too few images, there are none.
+    """
+    simulation, now = search.simulation, time.monotonic()
+    layers = [n for n in simulation.weighted if n in simulation.int8.weights]
+    limit = None
+    if not math.isinf(search.deadline):
+        left = RANKING_SHARE * (search.deadline - now)
+        limit = now + left
+        images = min(images, int(left / (TRIAL_SHARE * len(layers) * search.per_image)))
+        if images < LEAST_RANKING:
+            search.stopped = OUT_OF_TIME
+            return []
+    reading = {**reading, "batch_size": min(images, reading["batch_size"])}
+    sensitivity = measure_sensitivity(
+        simulation, open_labelled(data, images=images, seed=seed, **reading), modes=("int8",),
+        parts=("weights",), layers=layers, deadline=limit, progress=search.progress,
+    )  # fmt: skip
+    return [layer.name for layer in sensitivity.ranking("weights")]
+
+
+class _Parts(NamedTuple):
+    """What to calibrate on and what to judge by.
+
+    Attributes:
+        calibration: Images to calibrate on, as `ptq` takes them.
+        judged: Images to measure on, as `open_labelled` takes them.
+        how: Which ones these are, in words.
+    """
+
+    calibration: Any
+    judged: Any
+    how: str
+
+
+def _parts(
+    data: Any, test_data: Any, info: ModelInfo, transform: Any, seed: int, progress: bool
+) -> _Parts:
+    """Returns two parts of the data, where none is named to judge by."""
+    if test_data is not None:
+        return _Parts(data, test_data, "the images named for it")
+    if isinstance(data, (str, os.PathLike)) and transform is not None:
+        found = divide(open_folder(Path(data)), info.seen, progress=progress)
+        judged = found.split("test", transform)
+        if found.classes:
+            judged = Relabelled(judged, found.labels_for(info))
+        return _Parts(found.split("train", transform), judged, found.held_out)
+    batches = isinstance(data, (Tensor, DataLoader)) or (
+        isinstance(data, (tuple, list)) and all(isinstance(x, Tensor) for x in data)
+    )
+    if not batches and hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data) > 1:
+        targets = targets_of(data)
+        count = max(1, round(HELD_OUT * len(data)))
+        order = stratified([0] * len(data) if targets is None else targets, len(data), seed)
+        held, rest = sorted(order[:count]), sorted(order[count:])
+        how = f"held-out {round(100 * HELD_OUT)} %"
+        return _Parts(Subset(data, rest), Subset(data, held), how)
+    if not isinstance(data, (str, os.PathLike)):
+        warnings.warn(
+            "tune calibrates and judges on the same images, so that its figures flatter: pass "
+            "test_data=, or a data set or folder, which it divides.",
+            QuantizationWarning,
+            stacklevel=3,
+        )
+    return _Parts(data, data, "the images that it was calibrated on")
 
 
 class _Search:
@@ -196,8 +297,11 @@ class _Search:
     ) -> None:
         self.simulation, self.test, self.max_drop = simulation, test, max_drop
         self.start, self.deadline, self.progress = start, deadline, progress
+        begun = time.monotonic()
         with torch.inference_mode():
             self.expected = self._answers(simulation.run, "float")
+        #: Seconds that the float model takes for an image.
+        self.per_image = max(time.monotonic() - begun, 1e-6) / len(self.expected)
         self.labels = torch.cat([y for _, y in test if y is not None]) if test.labelled else None
         self.trace: list[TuneStep] = []
         self.base = simulation.artifact
@@ -206,11 +310,15 @@ class _Search:
         self.last_trial = 0.0
         self.stopped = "the target is met"
 
-    def time_left(self) -> bool:
-        """Whether another trial, as long as the last one, ends in time."""
-        if time.monotonic() + self.last_trial <= self.deadline:
+    def time_left(self, before: float = 0.0) -> bool:
+        """Whether another trial, as long as the last one, ends in time.
+
+        Args:
+            before: Seconds that pass before the trial begins.
+        """
+        if time.monotonic() + before + self.last_trial <= self.deadline:
             return True
-        self.stopped = "the time budget is spent"
+        self.stopped = OUT_OF_TIME
         return False
 
     def measure(self, action: str, artifact: Artifact) -> bool:
@@ -219,11 +327,12 @@ class _Search:
         native = to_native(artifact)
         with torch.inference_mode():
             given = self._answers(native, action)
-        drop = 100 * float((given != self.expected).double().mean())
-        top1 = None
+        # In whole images, of which differences of percentages would leave rounding errors.
+        lost, top1 = int((given != self.expected).sum()), None
         if self.labels is not None:
             top1 = _percent(given == self.labels)
-            drop = _percent(self.expected == self.labels) - top1
+            lost = int((self.expected == self.labels).sum() - (given == self.labels).sum())
+        drop = 100 * lost / len(given)
         met = drop <= self.max_drop + 1e-9
         now = time.monotonic()
         self.last_trial = now - begun
@@ -237,7 +346,7 @@ class _Search:
 
     def run(self, ranking: list[str]) -> None:
         """Searches along a ranking of layers, the most harmful first."""
-        found = self._least_prefix(ranking)
+        found = self._least_prefix(ranking) if ranking else None
         if found is None:
             return
         kept = found
@@ -277,7 +386,7 @@ class _Search:
                 failed = middle
         return ranking[:count]
 
-    def result(self) -> Tuned:
+    def result(self, calibration_images: int, judged_on: str) -> Tuned:
         """Returns the best that was found."""
         best = self.best
         note = {
@@ -285,6 +394,7 @@ class _Search:
             "drop": round(best.drop, 3),
             "met": best.met,
             "images": len(self.expected),
+            "judged_on": judged_on,
             "labelled": self.labels is not None,
             "float_layers": len(best.float_layers),
         }
@@ -295,6 +405,7 @@ class _Search:
         return Tuned(
             to_native(artifact), artifact, best.met, best.drop, self.max_drop, best.top1,
             float_top1, len(self.expected), best.float_layers, tuple(self.trace), self.stopped,
+            calibration_images, judged_on,
         )  # fmt: skip
 
     def _answers(self, model: Any, title: str) -> Tensor:

@@ -41,6 +41,7 @@ from .qat import (
 )
 from .runs import FLOAT, INT8, START, check_run, find_run, new_folder, open_run
 from .script import Command, Failure, command_line, environment, mib, say, tell
+from .split import note_split
 from .transfer import (
     DECISIVE,
     QUANTIZE,
@@ -94,6 +95,7 @@ __all__ = [
     "measure_latency",
     "mib",
     "new_folder",
+    "note_split",
     "open_run",
     "option_values",
     "parameter_groups",

@@ -11,7 +11,7 @@ from torchvision import transforms as T
 
 from ..datasets import sources
 from ..datasets.fractals import FRACTALS_STANDARD
-from ..datasets.holdout import hold_out
+from ..datasets.holdout import HELD_OUT, hold_out
 from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError
 from ..transforms import BoundedResize, ImageClassification
@@ -26,8 +26,6 @@ __all__ = [
     "train_transforms",
 ]
 
-#: Where a folder is not split, what is held out of each class.
-HELD_OUT = 0.2
 #: The fractals that are trained and measured on.
 FRACTALS = FRACTALS_STANDARD
 #: The names of `train_transforms`, for --augment.

@@ -18,7 +18,7 @@ from ..checkpoint import load_float, save_float
 from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError, ArtifactError, DownloadError
-from ..evaluate import Metrics
+from ..evaluate import Metrics, points
 from ..folders import same_names
 from ..quantize import ptq
 from ..quantize.ptq import default_ptq_backend
@@ -39,6 +39,7 @@ from .prepare import Prepared, prepare_data
 from .qat import QAT_DEFAULTS, Freezing, finish_qat, qat_optimizer, start_qat
 from .runs import FLOAT, INT8, QAT, open_run
 from .script import mib, say, tell
+from .split import note_split
 
 #: What may follow the float training.
 QUANTIZE = ("auto", "ptq", "qat", "none")
@@ -97,6 +98,7 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
     data = prepare_data(options, ranks, name, data=source)
     head = head_name(model)
     open_run(options, ranks)
+    note_split(model, data, options, ranks)
     trainer = Trainer(
         model,
         data,
@@ -170,16 +172,15 @@ def _quantize(
     lost = float_top1 - metrics.top1
     if options["quantize"] == "auto" and lost > options["max_drop"]:
         say(
-            f"PTQ loses {lost:.2f} points of top-1, more than {options['max_drop']:g}: going on "
+            f"PTQ loses {points(lost, options['max_drop'])} points of top-1, more than "
+            f"{options['max_drop']:g}: going on "
             "with quantization-aware training."
         )
         _train_quantized(done, data, options, ranks, output, script, kept)
         if not ranks.first or done.metrics["int8"].top1 >= metrics.top1:
             return
-        say(
-            f"Training ended {metrics.top1 - done.metrics['int8'].top1:.2f} points below PTQ, "
-            "whose model is kept: try a lower --qat-lr."
-        )
+        below = points(metrics.top1 - done.metrics["int8"].top1, 0)
+        say(f"Training ended {below} points below PTQ, whose model is kept: try a lower --qat-lr.")
     done.int8, done.method = int8, "PTQ"
     done.metrics["int8"], done.files["int8"] = metrics, output / INT8
     if ranks.first:

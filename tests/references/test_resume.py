@@ -88,7 +88,7 @@ def test_killed_at_ten_random_moments(pictures: Path, straight: Path, tmp_path: 
     assert "Going on from" in printed
     assert_same_end(straight, output)
     assert {p.name for p in output.iterdir()} == {
-        "checkpoint.pth", "log.csv", "model.safetensors",
+        "checkpoint.pth", "log.csv", "model.safetensors", "split.csv",
     }  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_transfer_learns_new_classes_and_quantizes(
         "--output-dir", output, "--results", results, "--quantize", "ptq", "--head-epochs", 2,
     )  # fmt: skip
     assert {p.name for p in output.iterdir()} == {
-        "checkpoint.pth", "int8.safetensors", "log.csv", "model.safetensors",
+        "checkpoint.pth", "int8.safetensors", "log.csv", "model.safetensors", "split.csv",
     }  # fmt: skip
     row = rows(results)[0]
     assert float(row["float_top1"]) >= 80, "a model that knows digits learns four of them at once"

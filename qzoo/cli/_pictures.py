@@ -1,0 +1,54 @@
+"""Which pictures commands measure on: those that the models have not seen, where that is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ._output import print_line, print_warning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..datasets.sources import Data
+    from ..datasets.unseen import Sighting
+
+
+def pictures_to_measure(
+    data: Data, *models: nn.Module, everything: bool | None = None, labelled: bool = False
+) -> tuple[Any, Sighting]:
+    """Returns the pictures that figures are taken on, and says on stderr what is odd about them.
+
+    These are the test split's or, where there is none, all; without those that one of the models
+    was trained or calibrated on, as long as others are left.
+
+    Args:
+        data: Where they come from.
+        *models: Whose notes of what they have seen count; the first one's transforms and classes.
+        everything: Whether to take also what the models have seen; None for a command that has no
+            option for that.
+        labelled: Whether figures need labels.
+
+    Returns:
+        A data set of pictures and labels, of pictures alone where the data has no labels; and which
+        of them the models have seen.
+
+    Raises:
+        ArgumentError: The data and the model do not belong together, or the data has no labels.
+    """
+    from ..artifact.native import model_info
+    from ..datasets.sources import Relabelled
+    from ..datasets.unseen import unseen
+    from ._models import preset_of
+
+    infos = [model_info(model) for model in models]
+    pictures = data.split("test" if "test" in data.splits else data.splits[0], preset_of(models[0]))
+    if data.classes or labelled:
+        pictures = Relabelled(pictures, data.labels_for(infos[0]))
+    chosen, sighting = unseen(pictures, [info.seen for info in infos], everything=bool(everything))
+    words, serious = sighting.words()
+    if serious:
+        print_warning(words)
+    elif words:
+        hint = "" if everything is None else " (--all-pictures measures on all.)"
+        print_line(words + hint, err=True)
+    return chosen, sighting
