@@ -37,6 +37,31 @@ class Span(NamedTuple):
     crc: int | None = None
 
 
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Opens a regular file for reading; a pipe would make the process wait, a device never end.
+
+    Raises:
+        OSError: The file is missing, no regular one, or cannot be opened.
+    """
+
+    def at_once(name: str, flags: int) -> int:
+        # A pipe that takes the file's name meanwhile is opened without waiting for its writer.
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - pathlib parses anew what may be one of millions
+        if stat.S_ISREG(mode):
+            file = open(path, "rb", buffering=0, opener=at_once)  # noqa: SIM115
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file
+            file.close()
+    except ValueError as error:  # a zero byte in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "it is no regular file; copy its contents into one")
+
+
 class File:
     """A regular file that is open for reading; use as a context manager.
 
@@ -53,16 +78,7 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        try:
-            # Before opening it, because opening a pipe waits for its writer.
-            mode = self.path.stat().st_mode
-        except ValueError as error:  # a zero byte in the name
-            raise OSError(errno.EINVAL, str(error)) from None
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is no regular file; copy its contents into one")
-        self._file: io.FileIO = self.path.open("rb", buffering=0)
+        self._file = open_regular(path)
         self._stamp = self._now()
         self.size = self._stamp[0]
 

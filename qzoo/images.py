@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ._process import quiet
 from .errors import ArgumentError, ImageError
+from .files import open_regular
 
 #: The formats that are read, by Pillow's names, and the endings of such files. No other is even
 #: tried: some of Pillow's readers start programs on what they read (EPS), and many are hardly used.
@@ -51,7 +52,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
-_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 def load_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
@@ -143,29 +143,23 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[Image.Image, str]]:
 
 
 def _open_file(name: str) -> BinaryIO:
-    """Opens a regular file; a pipe or device might never end."""
-
-    def at_once(path: str, flags: int) -> int:
-        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
     try:
-        file = open(name, "rb", opener=at_once)  # noqa: SIM115
+        file = io.BufferedReader(open_regular(name))
     except FileNotFoundError:
         raise ImageError(f"There is no file {name}: check the path.") from None
     except IsADirectoryError:
         raise ImageError(f"{name} is a folder: name the picture files in it.") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageError(f"The picture {name!r} cannot be opened ({reason}).") from None
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        problem = "is no regular file but a pipe or device: name a picture file"
-    elif status.st_size > MAX_MEMORY:
-        problem = f"has {status.st_size // 10**6} MB, which is too large to read: scale it down"
-    else:
-        return file
-    file.close()
-    raise ImageError(f"{name} {problem}.")
+    except OSError as error:
+        raise ImageError(
+            f"The picture {name} cannot be opened ({error.strerror or error})."
+        ) from None
+    if (size := os.fstat(file.fileno()).st_size) > MAX_MEMORY:
+        file.close()
+        raise ImageError(
+            f"The picture {name} has {size // 10**6} MB, which is too large to read safely: scale "
+            "it down first."
+        )
+    return file
 
 
 @functools.cache
@@ -231,7 +225,7 @@ def _check_size(image: Image.Image, name: str, decoder: int = 0, turned: bool = 
 
 
 def _is_plain(image: Image.Image) -> bool:
-    return image.mode == "RGB" and "transparency" not in image.info
+    return image.mode == "RGB" and not image.has_transparency_data
 
 
 def _own_bytes(image: Image.Image) -> int:
@@ -281,7 +275,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     """Returns a picture as RGB, turned as its camera was held."""
     if getattr(image, "tile", None):
         _check_size(image, name)
-    image.load()
+        _load(image)
     turn = _TURNS.get(_orientation(image))
     if turn is None and _is_plain(image):
         return image
@@ -291,6 +285,18 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     result = image if _is_plain(image) else _to_rgb(image)
     result.info = {}  # tags of the picture as it was, such as its orientation
     return result
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes a picture, which may be a file that somebody else opened."""
+    path = getattr(image, "filename", "")
+    try:
+        # Pillow maps uncompressed TIFF files by their turned size, which scrambles turned ones;
+        # what has no name is read instead.
+        image.filename = ""  # type: ignore[attr-defined]
+        image.load()
+    finally:
+        image.filename = path  # type: ignore[attr-defined]
 
 
 def _orientation(image: Image.Image) -> Any:
@@ -303,8 +309,7 @@ def _orientation(image: Image.Image) -> Any:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     to_grey = _grey_converter(image)
-    transparent = image.mode in _TRANSPARENT or "transparency" in image.info
-    if to_grey is None and not transparent:
+    if to_grey is None and not image.has_transparency_data:
         return image.convert("RGB")
     result = Image.new("RGB", image.size)
     for place, tile in _tiles(image):

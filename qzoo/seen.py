@@ -26,6 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .errors import ArtifactError, ImageError
+from .files import open_regular
 
 #: What a model may have seen pictures for.
 TRAINING, CALIBRATION = "training", "calibration"
@@ -47,7 +48,7 @@ def file_sha256(path: str | os.PathLike[str]) -> bytes:
     """
     digest = hashlib.sha256()
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
     except OSError as error:
