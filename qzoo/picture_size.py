@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .artifact.format import Artifact
+from .artifact.format import Artifact, ModelInfo
 from .errors import ArgumentError
 from .registry import get_entry
 
@@ -27,10 +27,17 @@ def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -
                 f"input_size must be a height and width in pixels or one number, not {given!r}."
             )
         return (pair[0], pair[1])
-    transforms = artifact.info.transforms
-    if transforms is None:
-        published = get_entry(artifact.info.architecture).float_weights["DEFAULT"]
-        side = published.transforms.keywords["crop_size"]
-    else:
-        side = transforms["crop_size"]
+    side = usual_size(artifact.info)
     return (side, side)
+
+
+def usual_size(info: ModelInfo) -> int:
+    """Returns height and width, in pixels, that a model's own transforms crop pictures to.
+
+    Args:
+        info: The model; where it carries no transforms, those of torchvision's weights count.
+    """
+    if info.transforms is not None:
+        return int(info.transforms["crop_size"])
+    published = get_entry(info.architecture).float_weights["DEFAULT"]
+    return int(published.transforms.keywords["crop_size"])

@@ -131,11 +131,11 @@ def compare(
         ArgumentError: The models do not belong together, or the images are not what they take.
     """
     artifact = int8 if isinstance(int8, Artifact) else from_native(int8)
-    simulation = simulate(model, artifact)
     prepare = transform or own_transforms(model)
     found = open_labelled(
         data, images=images, seed=seed, transform=prepare, model=model_info(model)
     )
+    simulation = simulate(model, artifact, next(iter(found))[0])
     return compare_layers(simulation, to_native(artifact), found, progress)
 
 

@@ -104,8 +104,6 @@ def analyze(
         ArgumentError: The models do not belong together, or the images are not what they take.
     """
     artifact = int8 if isinstance(int8, Artifact) else from_native(int8)
-    simulation = simulate(model, artifact)
-    native = to_native(artifact)
     transform = transforms or own_transforms(model)
 
     def some(count: int | None, source: Any = data) -> Any:
@@ -115,6 +113,8 @@ def analyze(
         )  # fmt: skip
 
     seen = some(images)
+    simulation = simulate(model, artifact, next(iter(seen))[0])
+    native = to_native(artifact)
     comparison = compare_layers(simulation, native, seen, progress)
     few = some(sensitivity_images)
     sensitivity = measure_sensitivity(simulation, few, modes=("int8",), progress=progress)

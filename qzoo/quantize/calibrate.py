@@ -6,14 +6,13 @@ all get the ranges that a single process would have chosen.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._process import plain_defaults
 from ..errors import ArgumentError
+from .faithful import cannot_process, check_all_ran
 from .observers import Observer, make_observer
 from .ranks import all_reduce_ranges, turns
 from .state import WEIGHT_GRID, Quantization
@@ -52,24 +51,6 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
     return observers
 
 
-def check_all_ran(wanted: Sequence[str], ran: Collection[str]) -> None:
-    """Checks that a calibration has reached every layer.
-
-    Args:
-        wanted: The layers whose range is needed.
-        ran: Those that ran.
-
-    Raises:
-        ArgumentError: A layer never ran, so that nothing is known of its range.
-    """
-    if silent := [name for name in wanted if name not in ran]:
-        others = f" (nor {', '.join(silent[1:4])}{', ...' * (len(silent) > 4)})" * (len(silent) > 1)
-        raise ArgumentError(
-            f"Layer {silent[0]!r} never ran during calibration{others}, so its range is unknown: "
-            "this model's forward pass leaves out what its architecture has. Undo that."
-        )
-
-
 def forward(model: nn.Module, images: Tensor) -> None:
     """Runs a model for what watches it.
 
@@ -84,11 +65,7 @@ def forward(model: nn.Module, images: Tensor) -> None:
         with plain_defaults():
             model(images)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ArgumentError(
-            f"The model cannot process calibration images {list(images.shape)} ({reason}): give "
-            "them the size that its evaluation transforms crop to."
-        ) from error
+        raise cannot_process(images, error) from error
 
 
 def forward_all(state: Quantization, title: str, spread: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,25 +11,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import _torch_ao
-from ..artifact.format import Artifact, ModelInfo
+from ..artifact.format import Artifact
 from ..artifact.layers import WEIGHTED_OPS
 from ..artifact.native import attach_info, from_native
 from ..backends import Backend, quantized_engine, run_engine
 from ..errors import ArgumentError
 from ..reference.pt2e import from_pt2e
-from .calibrate import check_all_ran, forward
+from .calibrate import forward
 from .data import Calibration
+from .faithful import check_all_ran
 from .observers import Grid
-from .state import (
-    float_copy,
-    fuse,
-    fused_copy,
-    fused_layers,
-    int8_info,
-    match_layers,
-    ranged_layers,
-    record_forward,
-)
+from .source import Source, open_source, ranged_layers
+from .state import match_layers
 
 FLOWS = ("eager", "fx", "pt2e")
 
@@ -80,18 +72,17 @@ def _eager(
             'keep_float goes with qzoo\'s own steps or with flow="fx" and "pt2e", not with '
             "PyTorch's eager observers: leave one of them out."
         )
-    observed: Any = fused_copy(model)
-    layers = fused_layers(observed)
-    info = int8_info(model, layers, observed, backend)
+    source = open_source(model, backend, calibration)
+    observed: Any = source.fused
     _torch_ao.insert_observers(observed, backend.qconfig())
-    wanted = ranged_layers(record_forward(info, layers), layers)
+    wanted = ranged_layers(source.recording, source.layers)
     with _noting(observed, wanted) as ran:
         _calibrate(observed, _Images(calibration, "calibrate", progress))
     # PyTorch would give a layer that never ran the scale 1.0.
     check_all_ran(wanted, ran)
     with quantized_engine(run_engine(backend.name)):
         _torch_ao.convert_observed(observed)
-        return from_native(attach_info(observed, info))
+        return from_native(attach_info(observed, source.info))
 
 
 def _fx(
@@ -107,7 +98,9 @@ def _fx(
 
     if settings is not None:
         _torch_ao_fx.check_mapping(settings)
-    plain, info, kept = _plan(model, backend, keep_float)
+    source = open_source(model, backend, calibration)
+    kept = _kept(source, keep_float)
+    plain: Any = source.plain
     before = None
     if getattr(plain, "transform_input", False):
         # FX would quantize this float arithmetic in front of the model, which artifacts do not.
@@ -119,7 +112,7 @@ def _fx(
     with quantized_engine(run_engine(backend.name)):
         converted = _torch_ao_fx.convert_graph(prepared)
         images = _Images(calibration, "measure ranges", progress, before)
-        return from_fx(converted, info, example, images, Grid(0, backend.activation_max))
+        return from_fx(converted, source.info, example, images, Grid(0, backend.activation_max))
 
 
 def _pt2e(
@@ -132,26 +125,21 @@ def _pt2e(
 ) -> Artifact:
     from .pt2e import convert, prepare
 
-    plain, info, kept = _plan(model, backend, keep_float)
-    prepared = prepare(plain, next(iter(calibration)), backend, settings, kept)
+    source = open_source(model, backend, calibration)
+    kept = _kept(source, keep_float)
+    prepared = prepare(source.plain, next(iter(calibration)), backend, settings, kept)
     _calibrate(prepared, _Images(calibration, "calibrate", progress))
     images = _Images(calibration, "measure ranges", progress)
-    return from_pt2e(convert(prepared), info, images, keep_float=kept)
+    return from_pt2e(convert(prepared), source.info, images, keep_float=kept)
 
 
 _FLOWS = {"eager": _eager, "fx": _fx, "pt2e": _pt2e}
 
 
-def _plan(
-    model: nn.Module, backend: Backend, keep_float: Collection[str]
-) -> tuple[Any, ModelInfo, set[str]]:
-    """Returns a copy to quantize, what the int8 model will be, and the layers to keep in float."""
-    plain = float_copy(model, stacklevel=6)
-    fused = fuse(copy.deepcopy(plain))
-    layers = fused_layers(fused)
-    weighted = [name for name, layer in layers.items() if layer.op in WEIGHTED_OPS]
-    kept = match_layers(list(keep_float), weighted)
-    return plain, int8_info(model, layers, fused, backend), kept
+def _kept(source: Source, keep_float: Collection[str]) -> set[str]:
+    """Returns the names of the layers to keep in float."""
+    weighted = [name for name, layer in source.layers.items() if layer.op in WEIGHTED_OPS]
+    return match_layers(list(keep_float), weighted)
 
 
 class _Images:

@@ -26,6 +26,7 @@ from ..backends import get_backend
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
 from .data import nothing, open_calibration
+from .float_model import float_copy
 from .ptq import default_ptq_backend, own_transforms, with_transforms
 from .qat_frozen import keep_frozen
 from .qat_graph import GraphBuilder
@@ -34,7 +35,7 @@ from .qat_pt2e import prepare_pt2e
 from .qat_ranges import Ranges, range_index
 from .qat_start import Folded, Unfolded, carry_over, read_ptq
 from .recipes import STEPS, get_recipe
-from .state import Quantization, float_copy
+from .state import Quantization
 
 #: What `prepare` can do with batch norm.
 BATCH_NORM = ("fold", "keep")
@@ -174,11 +175,10 @@ def prepare(
     )
     source = copy.copy(model)
     source.training = False  # train mode is as it should be here, and needs no warning
-    state = Quantization(source, row, nothing(), keep_float, row.reduce_range, progress)
-    state.info = with_transforms(state.info, transforms, stacklevel=3)
+    calibration = nothing()
     if data is not None:
         plan = get_recipe(recipe)
-        state.calibration = open_calibration(
+        calibration = open_calibration(
             data,
             images=images or plan.images,
             batch_size=batch_size,
@@ -186,6 +186,8 @@ def prepare(
             transform=transforms or own_transforms(model),
             stratify=plan.stratify,
         )
+    state = Quantization(source, row, calibration, keep_float, row.reduce_range, progress)
+    state.info = with_transforms(state.info, transforms, stacklevel=3)
     prepared: InTraining
     if flow == "pt2e":
         prepared = prepare_pt2e(state, source)

@@ -93,8 +93,9 @@ class GraphBuilder:
             case "quantize":
                 return self._on(name, self._call(name, Input(self.ranges, self.index[name]), *args))
             case "dropout":
-                share = self.state.recording.modules[name].p
-                return self._moved(self._call(name, nn.Dropout(share), *args), args[0])  # type: ignore[arg-type]
+                # The user's own share; none where an identity stands in its place.
+                share = getattr(self.state.fused.get_submodule(name), "p", 0.0)
+                return self._moved(self._call(name, nn.Dropout(share), *args), args[0])
             case "conv2d" | "linear":
                 return self._weighted(name, node, *args)
             case "hardswish":

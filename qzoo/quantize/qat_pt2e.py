@@ -23,8 +23,9 @@ from ..artifact.format import Artifact
 from ..errors import ArgumentError, QuantizationWarning
 from ..reference.pt2e import from_pt2e
 from . import pt2e
+from .float_model import float_copy
 from .qat_model import InTraining
-from .state import Quantization, float_copy
+from .state import Quantization
 
 
 @dataclasses.dataclass

@@ -6,8 +6,6 @@ does not hold the factors, but its weights show them: they are found again by le
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -16,15 +14,16 @@ from ..artifact.native import model_info
 from ..backends import get_backend
 from ..errors import ArgumentError
 from .channels import FIXED, Channels
+from .data import Calibration
 from .equalize import columns_of, scale_layer
 from .simulate import Simulation, int8_weight
-from .state import Quantization, fused_copy
+from .state import Quantization
 
 #: Passes over the layers; the second one knows what layers further on say of a channel.
 SWEEPS = 3
 
 
-def simulate(model: nn.Module, artifact: Artifact) -> Simulation:
+def simulate(model: nn.Module, artifact: Artifact, images: Tensor | None = None) -> Simulation:
     """Returns the simulation of a float model and the int8 model that was made of it.
 
     Where the int8 model's channels were equalized, the float model's are scaled likewise, which
@@ -33,9 +32,11 @@ def simulate(model: nn.Module, artifact: Artifact) -> Simulation:
     Args:
         model: The float model, as it was quantized; left as it is.
         artifact: The int8 model.
+        images: A batch to check on that the float model computes what its architecture does,
+            float32 [N, 3, H, W]; None takes noise.
 
     Raises:
-        ArgumentError: The two do not belong together.
+        ArgumentError: The two do not belong together, or the float model was edited.
     """
     made, wanted = model_info(model).architecture, artifact.info.architecture
     if made != wanted:
@@ -43,17 +44,23 @@ def simulate(model: nn.Module, artifact: Artifact) -> Simulation:
             f"The float model is a {made}, but the int8 model a {wanted}: give the float model "
             "that was quantized."
         )
-    if not artifact.info.recipe.get("equalized_channels"):
-        return Simulation(fused_copy(model), artifact)
-    nothing: Any = None  # no step that needs images is run
-    state = Quantization(model, get_backend(str(artifact.info.backend)), nothing, progress=False)
+    backend = get_backend(str(artifact.info.backend))
+    state = Quantization(model, backend, _only(images), progress=False)
     # Says so where the two do not fit, before their weights are compared.
-    Simulation(state.fused, artifact)
+    simulation = Simulation(state.fused, artifact)
+    if not artifact.info.recipe.get("equalized_channels"):
+        return simulation
     groups = Channels(state)
     factors = _factors(state, groups, artifact)
     for name in state.weighted():
         scale_layer(state, name, factors[groups.inputs[name]], factors[groups.outputs[name]])
     return Simulation(state.fused, artifact)
+
+
+def _only(images: Tensor | None) -> Calibration:
+    batches = () if images is None else (images,)
+    count = sum(map(len, batches))
+    return Calibration(lambda *_: iter(batches), count, max(1, count), "", None)
 
 
 def _factors(state: Quantization, groups: Channels, artifact: Artifact) -> Tensor:

@@ -193,9 +193,9 @@ def tune(
     }  # fmt: skip
     base = from_native(ptq(model, calibration, keep_float=keep_float, **options))
     quantizing = time.monotonic() - start
-    simulation = simulate(model, base)
     reading: dict[str, Any] = {"batch_size": batch_size, "transform": transform, "model": info}
     test = open_labelled(parts.judged, seed=seed, mixed=bool(time_budget), **reading)
+    simulation = simulate(model, base, next(iter(test))[0])
     if time_budget:
         test.stop_after(ANSWERING_SHARE * (deadline - time.monotonic()))
     search = _Search(simulation, test, max_drop, start, deadline, progress)

@@ -46,13 +46,24 @@ class Rewriter:
         ste: Whether to emit differentiable fake-quantize calls.
         explicit: Whether to quantize again after operations that keep their input's grid.
         signed: Whether activations are int8 instead of uint8.
+        rounding: Whether outputs are rounded at all; without, and with layers kept in float, the
+            graph is the float model that the int8 one stands for.
+
+    Attributes:
+        done: Each call of the recording and the node that gives its result in the new graph.
     """
 
     def __init__(
-        self, artifact: Artifact, recording: Recording, ste: bool, explicit: bool, signed: bool
+        self,
+        artifact: Artifact,
+        recording: Recording,
+        ste: bool = False,
+        explicit: bool = False,
+        signed: bool = False,
+        rounding: bool = True,
     ) -> None:
         self.artifact, self.recording = artifact, recording
-        self.ste, self.explicit, self.signed = ste, explicit, signed
+        self.ste, self.explicit, self.signed, self.rounding = ste, explicit, signed, rounding
         self.graph = fx.Graph()
         self.root = nn.Module()
         self.done: dict[fx.Node, fx.Node] = {}
@@ -172,10 +183,10 @@ class Rewriter:
         else:
             geometry = [list(v) for v in (layer.stride, layer.padding, layer.dilation)]
             result = self._emit(aten.conv2d.default, x, weight, bias, *geometry, layer.groups)
-        # With the zero point at the low end, quantizing cuts negative values off by itself.
-        if layer.relu and layer.zero_point > 0:
+        grid = self._grid(layer)
+        if layer.relu and not self._cuts_negatives(grid):
             result = self._emit(aten.relu.default, result)
-        return self._quantize(node, result, self._grid(layer))
+        return self._quantize(node, result, grid)
 
     def _weight(self, name: str, module: nn.Module) -> fx.Node:
         tensors = self.artifact.tensors
@@ -218,13 +229,13 @@ class Rewriter:
             result = self._emit(aten.mul.Tensor, *args)
         else:
             result = self._emit(aten.add.Tensor, *args)
-            if op == "add_relu" and layer.zero_point > 0:
+            if op == "add_relu" and not self._cuts_negatives(grid):
                 result = self._emit(aten.relu.default, result)
         return self._quantize(node, result, grid)
 
     def _relu(self, x: fx.Node) -> fx.Node:
         grid = x.meta["grid"]
-        if grid is not None and grid.zero_point == grid.low:
+        if grid is not None and self._cuts_negatives(grid):
             return x
         result = self._emit(aten.relu.default, x)
         result.meta["grid"] = grid
@@ -297,7 +308,14 @@ class Rewriter:
         grid = Grid(_single(layer.scale), layer.zero_point)
         return grid.signed() if self.signed else grid
 
+    def _cuts_negatives(self, grid: Grid) -> bool:
+        """Whether rounding to a grid cuts negative values off: its zero point is its low end."""
+        return self.rounding and grid.zero_point == grid.low
+
     def _quantize(self, node: fx.Node, x: fx.Node, grid: Grid) -> fx.Node:
+        if not self.rounding:
+            x.meta["grid"] = grid
+            return x
         if self.ste:
             result = rounded = self._emit(fake_quantize, x, *grid.arguments)
         else:
