@@ -29,11 +29,10 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.backends import get_backend
+from qzoo.backends import default_backend, get_backend
 from qzoo.quantize import ptq
 from qzoo.quantize.calibrate import calibrate, choose_weight_scales
 from qzoo.quantize.data import open_calibration
-from qzoo.quantize.ptq import default_ptq_backend
 from qzoo.quantize.recipes import get_recipe
 from qzoo.quantize.state import Quantization, fused_copy
 from qzoo.runtimes.choice import machine, version
@@ -60,7 +59,7 @@ def observing(model: nn.Module) -> Pass:
 
     The model is copied and fused before the clock starts.
     """
-    row, recipe = get_backend(default_ptq_backend()), get_recipe("fast")
+    row, recipe = get_backend(default_backend()), get_recipe("fast")
     few = open_calibration(torch.zeros(2, 3, 8, 8), images=2, batch_size=2, seed=0, transform=None)
     state = Quantization(model, row, few, reduce_range=row.reduce_range, progress=False)
     choose_weight_scales(state, recipe.weight_observer)

@@ -202,9 +202,8 @@ def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) ->
     """
     known = set()
     for name, layer in layers.items():
+        layer.check(name)
         if layer.op not in WEIGHTED_OPS:
-            if layer.float:
-                layer.check(name)  # says why not
             continue
         weight = tensors.get(f"{name}.weight")
         if weight is None:

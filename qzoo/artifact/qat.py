@@ -92,12 +92,32 @@ class QatState:
                 "another architecture or other builder arguments."
             )
 
-    def _tensor(self, key: str) -> Tensor:
+    def _tensor(self, key: str, unseen: bool = False) -> Tensor:
+        """Returns an entry as float32.
+
+        Args:
+            key: Its name.
+            unseen: Whether infinities are allowed, with which observers begin.
+
+        Raises:
+            ArtifactError: It is missing, or no tensor of real and finite numbers.
+        """
         value = self._entries.get(key)
         if not isinstance(value, Tensor):
             raise ArtifactError(
                 f"The QAT checkpoint lacks the tensor {key!r}: it is incomplete or of another "
                 "architecture."
+            )
+        if not value.is_floating_point():
+            raise ArtifactError(
+                f"The tensor {key!r} of the QAT checkpoint is {value.dtype}, and should hold real "
+                "floating-point numbers."
+            )
+        value = value.float()
+        if not bool((~torch.isnan(value) if unseen else torch.isfinite(value)).all()):
+            raise ArtifactError(
+                f"The tensor {key!r} of the QAT checkpoint has values that are not finite (NaN or "
+                "infinity): its training diverged; take an earlier checkpoint."
             )
         return value
 
@@ -105,17 +125,25 @@ class QatState:
         """Returns the observer's minimum, maximum and epsilon inside a fake-quantize module."""
         inner = f"{name}.activation_post_process"
         old = f"{inner}.min_vals" in self._entries  # per-channel observers before version 3
-        low = self._tensor(f"{inner}.min_vals" if old else f"{inner}.min_val").float()
-        high = self._tensor(f"{inner}.max_vals" if old else f"{inner}.max_val").float()
-        eps = self._entries.get(f"{inner}.eps")
+        low = self._tensor(f"{inner}.min_vals" if old else f"{inner}.min_val", unseen=True)
+        high = self._tensor(f"{inner}.max_vals" if old else f"{inner}.max_val", unseen=True)
         if low.numel() == 0 or low.shape != high.shape:
             raise ArtifactError(f"The observer {inner!r} of the QAT checkpoint has seen no data.")
-        return low, high, eps if isinstance(eps, Tensor) and eps.numel() == 1 else _EPS
+        if bool((torch.isinf(low) != torch.isinf(high)).any()):
+            raise ArtifactError(
+                f"The observer {inner!r} of the QAT checkpoint has an endless range."
+            )
+        eps = self._tensor(f"{inner}.eps") if f"{inner}.eps" in self._entries else _EPS
+        if eps.numel() != 1:
+            raise ArtifactError(
+                f"The tensor '{inner}.eps' of the QAT checkpoint is no single number."
+            )
+        return low, high, eps.reshape(1)
 
     def _levels(self, name: str) -> float:
         """Returns how many steps the observed range spans: about 127 (7 bits) or 255."""
         low, high, _ = self._observed(f"{name}.activation_post_process")
-        scale = self._tensor(f"{name}.activation_post_process.scale").float()
+        scale = self._tensor(f"{name}.activation_post_process.scale")
         if low.numel() != 1 or scale.numel() != 1 or bool(low > high):
             return 0.0
         span = high.clamp(min=0) - low.clamp(max=0)
@@ -124,15 +152,19 @@ class QatState:
 
     def _folded(self, name: str) -> tuple[Tensor, Tensor | None]:
         """Returns the float weight and bias with batch norm folded in, as PyTorch folds it."""
-        weight = self._tensor(f"{name}.weight").float()
-        bias = self._entries.get(f"{name}.bias")
-        if bias is not None and not isinstance(bias, Tensor):
-            raise ArtifactError(f"The entry '{name}.bias' of the QAT checkpoint is no tensor.")
+        weight = self._tensor(f"{name}.weight")
+        key = f"{name}.bias"
+        bias = None if self._entries.get(key) is None else self._tensor(key)
+        if bias is not None and bias.shape != (weight.shape[0],):
+            raise ArtifactError(
+                f"The tensor {key!r} of the QAT checkpoint has the shape {list(bias.shape)}, and "
+                f"its layer {weight.shape[0]} output channels."
+            )
         prefix = f"{name}.bn."
         if f"{prefix}running_var" in self._entries:
-            norm = {k: self._tensor(f"{prefix}{k}").float() for k in _OLD_BATCH_NORM}
+            norm = {k: self._tensor(f"{prefix}{k}") for k in _OLD_BATCH_NORM}
         elif f"{name}.gamma" in self._entries:
-            norm = {k: self._tensor(f"{name}.{v}").float() for k, v in _OLD_BATCH_NORM.items()}
+            norm = {k: self._tensor(f"{name}.{v}") for k, v in _OLD_BATCH_NORM.items()}
         else:
             return weight, bias
         if any(v.shape != (weight.shape[0],) for v in norm.values()):
@@ -141,7 +173,13 @@ class QatState:
         rsqrt = torch.rsqrt(norm["running_var"] + self._eps.get(name, 1e-5))
         factor = (norm["weight"] * rsqrt).reshape(-1, *[1] * (weight.dim() - 1))
         folded = (before - norm["running_mean"]) * rsqrt * norm["weight"] + norm["bias"]
-        return weight * factor, folded
+        weight = weight * factor
+        if not bool(torch.isfinite(weight).all() and torch.isfinite(folded).all()):
+            raise ArtifactError(
+                f"Folding the batch norm of layer {name!r} gives numbers that are not finite: its "
+                "variance is below 0, or its numbers are too large for float32."
+            )
+        return weight, folded
 
     def _weight_range(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the weight's range; convert lets an observer that is still on look once more."""

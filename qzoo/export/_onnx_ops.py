@@ -8,15 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import ArgumentError
+from ..reference.biases import widened
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
 from ._onnx_writer import Constant, Pixels, Value, Writer, emits, window
 
 aten = torch.ops.aten
-#: Largest bias in steps of the sums that it joins; as much again is left for the sums.
-BIAS_MAX = 2**30
 
 # Rounding.
 
@@ -128,7 +126,8 @@ def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> l
         raise ArgumentError(f"The layer of {weight.name} has no int8 input, so it has no QDQ form.")
     if bias is None:
         return [w.real(x), w.dequantized(weight)]
-    weight = _with_room_for_bias(weight, bias.tensor, x.grid.scale)
+    numbers = (weight.tensor, weight.scale, weight.zero_point, bias.tensor, x.grid.scale)
+    weight = Constant(weight.name, *widened(*numbers))
     operands = [w.real(x), w.dequantized(weight)]
     if w.openvino:  # which keeps float biases, without the rounding
         return [*operands, w.constant(bias.name, bias.tensor)]
@@ -137,24 +136,6 @@ def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> l
     integers = torch.round(bias.tensor.double() / scale.double()).to(torch.int32)
     inputs = (w.constant(bias.name, integers), w.constant(f"{bias.name}_scale", scale))
     return [*operands, w.op("DequantizeLinear", *inputs, name=f"{bias.name}.real", axis=0)]
-
-
-def _with_room_for_bias(weight: Constant, bias: Tensor, input_scale: float) -> Constant:
-    """Widens the scales of channels whose bias would not fit into 32 bits at the sums' scale.
-
-    Those are channels of next to no weight, often none at all. onnxruntime turns every bias into
-    int32 at that scale, float ones too, without a look at the range.
-    """
-    assert weight.scale is not None and weight.zero_point is not None
-    least = bias.abs() / (BIAS_MAX * input_scale)
-    if bool((least <= weight.scale).all()):
-        return weight
-    scale = torch.maximum(weight.scale.expand(len(bias)), least)
-    shape = (-1, *[1] * (weight.tensor.dim() - 1))
-    zero_point = weight.zero_point.expand(len(bias))
-    shrink = (weight.scale / scale).reshape(shape)
-    steps = (weight.tensor.float() - zero_point.reshape(shape)) * shrink
-    return Constant(weight.name, steps.round().to(torch.int8), scale, torch.zeros_like(zero_point))
 
 
 # Element by element.

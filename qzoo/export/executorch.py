@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..files import write_atomically
 from ..optional import require
+from ..reference.biases import with_room_for_biases
 from ._plan import Plan, make_plan, output_path
 from ._xnnpack import to_xnnpack
 
@@ -63,6 +65,7 @@ def lower(plan: Plan) -> bytes:
     partitioner = require(
         "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", purpose
     )
+    plan = dataclasses.replace(plan, artifact=with_room_for_biases(plan.artifact))
     reference = plan.graph(explicit=True, activations=torch.int8)
     program = plan.export(to_xnnpack(reference, plan.images()))
     with torch.no_grad(), undisturbed():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .._torch_ao_dynamic import DYNAMIC_TYPES, make_dynamic
-from ..backends import default_backend, quantized_engine, run_engine
+from ..backends import available_engines, default_backend, quantized_engine, run_engine
 from ..errors import ArgumentError, QuantizationWarning
 from .state import match_layers
 
@@ -78,7 +78,8 @@ def quantize_dynamic(
         model: Any float32 model on the CPU; left as it was.
         layers: Names or shell patterns ("encoder.*") of the layers to quantize; None takes every
             `nn.Linear`, `LSTM`, `GRU`, `LSTMCell`, `GRUCell` and `RNNCell`.
-        backend: Whose engine runs it; None takes the default of this machine.
+        backend: Whose engine runs it; None takes x86's or, where this
+            PyTorch has none, that of `qzoo.default_backend()`.
 
     Returns:
         A copy of the model in eval mode with int8 layers, and what became of which layer.
@@ -88,7 +89,9 @@ def quantize_dynamic(
             asked for and has no int8 form.
         UnknownNameError: An unknown backend.
     """
-    engine = run_engine(backend or default_backend())
+    # What rounds inputs to 7 bits is x86's, where there is such an engine.
+    usual = "x86" if "x86" in available_engines() else default_backend()
+    engine = run_engine(backend or usual)
     found = {name: m for name, m in model.named_modules() if type(m) in DYNAMIC_TYPES}
     if not found:
         raise ArgumentError(

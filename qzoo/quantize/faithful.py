@@ -193,7 +193,7 @@ class _Check:
     def _place(self, name: str) -> str:
         first = node = next(n for n in self.calls if n.target == name)
         while self._op(str(first.target)) == "identity":
-            first = first.args[0]  # type: ignore[assignment]
+            first = first.args[0]
         text = f"They part at {name!r}"
         if first is not node:
             text = f"They part between {str(first.target)!r} and {name!r}"

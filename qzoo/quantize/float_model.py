@@ -90,7 +90,7 @@ def eval_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for attribute in get_entry(model_info(model).architecture).aux:
         setattr(twin, attribute, None)
         twin.aux_logits = False
-    return twin.requires_grad_(False)  # type: ignore[no-any-return]
+    return twin.requires_grad_(False)
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
@@ -120,12 +120,12 @@ def fuse(plain: nn.Module) -> nn.Module:
         ) from None
     for name, module in fused.named_modules():
         for key, tensor in _numbers(module):
-            if not _finite(tensor):
+            if not is_finite(tensor):
                 raise ArgumentError(
                     f"Folding batch norm into {name!r} gives a {key} that is not finite: a "
                     "variance below 0 or numbers too large for float32."
                 )
-    return fused.requires_grad_(False)  # type: ignore[no-any-return]
+    return fused.requires_grad_(False)
 
 
 def unlike_builder(model: nn.Module) -> str | None:
@@ -175,7 +175,7 @@ def _check_numbers(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         for key, tensor in _numbers(module):
-            if not _finite(tensor):
+            if not is_finite(tensor):
                 raise ArgumentError(
                     f"The tensor '{name}.{key}' of this model has values that are not finite (NaN "
                     "or infinity): go back to a checkpoint from before its training diverged."
@@ -187,6 +187,8 @@ def _numbers(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(key, value) for key in _NUMBERS if (value := own.get(key)) is not None]
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
     """Whether all values are finite; looks at both ends, which takes no memory."""
-    return not tensor.numel() or all(math.isfinite(float(end)) for end in torch.aminmax(tensor))
+    return not tensor.numel() or all(
+        math.isfinite(float(end)) for end in torch.aminmax(tensor.detach())
+    )

@@ -12,15 +12,18 @@ from tqdm import tqdm
 
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.native import model_info, to_native
-from ..backends import available_engines, default_backend, get_backend, has_vnni
+from ..backends import default_backend, get_backend
 from ..errors import ArgumentError, QuantizationWarning, UnknownNameError, did_you_mean
 from ..seen import CALIBRATION, hashes, noted
 from ..transforms import ImageClassification, describe
 from .data import Calibration, open_calibration
 from .flows import FLOWS, torch_artifact
 from .qat_model import InTraining
-from .recipes import STEPS, Recipe, get_recipe
+from .recipes import RECIPES, STEPS, Recipe, get_recipe
 from .state import Quantization
+
+#: The name that this had here before there was one rule for all new models.
+default_ptq_backend = default_backend
 
 
 def ptq(
@@ -83,7 +86,7 @@ def ptq(
             "This model is in quantization-aware training: qat.convert makes it int8, while ptq "
             "takes the float model."
         )
-    row = get_backend(backend or default_ptq_backend())
+    row = get_backend(backend or default_backend())
     plan = get_recipe(recipe)
     check_counts(images=images, batch_size=batch_size)
     _check_flow(flow, plan, qconfig_mapping, quantizer)
@@ -95,7 +98,7 @@ def ptq(
         transform=transforms or own_transforms(model),
         stratify=plan.stratify,
     )
-    if flow != "eager" or plan.name == "torchvision":
+    if flow != "eager" or not plan.steps:
         settings = quantizer if qconfig_mapping is None else qconfig_mapping
         artifact = torch_artifact(
             model, calibration, row, flow, progress, keep_float=keep_float, settings=settings
@@ -131,7 +134,7 @@ def _check_flow(flow: str, recipe: Recipe, qconfig_mapping: Any, quantizer: Any)
     ):
         if value is not None and flow != owner:
             raise ArgumentError(f'{name} goes with flow="{owner}", not with flow="{flow}".')
-    if flow != "eager" and recipe.steps and recipe.name != "default":
+    if flow != "eager" and recipe.steps and recipe != RECIPES["default"]:
         raise ArgumentError(
             f"The recipe {recipe.name!r} consists of qzoo's own steps, which flow={flow!r} has no "
             "use for: PyTorch's observers choose its ranges. Leave one of them out."
@@ -191,15 +194,6 @@ def with_transforms(
             stacklevel=stacklevel,
         )
         return info
-
-
-def default_ptq_backend() -> str:
-    """Returns the backend that `ptq` quantizes for where nobody names one.
-
-    That is `onednn`, whose activations use all 8 bits; CPUs without VNNI, whose 16-bit sums would
-    saturate, get `x86`, which uses 7.
-    """
-    return "onednn" if "onednn" in available_engines() and has_vnni() else default_backend()
 
 
 def own_transforms(model: nn.Module) -> ImageClassification | None:

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from ..artifact.format import Artifact
 from ..artifact.native import attach_info, to_native
-from ..backends import get_backend
+from ..backends import default_backend, get_backend
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from ..transforms import ImageClassification
 from .data import nothing, open_calibration
 from .float_model import float_copy
-from .ptq import default_ptq_backend, own_transforms, with_transforms
+from .ptq import own_transforms, with_transforms
 from .qat_frozen import keep_frozen
 from .qat_graph import GraphBuilder
 from .qat_model import InTraining, Plan, QatModel, unwrap
@@ -170,9 +170,7 @@ def prepare(
             'layers when it converts: use batch_norm="fold" or flow="eager".'
         )
     artifact = None if from_ptq is None else read_ptq(from_ptq)
-    row = get_backend(
-        backend or (artifact.info.backend if artifact else None) or default_ptq_backend()
-    )
+    row = get_backend(backend or (artifact.info.backend if artifact else None) or default_backend())
     source = copy.copy(model)
     source.training = False  # train mode is as it should be here, and needs no warning
     calibration = nothing()

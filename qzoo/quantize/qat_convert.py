@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from .fake_quantize import WEIGHT_MAX
+from .float_model import is_finite
 from .qat_layers import Weighted, gain_of
 from .state import Quantization, spread
 
@@ -33,12 +35,7 @@ def build_artifact(model: QatModel) -> Artifact:
             "This model has no ranges yet, so there is nothing to convert: train it for a step, or "
             "give prepare calibration images (data=) or a PTQ result (from_ptq=)."
         )
-    numbers = [*model.parameters(), *model.buffers()]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in numbers):
-        raise ArgumentError(
-            "This model has weights or ranges that are not finite numbers: its training diverged. "
-            "Go back to an earlier checkpoint and lower the learning rate."
-        )
+    check_converged([*model.named_parameters(), *model.named_buffers()])
     state = model.plan.fresh_state()
     with torch.no_grad():
         for name in state.weighted():
@@ -50,6 +47,20 @@ def build_artifact(model: QatModel) -> Artifact:
     notes = {**model.plan.notes, "observed_batches": int(ranges.batches)}
     info = dataclasses.replace(state.info, recipe={**state.info.recipe, **notes})
     return dataclasses.replace(state.artifact(), info=info)
+
+
+def check_converged(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Checks that what a model in training consists of is finite.
+
+    Raises:
+        ArgumentError: A tensor is not; the message names it.
+    """
+    for name, tensor in tensors:
+        if not is_finite(tensor):
+            raise ArgumentError(
+                f"The tensor {name!r} of this model has values that are not finite numbers: its "
+                "training diverged. Go back to an earlier checkpoint and lower the learning rate."
+            )
 
 
 def _write(state: Quantization, name: str, layer: Weighted, norm: Any) -> None:

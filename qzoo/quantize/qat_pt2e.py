@@ -24,6 +24,7 @@ from ..errors import ArgumentError, QuantizationWarning
 from ..reference.pt2e import from_pt2e
 from . import pt2e
 from .float_model import float_copy
+from .qat_convert import check_converged
 from .qat_model import InTraining
 from .state import Quantization
 
@@ -100,6 +101,8 @@ class Pt2eModel(InTraining):
     def to_artifact(self) -> Artifact:
         """Returns the int8 artifact; see `qat.to_artifact`."""
         state = self.plan.state
+        scales = ((f"{n}.scale", m.scale) for n, m in _named_fake_quantizers(self.prepared))
+        check_converged([*self.prepared.named_parameters(), *scales])
         prepared = copy.deepcopy(self.prepared).cpu()
         if any(bool(m.scale.eq(1).all()) for m in _fake_quantizers(prepared)):
             raise ArgumentError(
@@ -170,4 +173,10 @@ def _switch_dropout(graph: fx.GraphModule, training: bool) -> None:
 
 
 def _fake_quantizers(graph: nn.Module) -> list[Any]:
-    return [module for module in graph.modules() if hasattr(module, "observer_enabled")]
+    return [module for _, module in _named_fake_quantizers(graph)]
+
+
+def _named_fake_quantizers(graph: nn.Module) -> list[tuple[str, Any]]:
+    return [
+        (n, module) for n, module in graph.named_modules() if hasattr(module, "observer_enabled")
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import UnknownNameError, did_you_mean
+from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from .adaround import round_adaptively
 from .bias_correction import correct_biases
 from .calibrate import calibrate, choose_weight_scales
@@ -21,9 +21,10 @@ class Recipe:
     """A set of post-training quantization steps.
 
     Attributes:
-        name: What it is called in artifacts.
+        name: What it is called in artifacts; nothing else goes by it.
         steps: Names of `STEPS`, in the order in which they run. Folding batch norm into
-            convolutions always comes first: the zoo's `fuse_model` does it.
+            convolutions always comes first: the zoo's `fuse_model` does it. None at all leaves
+            everything to PyTorch's own observers of the backend, as torchvision's script does.
         observer: Observer of activations.
         weight_observer: Observer of weights.
         images: Calibration images, where the caller names no number.
@@ -38,10 +39,11 @@ class Recipe:
     stratify: bool = True
 
     def check(self) -> None:
-        """Checks that all steps and observers exist.
+        """Checks that all steps and observers exist, and the steps' order.
 
         Raises:
-            UnknownNameError: One does not; the message names the known ones.
+            UnknownNameError: One does not exist; the message names the known ones.
+            ArgumentError: A step is missing or comes too early, or there are none but an observer.
         """
         for kind, names, known in (
             ("step", self.steps, STEPS),
@@ -53,7 +55,35 @@ class Recipe:
                         f"Unknown {kind} {name!r} in the recipe {self.name!r}: choose from "
                         f"{', '.join(known)}." + did_you_mean(str(name), known)
                     )
+        if not self.steps:
+            if (self.observer, self.weight_observer) != ("histogram", "minmax"):
+                raise ArgumentError(
+                    f"The recipe {self.name!r} has no steps, so that PyTorch's own observers "
+                    "choose all ranges, and takes no others: name steps, or start from "
+                    "RECIPES['torchvision']."
+                )
+            return
+        for step in (*self.steps, ""):  # the end needs both, whatever comes before
+            done = self.steps[: self.steps.index(step)] if step else self.steps
+            if missing := [other for other in _BEFORE.get(step, ()) if other not in done]:
+                where = f"before {step!r}" if step else "at all"
+                raise ArgumentError(
+                    f"The recipe {self.name!r} lacks the step {missing[0]!r} {where}."
+                )
+            if step in ("weights", "calibrate") and "equalize" in self.steps[len(done) :]:
+                raise ArgumentError(
+                    f"The recipe {self.name!r} equalizes channels after {step!r}, whose ranges "
+                    "would no longer fit: put 'equalize' first."
+                )
 
+
+#: Which steps must come before a step; "" is the end.
+_BEFORE = {
+    "share_ranges": ("calibrate",),
+    "adaround": ("weights", "calibrate"),
+    "bias_correction": ("weights", "calibrate"),
+    "": ("weights", "calibrate"),
+}
 
 #: What a step does to the model; each notes what it did in `state.notes`.
 STEPS: MappingProxyType[str, Callable[[Quantization, Recipe], None]] = MappingProxyType(

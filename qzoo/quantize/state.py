@@ -18,7 +18,9 @@ from ..artifact.layers import Layer, weight_tensors
 from ..artifact.native import package_versions
 from ..backends import Backend
 from ..errors import ArgumentError, did_you_mean
+from ..reference.biases import with_room_for_biases
 from .data import Calibration
+from .float_model import fused_copy as fused_copy
 from .observers import Grid
 from .source import open_source, ranged_layers
 
@@ -154,7 +156,8 @@ class Quantization:
                     own = None if bias is None else bias.clone()
                     tensors |= weight_tensors(name, values, scales, zeros, own)
             layers[name] = layer
-        return Artifact(self.info, layers, tensors, package_versions())
+        artifact = Artifact(self.info, layers, tensors, package_versions())
+        return with_room_for_biases(artifact, self.recording)
 
 
 def match_layers(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

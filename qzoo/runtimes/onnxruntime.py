@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
+from ..backends import has_vnni
 from ..optional import require
 from .base import CompiledModel
 from .source import OnnxSource
@@ -91,7 +92,7 @@ class OnnxruntimeModel(CompiledModel):
         # Waiting threads spin within a call, where the next operation comes in microseconds, and
         # not between calls, where they would take the cores from everybody else.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if not _has_vnni():
+        if not has_vnni():
             # Such x86 CPUs add products of uint8 and int8 in 16 bits, which overflow; this makes it
             # exact, at half the speed. Others ignore it.
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -115,8 +116,3 @@ class OnnxruntimeModel(CompiledModel):
             if name.endswith(".weight")
         }
         return self._source.layers_without(integer)
-
-
-def _has_vnni() -> bool:
-    probe = getattr(torch.cpu, "_is_vnni_supported", None)  # AVX512-VNNI
-    return bool(probe is not None and probe())

@@ -13,10 +13,9 @@ from torch import nn
 
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.native import from_native, model_info, save, to_native
-from ..backends import BACKENDS
+from ..backends import BACKENDS, default_backend
 from ..evaluate import Metrics
 from ..quantize import RECIPES, ptq, qat
-from ..quantize.ptq import default_ptq_backend
 from ..quantize.qat_model import InTraining
 from ..quantize.ranks import spread_calibration
 from .checkpoint import resume_path
@@ -126,7 +125,7 @@ def start_qat(model: nn.Module, data: Prepared, options: Mapping[str, Any], rank
         ArgumentError: Options that do not fit together, or a model that cannot be quantized.
         ArtifactError: The PTQ result in the output folder is damaged or of another model.
     """
-    backend = options["backend"] or default_ptq_backend()
+    backend = options["backend"] or default_backend()
     settings = {name: options[name] for name in QAT_DECISIVE}
     settings |= {"backend": backend, "keep_float": list(options["keep_float"])}
     common: dict[str, Any] = {

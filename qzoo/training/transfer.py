@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..artifact.native import attach_info, model_info, save
+from ..backends import default_backend
 from ..benchmark import interleave, torch_threads
 from ..checkpoint import load_float, save_float
 from ..datasets.holdout import check_pictures
@@ -21,7 +22,6 @@ from ..errors import ArgumentError, ArtifactError, DownloadError
 from ..evaluate import Metrics, points
 from ..folders import same_names
 from ..quantize import ptq
-from ..quantize.ptq import default_ptq_backend
 from ..quantize.ranks import spread_calibration
 from ..runtimes.api import compile
 from ..transforms import ImageClassification
@@ -207,7 +207,7 @@ def _train_quantized(
     own = {
         **options,
         **QAT_DEFAULTS,
-        "backend": options["backend"] or default_ptq_backend(),
+        "backend": options["backend"] or default_backend(),
         "recipe": options["recipe"],
         "epochs": options["qat_epochs"],
         "lr": options["qat_lr"] or options["lr"] / 10,

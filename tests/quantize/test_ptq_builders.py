@@ -11,9 +11,8 @@ from zoo_cases import BUILDERS, WITH_AUX, float_model, small_images
 
 import qzoo
 from qzoo.artifact.native import from_native
-from qzoo.backends import get_backend
+from qzoo.backends import default_backend, get_backend
 from qzoo.quantize import ptq
-from qzoo.quantize.ptq import default_ptq_backend
 
 #: Least power of what tells the images' logits apart over that of the int8 model's error, in dB. A
 #: layer's rounding leaves about 40, of which every layer on the way takes something. Measured: 10
@@ -55,7 +54,7 @@ def test_fast_works_for_every_builder(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     with torch.inference_mode():
         wanted, given = model(images), int8(images)
-    seven_bits = get_backend(default_ptq_backend()).reduce_range
+    seven_bits = get_backend(default_backend()).reduce_range
     assert sqnr(wanted, given) > LEAST_SQNR - (6 if seven_bits else 0)
     assert sqnr(wanted, given.roll(1, dims=0)) < 0  # of answers to other images
     artifact = from_native(int8)

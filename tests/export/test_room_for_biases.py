@@ -1,0 +1,147 @@
+"""Biases of channels of next to no weight stay within 32 bits wherever they become integers."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo_cases import ENGINES, float_model, small_images
+
+import qzoo
+from qzoo.artifact.format import Artifact
+from qzoo.artifact.native import from_native, to_native
+from qzoo.export import executorch
+from qzoo.export._plan import make_plan
+from qzoo.export.onnx import to_onnx
+from qzoo.quantize import ptq, state
+from qzoo.reference import build_reference
+from qzoo.reference.biases import BIAS_MAX, widened, with_room_for_biases
+
+#: Largest bias in steps; scales are float32.
+MOST = BIAS_MAX * (1 + 1e-6)
+CASES = [("resnet18", 1e-9), ("mobilenet_v3_small", 1e-5), ("shufflenet_v2_x0_5", 1e-20)]
+
+
+def with_dead_channels(name: str, gamma: float) -> nn.Module:
+    """Returns a float model where every fourth channel of a batch norm gives next to a constant."""
+    model = float_model(name, num_classes=10)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight[::4], module.bias[::4] = gamma, 0.7
+    return model
+
+
+@pytest.fixture(scope="module", params=CASES, ids=[name for name, _ in CASES])
+def case(request: Any) -> tuple[nn.Module, Artifact, Tensor, Tensor]:
+    """Returns a float model, an artifact that was made without a thought of it, images, logits."""
+    model, images = with_dead_channels(*request.param), small_images(request.param[0], 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "with_room_for_biases", lambda artifact, recording: artifact)
+        int8 = ptq(model, images, recipe="fast", backend="onednn", progress=False)
+    artifact = from_native(int8)
+    return model, artifact, images, build_reference(artifact)(images)
+
+
+def apart(given: Tensor, wanted: Tensor) -> float:
+    return float((given - wanted).norm() / wanted.norm())
+
+
+def steps(artifact: Artifact) -> float:
+    """Returns the largest bias of a model as an integer of its sums' scale."""
+    reference = build_reference(artifact)
+    largest = 0.0
+    for node in reference.graph.nodes:
+        if "conv2d" in str(node.target) or "linear" in str(node.target):
+            name = str(node.args[1].args[0].target).removesuffix(".weight")
+            scale = artifact.tensors[f"{name}.weight_scale"] * node.args[0].meta["grid"].scale
+            bias = artifact.tensors.get(f"{name}.bias", torch.zeros(1))
+            largest = max(largest, float((bias / scale).abs().max()))
+    return largest
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    # Lowering to ExecuTorch takes long, and that of every exported model the same way.
+    ["onnxruntime", pytest.param("executorch", marks=pytest.mark.extended)],
+)
+def test_runtimes_with_integer_biases_answer_as_the_reference(runtime: str, case) -> None:
+    pytest.importorskip(runtime)
+    _, artifact, images, wanted = case
+    compiled = qzoo.compile(artifact, runtime, batch_size=8, input_size=images.shape[-1])
+    assert apart(compiled(images), wanted) < 0.03
+
+
+def test_every_bias_fits_and_no_answer_changes(case) -> None:
+    _, artifact, images, wanted = case
+    assert steps(artifact) > 2**31
+    changed = with_room_for_biases(artifact)
+    assert steps(changed) <= MOST
+    assert apart(build_reference(changed)(images), wanted) < 0.01
+    assert with_room_for_biases(changed) is changed
+
+
+def test_the_onnx_file_holds_the_biases(case) -> None:
+    onnx = pytest.importorskip("onnx")
+    _, artifact, images, _ = case
+    proto = to_onnx(artifact, input_size=images.shape[-1])
+    arrays = [onnx.numpy_helper.to_array(t) for t in proto.graph.initializer]
+    biases = [a for a in arrays if a.dtype == "int32"]
+    assert biases and max(abs(int(v)) for a in biases for v in a) <= MOST
+
+
+def test_executorch_gets_them(case, monkeypatch) -> None:
+    pytest.importorskip("executorch")
+    _, artifact, images, _ = case
+    exported: list[Any] = []
+
+    def stop(reference: Any, _: Tensor) -> None:
+        exported.append(reference.artifact)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executorch, "to_xnnpack", stop)
+    with pytest.raises(KeyboardInterrupt):
+        executorch.lower(make_plan(artifact, 1, images.shape[-1]))
+    assert steps(exported[0]) <= MOST
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_new_artifacts_run_on_every_engine_of_pytorch(engine: str, case) -> None:
+    model, _, images, _ = case
+    int8 = ptq(model, images, recipe="fast", backend="onednn", progress=False)
+    artifact = from_native(int8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sums of wide depthwise convolutions
+        native = to_native(artifact, engine)
+    assert apart(native(images), build_reference(artifact)(images)) < 0.05
+
+
+def test_only_what_is_too_large_changes() -> None:
+    weight = torch.randint(-127, 128, (3, 4, 1, 1), dtype=torch.int8)
+    scale, bias = torch.tensor([1e-3, 1e-20, 1e-12]), torch.tensor([5.0, 0.0, 1.0])
+    wide, scales, zeros = widened(weight, scale, None, bias, 0.1)
+    assert zeros is None and torch.equal(wide[:2], weight[:2])
+    assert torch.equal(scales[:2], scale[:2])
+    assert float(scales[2]) == pytest.approx(1 / (BIAS_MAX * 0.1))
+
+
+def test_zero_points_and_one_scale_for_all_are_kept_apart() -> None:
+    weight = torch.tensor([[-128, 127], [-128, 127]], dtype=torch.int8)
+    zero = torch.tensor(-100, dtype=torch.int8)
+    bias = torch.tensor([0.5, 1e4])
+    wide, scales, zeros = widened(weight, torch.tensor(1e-6), zero, bias, 1e-2)
+    real = (wide.float() - zeros.reshape(-1, 1)) * scales.reshape(-1, 1)
+    wanted = (weight.float() + 100) * 1e-6
+    assert zeros.tolist() == [-100, 0] and torch.equal(wide[0], weight[0])
+    assert float((real - wanted).abs()[1].max()) <= float(scales[1])
+
+
+def test_models_without_such_channels_are_left_alone() -> None:
+    model, images = float_model("resnet18", num_classes=5), small_images("resnet18", 4)
+    artifact = from_native(ptq(model, images, recipe="fast", progress=False))
+    assert with_room_for_biases(artifact) is artifact
+    assert dataclasses.replace(artifact).digest() == artifact.digest()
