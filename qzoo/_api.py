@@ -2,7 +2,7 @@
 
 from .artifact.format import Artifact, ModelInfo
 from .artifact.native import load, save
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, Backend, default_backend
 from .checkpoint import load_float, save_float
 from .errors import (
     ArgumentError,
@@ -72,6 +72,7 @@ from .registry import (
 )
 from .runtimes import available_runtimes, compile
 from .sharing import from_pretrained, push_to_hub, save_pretrained
+from .transforms import ImageClassification
 
 __all__ = [
     "BACKENDS",
@@ -83,6 +84,7 @@ __all__ = [
     "DataWarning",
     "DownloadError",
     "GoogLeNet_QuantizedWeights",
+    "ImageClassification",
     "ImageError",
     "Inception_V3_QuantizedWeights",
     "MissingDependencyError",
@@ -116,6 +118,7 @@ __all__ = [
     "Wide_ResNet101_2_QuantizedWeights",
     "available_runtimes",
     "compile",
+    "default_backend",
     "from_pretrained",
     "get_model",
     "get_model_builder",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ._process import plain_defaults
 from .errors import ArgumentError, QzooError
+from .pairs import batch_pair, image_and_label, not_a_tensor
 
 #: Standard normal quantile of a two-sided 95 % interval.
 _Z95 = 1.959963984540054
@@ -125,7 +126,12 @@ def evaluate(
     # Every pass over a loader draws a seed for its workers from the global random state.
     kept = torch.random.fork_rng(devices=[])
     with kept, _eval_mode(model), torch.inference_mode(), plain_defaults():
-        for images, labels in _plain_errors(batches):
+        for item in _plain_errors(batches):
+            images, labels = batch_pair(item)
+            if labels is None:
+                raise ArgumentError(
+                    "The data gives images without labels, and accuracy needs both: give pairs."
+                )
             logits = model(images.to(device)).cpu()
             ranks = _ranks(logits, labels)
             for k in topk:
@@ -153,12 +159,9 @@ def _loader(data: Dataset[Any], batch_size: int) -> DataLoader[Any]:
     # A PyTorch data set need not have a length or an order, but all that is measured here does.
     if len(data) == 0:  # type: ignore[arg-type]
         raise ArgumentError("There are no images to evaluate on: the data set is empty.")
-    image = data[0][0]
+    image, _ = image_and_label(data[0])
     if not isinstance(image, Tensor):
-        raise ArgumentError(
-            f"The data set gives {type(image).__name__} objects instead of tensors: give it the "
-            "model's preset, such as transform=weights.transforms()."
-        )
+        raise ArgumentError(not_a_tensor(image))
     return DataLoader(data, batch_size)
 
 

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..errors import ArgumentError, QuantizationWarning
 from ..folders import halves, read_folder
 from ..images import SUFFIXES, transformed
+from ..pairs import image_and_label, not_a_tensor, wrong_channels
 from ..seen import files_of
 
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
@@ -159,7 +160,7 @@ def open_calibration(
 
 def nothing() -> Calibration:
     """Returns an empty set of calibration images."""
-    return Calibration(lambda *_: iter(()), 0, 1, "", None)
+    return Calibration(lambda *_: iter(()), 0, 1, lambda _: "", None)
 
 
 def stratified(targets: Sequence[int], count: int, seed: int) -> list[int]:
@@ -195,14 +196,14 @@ def check_images(batch: Tensor) -> Tensor:
         ArgumentError: Another shape or dtype, values that are not finite, or raw pixels.
     """
     if not isinstance(batch, Tensor):
-        raise ArgumentError(
-            f"The calibration data gives {type(batch).__name__} objects instead of tensors: give "
-            "it the evaluation transforms, such as transform=weights.transforms()."
-        )
+        raise ArgumentError(not_a_tensor(batch))
     if batch.dim() != 4 or batch.shape[1] != 3 or not batch.is_floating_point():
+        advice = "pass them through the evaluation transforms"
+        if batch.dim() == 4 and batch.shape[1] in (1, 2, 4):
+            advice = wrong_channels(batch.shape[1])
         raise ArgumentError(
             f"Calibration images should be float tensors [N, 3, H, W], not {batch.dtype} "
-            f"{list(batch.shape)}: pass them through the evaluation transforms."
+            f"{list(batch.shape)}: {advice}."
         )
     if batch.is_meta:
         raise ArgumentError(
@@ -241,7 +242,7 @@ def _of_dataset(
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
             items = [data[i] for i in chosen[start : start + batch_size]]
-            images = [x[0] if isinstance(x, (tuple, list)) else x for x in items]
+            images = [image_and_label(item)[0] for item in items]
             yield _stack([image_tensor(x, transform) for x in images])
 
     def digest(count: int) -> str:
@@ -275,7 +276,10 @@ def image_tensor(image: Any, transform: Callable[[Any], Tensor] | None) -> Tenso
     if transform is not None and isinstance(image, Image):
         image = transformed(image, transform)
     elif transform is not None and not isinstance(image, Tensor):
-        image = transform(image)
+        try:
+            image = transform(image)
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ArgumentError(f"{not_a_tensor(image)} Its transforms fail on them.") from error
     if not isinstance(image, Tensor):
         check_images(image)  # says what is wrong
     return image
@@ -320,7 +324,7 @@ def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
     # Every pass over a loader draws a seed for its workers from the global random state.
     with torch.random.fork_rng(devices=[]):
         for item in loader:
-            batch = check_images(item[0] if isinstance(item, (tuple, list)) else item)
+            batch = check_images(image_and_label(item)[0])
             kept.append(batch[: images - count])
             count += len(kept[-1])
             if count >= images:

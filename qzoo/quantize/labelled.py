@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from ..artifact.format import ModelInfo
 from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError
+from ..pairs import batch_pair, image_and_label
 from .data import check_images, image_tensor, stratified, targets_of
 
 Batch = tuple[Tensor, Tensor | None]
@@ -148,8 +149,9 @@ class _Transformed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         item = self.data[index]
-        image, *label = item if isinstance(item, (tuple, list)) else (item,)
-        return (image_tensor(image, self.transform), *label)
+        image, label = image_and_label(item)
+        image = image_tensor(image, self.transform)
+        return image if label is None else (image, label)
 
 
 def _of_dataset(
@@ -164,7 +166,7 @@ def _of_dataset(
     if not total:
         raise ArgumentError("There are no images to measure on: the data set is empty.")
     plain = _Transformed(data, transform)
-    labelled = len(plain[0]) > 1
+    labelled = isinstance(plain[0], tuple)
     chosen = list(range(total))
     wanted = total if images is None else min(images, total)
     if mixed or wanted < total:
@@ -174,7 +176,7 @@ def _of_dataset(
 
     def batches() -> Iterator[Batch]:
         for item in _quietly(loader):
-            yield item[0], item[1].long() if labelled else None
+            yield batch_pair(item)
 
     return LabelledImages(batches, labelled)
 
@@ -197,14 +199,10 @@ def _of_tensors(
 
 
 def _of_loader(loader: DataLoader[Any], images: int | None) -> LabelledImages:
-    def split(item: Any) -> Batch:
-        pair = isinstance(item, (tuple, list))
-        return (item[0], item[1].long() if len(item) > 1 else None) if pair else (item, None)
-
     def batches() -> Iterator[Batch]:
         left = images
         for item in _quietly(loader):
-            x, labels = split(item)
+            x, labels = batch_pair(item)
             yield x[:left], None if labels is None else labels[:left]
             if left is not None:
                 left -= min(left, len(x))
@@ -212,7 +210,7 @@ def _of_loader(loader: DataLoader[Any], images: int | None) -> LabelledImages:
                     return
 
     first = next(_quietly(loader), None)
-    return LabelledImages(batches, first is not None and split(first)[1] is not None)
+    return LabelledImages(batches, first is not None and batch_pair(first)[1] is not None)
 
 
 def _quietly(loader: DataLoader[Any]) -> Iterator[Any]:

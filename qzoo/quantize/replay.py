@@ -14,7 +14,7 @@ from ..artifact.native import model_info
 from ..backends import get_backend
 from ..errors import ArgumentError
 from .channels import FIXED, Channels
-from .data import Calibration
+from .data import Calibration, nothing
 from .equalize import columns_of, scale_layer
 from .simulate import Simulation, int8_weight
 from .state import Quantization
@@ -58,9 +58,9 @@ def simulate(model: nn.Module, artifact: Artifact, images: Tensor | None = None)
 
 
 def _only(images: Tensor | None) -> Calibration:
-    batches = () if images is None else (images,)
-    count = sum(map(len, batches))
-    return Calibration(lambda *_: iter(batches), count, max(1, count), "", None)
+    if images is None:
+        return nothing()
+    return Calibration(lambda *_: iter([images]), len(images), len(images), lambda _: "", None)
 
 
 def _factors(state: Quantization, groups: Channels, artifact: Artifact) -> Tensor:
