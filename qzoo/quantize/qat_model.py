@@ -16,7 +16,8 @@ from .data import nothing
 from .qat_convert import build_artifact
 from .qat_graph import build_graph, compile_graph
 from .qat_ranges import Ranges
-from .state import Quantization, record_forward
+from .source import record_forward
+from .state import Quantization
 
 
 @dataclass

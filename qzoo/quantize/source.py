@@ -66,7 +66,8 @@ def open_source(
     fused = fuse(plain)
     layers = fused_layers(fused)
     info = int8_info(model, layers, fused, backend)
-    recording = record_forward(plain, info, layers, fused)
+    _check_layers(plain, fused, info, layers)
+    recording = record_forward(info, layers)
     images = _some_images(calibration, info)
     check_same_answers(model, fused, info, layers, recording, images)
     return Source(plain, fused, layers, info, recording)
@@ -92,22 +93,36 @@ def fused_layers(fused: nn.Module) -> dict[str, Layer]:
         raise ArgumentError(f"This model cannot be quantized: {error}") from None
 
 
-def record_forward(
-    plain: nn.Module, info: ModelInfo, layers: dict[str, Layer], fused: nn.Module
-) -> Recording:
+def record_forward(info: ModelInfo, layers: Mapping[str, Layer]) -> Recording:
     """Returns the forward pass that an architecture's models have.
 
     Args:
+        info: What the int8 model is.
+        layers: Module name to layer.
+    """
+    return record(_skeleton(info), layers)
+
+
+def _skeleton(info: ModelInfo) -> nn.Module:
+    return get_entry(info.architecture).skeleton(info.builder_kwargs)
+
+
+def _check_layers(
+    plain: nn.Module, fused: nn.Module, info: ModelInfo, layers: dict[str, Layer]
+) -> None:
+    """Checks that a float model's layers are those of its architecture.
+
+    Args:
         plain: The float model.
+        fused: A copy with batch norm folded.
         info: What the int8 model will be.
-        layers: What `plan_layers` says of the fused copy; a dropout that was replaced by an
-            identity, which is the same in eval mode, becomes one again.
-        fused: That copy.
+        layers: What `plan_layers` says of `fused`; a dropout that was replaced by an identity,
+            which is the same in eval mode, becomes one again.
 
     Raises:
-        ArgumentError: The float model's layers are not those of the architecture.
+        ArgumentError: They are not; the message names one.
     """
-    skeleton = get_entry(info.architecture).skeleton(info.builder_kwargs)
+    skeleton = _skeleton(info)
     for name, module in skeleton.named_modules():
         found = layers.get(name)
         if isinstance(module, nn.Dropout) and found == Layer("identity"):
@@ -126,7 +141,6 @@ def record_forward(
     }
     try:
         _torch_ao.check_fit(skeleton, layers, weights)
-        return record(skeleton, layers)
     except ArtifactError as error:
         reason = unlike_builder(plain) or str(error).rstrip(".")
         raise ArgumentError(
