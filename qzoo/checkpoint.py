@@ -26,11 +26,11 @@ from .artifact.tensor_file import read_tensors
 from .errors import ArgumentError, ArtifactError, QzooError
 from .files import File, RefusedError, not_opened, opened, write_atomically
 from .registry import get_entry
-from .transforms import ImageClassification, preset_kwargs
+from .transforms import ImageClassification, describe, preset_kwargs
 from .weights import class_names
 
 #: The header key under which a file of float weights says what they are.
-_HEADER = "qzoo-float"
+FLOAT_HEADER = "qzoo-float"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _COUNTER = "num_batches_tracked"
@@ -63,7 +63,7 @@ def float_bytes(model: nn.Module, **info: Any) -> bytes:
     """
     known = dataclasses.replace(model_info(model), **info).to_dict()
     tensors = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return to_safetensors(tensors, metadata={_HEADER: canonical_json(known)})
+    return to_safetensors(tensors, metadata={FLOAT_HEADER: canonical_json(known)})
 
 
 def load_float(
@@ -101,18 +101,18 @@ def load_float(
         ArgumentError: The model cannot be told, or the arguments do not fit the file.
         UnknownNameError: There is no model of this name.
     """
-    if isinstance(transforms, ImageClassification):
-        transforms = transforms.to_dict()
+    if callable(transforms):
+        transforms = describe(transforms)
     given = {"model": model, "part": part, "classes": classes, "transforms": transforms, **kwargs}
     given = {key: value for key, value in given.items() if value is not None}
     with _opened(path if isinstance(path, File) else float_file(path)) as file:
         metadata, entries = _read(file, part)
-        if _HEADER in metadata:
+        if FLOAT_HEADER in metadata:
             if others := [key for key in given if key != "model"]:
                 raise ArgumentError(
                     f"{file.path} says itself what it is: drop {', '.join(others)}."
                 )
-            built = _described_model(file, metadata[_HEADER], entries)
+            built = _described_model(file, metadata[FLOAT_HEADER], entries)
             made = model_info(built).architecture
             if model is not None and get_entry(model).name != made:
                 raise ArgumentError(f"{file.path} holds a {made}, not a {model}: leave it out.")
@@ -139,7 +139,7 @@ def is_float_checkpoint(path: str | os.PathLike[str], part: str | None = None) -
     try:
         with File(path) as file:
             metadata, entries = _read(file, part)
-            return _HEADER in metadata or bool(_state(file, entries))
+            return FLOAT_HEADER in metadata or bool(_state(file, entries))
     except (OSError, RefusedError, QzooError):
         return False
 
@@ -199,11 +199,14 @@ def _read(file: File, part: str | None) -> tuple[dict[str, str], dict[str, Any]]
                 f"{file.path} is not a float checkpoint: it is an int8 artifact (qzoo.load)."
             )
         return metadata, dict(entries)
-    if head.startswith((b"PK", b"\x80")):
-        return {}, read_checkpoint(file, part).entries
     try:
-        return {}, read_checkpoint(file, part).entries  # says what it is instead
+        checkpoint = read_checkpoint(file, part)
+        # A state dict that qzoo wrote says what it is, too.
+        note = checkpoint.note(FLOAT_HEADER)
+        return {} if note is None else {FLOAT_HEADER: note}, checkpoint.entries
     except ArtifactError as error:
+        if head.startswith((b"PK", b"\x80")):
+            raise
         reason = str(error).removeprefix(f"{file.path} ")
         raise ArtifactError(f"{file.path} is not a float checkpoint: it {reason}") from None
 

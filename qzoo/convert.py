@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -13,18 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import strict_json
 from .architecture import guess_architecture, recognize
-from .artifact.format import Artifact, ModelInfo
+from .artifact.format import Artifact, ModelInfo, canonical_json, check_info
 from .artifact.native import model_info, to_native
 from .artifact.pth import Checkpoint, read_checkpoint
 from .artifact.published import from_checkpoint, read_published
 from .artifact.tensor_file import read_metadata, read_tensors
-from .checkpoint import is_float_checkpoint, load_float, transform_input_keyword
+from .checkpoint import FLOAT_HEADER, is_float_checkpoint, load_float, transform_input_keyword
 from .errors import ArgumentError, ArtifactError
 from .files import File, RefusedError, not_opened, opened
 from .registry import get_entry, get_weight, list_models
 from .sharing import find_artifact
 from .weights import QuantizedWeightsEnum, hash_in_name, transforms_of
+
+#: Under what the metadata of a state dict, and the header of an artifact, say what they hold.
+_INT8 = "qzoo"
 
 __all__ = [
     "all_weights",
@@ -145,7 +150,8 @@ def convert_checkpoint(
             its state dict is that of a converted model or of one prepared for QAT.
         model: The registry's name of the architecture; None guesses it from the weights.
         num_classes: Of the classifier; None takes what the file holds.
-        backend: That the numbers were chosen for; None guesses it from the granularity of scales.
+        backend: That the numbers were chosen for; None takes what the file notes or, where it does
+            not, guesses it from the granularity of scales.
         classes: Names in the order of the logits.
         part: Key of the state dict in a training checkpoint.
         transform_input: Whether a GoogLeNet or Inception changes its input's normalization, which
@@ -168,23 +174,51 @@ def convert_checkpoint(
         else:
             checkpoint = read_checkpoint(file, part)
     name, kwargs = recognize(checkpoint.entries, model)
+    told = _noted(checkpoint, name, file)
     if num_classes is not None:
         kwargs["num_classes"] = num_classes
+    if transform_input is None:
+        transform_input = told.builder_kwargs.get("transform_input")
     kwargs |= transform_input_keyword(name, transform_input)
-    transforms = None
+    transforms = told.transforms
     if like is not None:
         weights = get_weight(like)
         if not isinstance(weights, QuantizedWeightsEnum):
             raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
         transforms = transforms_of(weights)
-    info = ModelInfo(
-        name, kwargs, backend, classes, transforms, recipe={"converted_from": file.path.name}
+    info = dataclasses.replace(
+        told,
+        builder_kwargs=kwargs,
+        backend=backend or told.backend,
+        classes=classes or told.classes,
+        transforms=transforms,
+        recipe=told.recipe or {"converted_from": file.path.name},
     )
     return from_checkpoint(checkpoint, info, consume=True)
 
 
+def _noted(checkpoint: Checkpoint, name: str, file: File) -> ModelInfo:
+    """Returns what `state_dict_bytes` noted in a state dict, where it is of that architecture.
+
+    Raises:
+        ArtifactError: The note is damaged.
+    """
+    note = checkpoint.note(_INT8)
+    if note is None:
+        return ModelInfo(name)
+    try:
+        info = ModelInfo(**strict_json.parse(note))
+        check_info(info)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{file.path} has a damaged note of what it is: {error}.") from None
+    return info if info.architecture == name else ModelInfo(name)
+
+
 def state_dict_bytes(model: Artifact | nn.Module) -> bytes:
     """Returns what `torch.save` writes of the state dict that torchvision's model loads.
+
+    What the model is (backend, classes, transforms, ...) is noted in the state dict's `_metadata`,
+    which torchvision passes over, and `convert_checkpoint` and `load_float` read.
 
     Args:
         model: An int8 model, or a float one of the zoo.
@@ -200,7 +234,10 @@ def state_dict_bytes(model: Artifact | nn.Module) -> bytes:
         )
     buffer = io.BytesIO()
     built = to_native(model) if isinstance(model, Artifact) else model
-    torch.save(built.state_dict(), buffer)
+    state: Any = built.state_dict()
+    key = _INT8 if isinstance(model, Artifact) else FLOAT_HEADER
+    state._metadata[key] = {"info": canonical_json(model_info(built).to_dict())}
+    torch.save(state, buffer)
     return buffer.getvalue()
 
 

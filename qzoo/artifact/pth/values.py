@@ -65,3 +65,12 @@ class Checkpoint:
     metadata: dict[str, dict[str, Any]]
     part: str | None = None
     others: tuple[str, ...] = field(default=())
+
+    def note(self, key: str) -> str | None:
+        """Returns the JSON text that qzoo noted of the model, where it wrote the file.
+
+        Args:
+            key: What it stands under, a name that no module has.
+        """
+        text = self.metadata.get(key, {}).get("info")
+        return text if isinstance(text, str) else None
