@@ -82,7 +82,9 @@ def points(value: float, limit: float) -> str:
     """
     side = _side(value, limit)
     enough = (d for d in range(2, 9) if _side(round(value, d), limit) == side)
-    return f"{value:.{next(enough, 9)}f}"
+    shown = round(value, next(enough, 9))
+    digits = next(d for d in range(2, 10) if round(shown, d) == shown)
+    return f"{shown + 0.0:.{digits}f}"  # a zero has no sign
 
 
 def _side(value: float, limit: float) -> bool:
@@ -125,7 +127,7 @@ def evaluate(
     batches = tqdm(loader, desc="evaluate", unit="batch", disable=not progress, leave=False)
     # Every pass over a loader draws a seed for its workers from the global random state.
     kept = torch.random.fork_rng(devices=[])
-    with kept, _eval_mode(model), torch.inference_mode(), plain_defaults():
+    with kept, eval_mode(model), torch.inference_mode(), plain_defaults():
         for item in _plain_errors(batches):
             images, labels = batch_pair(item)
             if labels is None:
@@ -185,7 +187,12 @@ def _ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @contextmanager
-def _eval_mode(model: object) -> Iterator[None]:
+def eval_mode(model: object) -> Iterator[None]:
+    """Puts a module into eval mode and every part of it back into its own; does nothing to others.
+
+    Args:
+        model: A module, or any function.
+    """
     if not isinstance(model, nn.Module):
         yield
         return

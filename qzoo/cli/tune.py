@@ -93,7 +93,6 @@ def tune_command(
     from ..benchmark import torch_threads
     from ..datasets.holdout import divide
     from ..datasets.sources import open_data
-    from ..evaluate import points
     from ..files import write_atomically
     from ..quantize import tune
     from ._models import load_float_model, preset_of
@@ -124,10 +123,19 @@ def tune_command(
         _report(tuned, out)
     if not tuned.met:
         print_warning(
-            f"the target was missed by {points(tuned.drop - tuned.max_drop, 0)} points "
-            f"({tuned.stopped}); the best found was written."
+            f"{missed(tuned.drop, tuned.max_drop)} ({tuned.stopped}); the best found was written."
         )
         raise click.exceptions.Exit(1)
+
+
+def missed(drop: float, max_drop: float) -> str:
+    """Returns by how much a target was missed, in words."""
+    from ..evaluate import points
+
+    return (
+        f"the target was missed by {points(drop - max_drop, 0)} points: "
+        f"{points(drop, max_drop)} instead of {max_drop:g}"
+    )
 
 
 def _report(tuned: Tuned, out: Path) -> None:

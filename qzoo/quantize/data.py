@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from ..seen import files_of
 
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
 LARGEST = 50.0
+#: Images that take less than this are kept where time is short, in bytes.
+KEPT_MEMORY = 1 << 28
 
 
 class Calibration:
@@ -57,6 +60,7 @@ class Calibration:
         self._batches, self.count, self.batch_size = batches, count, batch_size
         self._digest, self.seed, self._files = digest, seed, files
         self._until = self._work_until = self._most = math.inf
+        self._kept: list[Tensor] = []
 
     def stop_after(self, seconds: float, work: float) -> None:
         """Lets no pass take a further batch after so many seconds, beyond the first one.
@@ -99,11 +103,21 @@ class Calibration:
         Raises:
             ArgumentError: The images are not what an image classifier takes.
         """
-        images = 0
-        for number, batch in enumerate(self._batches(first, step), 1):
+        if step > 1 or math.isinf(self._until):
+            yield from map(check_images, self._batches(first, step))
+            return
+        yield from self._in_time()
+
+    def _in_time(self) -> Iterator[Tensor]:
+        """Yields the batches for which there is time; kept ones need not be read again."""
+        images = size = 0
+        for number, batch in enumerate(chain(self._kept, self._batches(len(self._kept), 1)), 1):
+            size += batch.numel() * batch.element_size()
+            if number > len(self._kept) and size <= KEPT_MEMORY:
+                self._kept.append(check_images(batch))
             yield check_images(batch)
             images += len(batch)
-            if step == 1 and time.monotonic() > self._until:
+            if time.monotonic() > self._until:
                 self._most = min(self._most, number)
             if number >= self._most:
                 self.count = images

@@ -84,6 +84,9 @@ def walk(
         How many images were used. Where the calibration's time for such work is over, the layers
         that are left are not visited, which `state.notes` says.
     """
+    if state.calibration.work_is_over():
+        state.notes["stopped_early"] = title
+        return 0
     pair = _Pair(state)
     nodes = list(state.recording.graph.nodes)
     last = last_uses(nodes)

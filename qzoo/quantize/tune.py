@@ -12,7 +12,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ from ..artifact.native import from_native, model_info, to_native
 from ..datasets.holdout import HELD_OUT, divide
 from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError, QuantizationWarning
+from ..evaluate import eval_mode
 from .data import open_calibration, stratified, targets_of
 from .labelled import LabelledImages, open_labelled
 from .ptq import check_counts, own_transforms, ptq
@@ -50,8 +51,10 @@ CALIBRATION_SHARE, QUANTIZING_SHARE = 0.15, 0.45
 ANSWERING_SHARE = 0.5
 #: What trying a layer alone takes of a forward pass, on average: what comes before it is kept.
 TRIAL_SHARE = 0.6
-#: Fewer images do not rank the layers.
-LEAST_RANKING = 4
+#: Share of a time budget that a batch may take.
+BATCH_SHARE = 0.1
+#: Fewer images than this are not looked at: not in a batch, and not to rank the layers.
+LEAST = 4
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,11 @@ def tune(
     plan, info = get_recipe(recipe), model_info(model)
     transform = transforms or own_transforms(model)
     parts = _parts(data, test_data, info, transform, seed, progress)
+    reading: dict[str, Any] = {"transform": transform, "model": info}
+    if time_budget:
+        most = BATCH_SHARE * time_budget / _seconds_of_an_image(model, parts.judged, reading)
+        batch_size = max(LEAST, min(batch_size, int(most)))
+    reading["batch_size"] = batch_size
     calibration = open_calibration(
         parts.calibration, images=images or plan.images, batch_size=batch_size, seed=seed,
         transform=transform, stratify=plan.stratify,
@@ -193,16 +201,14 @@ def tune(
     }  # fmt: skip
     base = from_native(ptq(model, calibration, keep_float=keep_float, **options))
     quantizing = time.monotonic() - start
-    reading: dict[str, Any] = {"batch_size": batch_size, "transform": transform, "model": info}
     test = open_labelled(parts.judged, seed=seed, mixed=bool(time_budget), **reading)
-    simulation = simulate(model, base, next(iter(test))[0])
     if time_budget:
         test.stop_after(ANSWERING_SHARE * (deadline - time.monotonic()))
-    search = _Search(simulation, test, max_drop, start, deadline, progress)
+    search = _Search(model, test, max_drop, start, deadline, progress)
     search.measure("quantize", base)
     if not search.best.met and search.time_left():
-        ranking = _ranking(search, parts.calibration, sensitivity_images, seed, reading)
-        search.run(ranking)
+        search.simulation = simulate(model, base, next(iter(test))[0])
+        search.run(_ranking(search, parts.calibration, sensitivity_images, seed, reading))
         again = set(plan.steps) - INDEPENDENT_STEPS
         if again and search.best.float_layers and search.time_left(quantizing):
             kept = search.best.float_layers
@@ -226,7 +232,7 @@ def _ranking(
         left = RANKING_SHARE * (search.deadline - now)
         limit = now + left
         images = min(images, int(left / (TRIAL_SHARE * len(layers) * search.per_image)))
-        if images < LEAST_RANKING:
+        if images < LEAST:
             search.stopped = OUT_OF_TIME
             return []
     reading = {**reading, "batch_size": min(images, reading["batch_size"])}
@@ -235,6 +241,21 @@ def _ranking(
         parts=("weights",), layers=layers, deadline=limit, progress=search.progress,
     )  # fmt: skip
     return [layer.name for layer in sensitivity.ranking("weights")]
+
+
+def _on_cpu(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Returns a function that takes and gives tensors on the CPU, wherever the model is."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return lambda images: model(images.to(device)).cpu()
+
+
+def _seconds_of_an_image(model: nn.Module, data: Any, reading: dict[str, Any]) -> float:
+    """Returns how long it takes to read an image and to run the float model on it."""
+    begun = time.monotonic()
+    with torch.inference_mode(), eval_mode(model):
+        images, _ = next(iter(open_labelled(data, images=1, batch_size=1, **reading)))
+        _on_cpu(model)(images)
+    return max(time.monotonic() - begun, 1e-6)
 
 
 class _Parts(NamedTuple):
@@ -288,23 +309,23 @@ class _Search:
 
     def __init__(
         self,
-        simulation: Simulation,
+        model: nn.Module,
         test: LabelledImages,
         max_drop: float,
         start: float,
         deadline: float,
         progress: bool,
     ) -> None:
-        self.simulation, self.test, self.max_drop = simulation, test, max_drop
+        self.test, self.max_drop = test, max_drop
         self.start, self.deadline, self.progress = start, deadline, progress
         begun = time.monotonic()
-        with torch.inference_mode():
-            self.expected = self._answers(simulation.run, "float")
+        with torch.inference_mode(), eval_mode(model):
+            self.expected = self._answers(_on_cpu(model), "float")
         #: Seconds that the float model takes for an image.
         self.per_image = max(time.monotonic() - begun, 1e-6) / len(self.expected)
         self.labels = torch.cat([y for _, y in test if y is not None]) if test.labelled else None
         self.trace: list[TuneStep] = []
-        self.base = simulation.artifact
+        self.simulation: Simulation
         self.best: TuneStep
         self.best_artifact: Artifact
         self.last_trial = 0.0
