@@ -303,10 +303,10 @@ def _misfit(wanted: Mapping[str, Tensor], own: Mapping[str, Any]) -> str | None:
     missing = [k for k in wanted if k not in own and not k.endswith(_COUNTER)]
     extra = [k for k, value in own.items() if k not in wanted and isinstance(value, Tensor)]
     if missing or extra:
-        lacks = f"{len(missing)} tensors are missing (such as {missing[0]!r})" if missing else ""
-        has = f"{len(extra)} are superfluous (such as {extra[0][:80]!r})" if extra else ""
+        lacks = f"lacks {len(missing)} tensors (such as {missing[0]!r})" if missing else ""
+        has = f"has {len(extra)} too many (such as {extra[0][:80]!r})" if extra else ""
         return (
-            f"{' and '.join(filter(None, (lacks, has)))}; it is incomplete, or for another "
+            f"it {' and '.join(filter(None, (lacks, has)))}, so it is incomplete, or for another "
             "model or other keywords."
         )
     for key, tensor in wanted.items():

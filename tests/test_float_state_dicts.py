@@ -217,9 +217,9 @@ def _with(**entries: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_without("fc.bias"), "1 tensors are missing (such as 'fc.bias')"),
-        (_without("conv1.1.running_mean", "fc.weight"), "2 tensors are missing"),
-        (_with(fc__extra=torch.ones(1)), "1 are superfluous (such as 'fc.extra')"),
+        (_without("fc.bias"), "it lacks 1 tensors (such as 'fc.bias')"),
+        (_without("conv1.1.running_mean", "fc.weight"), "lacks 2 tensors"),
+        (_with(fc__extra=torch.ones(1)), "it has 1 too many (such as 'fc.extra')"),
         (_with(fc__bias=torch.ones(11)), "'fc.bias' has the shape (11,), not (10,)"),
         (_with(fc__bias=torch.ones(10, 1)), "'fc.bias' has the shape"),
         (_with(fc__bias=torch.ones(10, dtype=torch.int32)), "holds torch.int32, not torch.float32"),
@@ -255,7 +255,7 @@ def test_damaged_state_dicts(
 def test_the_model_may_be_named(model: nn.Module, tmp_path: Path) -> None:
     state = dict(model.state_dict())
     assert same(load_float(saved(state, tmp_path / "m"), model=SMALL), model)
-    with pytest.raises(qzoo.ArtifactError, match=r"does not fit resnet18: .* missing"):
+    with pytest.raises(qzoo.ArtifactError, match=r"does not fit resnet18: it lacks"):
         load_float(tmp_path / "m", model="resnet18")
     with pytest.raises(qzoo.UnknownNameError, match="Did you mean"):
         load_float(tmp_path / "m", model="resnet19")
@@ -359,8 +359,11 @@ def test_descriptions_that_lie(
 def test_a_file_that_says_what_it_is_takes_no_options(model: nn.Module, tmp_path: Path) -> None:
     path = described(tmp_path / "m.safetensors", model)
     assert same(load_float(path), model)
-    with pytest.raises(qzoo.ArgumentError, match="says itself what it is: drop model, num_classes"):
+    assert same(load_float(path, model=SMALL), model)
+    with pytest.raises(qzoo.ArgumentError, match="says itself what it is: drop num_classes"):
         load_float(path, model=SMALL, num_classes=10)
+    with pytest.raises(qzoo.ArgumentError, match=f"holds a {SMALL}, not a resnet18"):
+        load_float(path, model="resnet18")
 
 
 def test_odd_files(tmp_path: Path, model: nn.Module) -> None:
