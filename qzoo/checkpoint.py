@@ -26,7 +26,6 @@ from .artifact.tensor_file import read_tensors
 from .errors import ArgumentError, ArtifactError, QzooError
 from .files import File, RefusedError, not_opened, opened, write_atomically
 from .registry import get_entry
-from .transforms import ImageClassification, describe, preset_kwargs
 from .weights import class_names
 
 #: The header key under which a file of float weights says what they are.
@@ -72,7 +71,7 @@ def load_float(
     *,
     part: str | None = None,
     classes: list[str] | str | None = None,
-    transforms: ImageClassification | dict[str, Any] | None = None,
+    transforms: Any = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Builds the float model whose weights a file holds; runs no code from the file.
@@ -89,7 +88,7 @@ def load_float(
             says what it is, it must be that.
         part: Key of the state dict in a training checkpoint ("model_ema").
         classes: Class names in the order of the logits.
-        transforms: How pictures are prepared: an `ImageClassification`, or its `to_dict()`.
+        transforms: How pictures are prepared, such as an `ImageClassification`.
         **kwargs: The model's own keywords that no state dict tells, such as `transform_input` of
             GoogLeNet and Inception (True if it descends from torchvision's pretrained weights).
 
@@ -101,8 +100,6 @@ def load_float(
         ArgumentError: The model cannot be told, or the arguments do not fit the file.
         UnknownNameError: There is no model of this name.
     """
-    if callable(transforms):
-        transforms = describe(transforms)
     given = {"model": model, "part": part, "classes": classes, "transforms": transforms, **kwargs}
     given = {key: value for key, value in given.items() if value is not None}
     with _opened(path if isinstance(path, File) else float_file(path)) as file:
@@ -123,9 +120,8 @@ def load_float(
         info = _told(own, model, kwargs)
     except QzooError as error:
         raise type(error)(f"{file.path}: {error}") from None
-    if transforms is not None:
-        preset_kwargs(transforms)  # says what is wrong with it
     info = dataclasses.replace(info, classes=classes, transforms=transforms)
+    check_info(info)
     return _built(file, own, info)
 
 

@@ -26,7 +26,8 @@ from .errors import ArgumentError, ArtifactError
 from .files import File, RefusedError, not_opened, opened
 from .registry import get_entry, get_weight, list_models
 from .sharing import find_artifact
-from .weights import QuantizedWeightsEnum, hash_in_name, transforms_of
+from .transforms import describe as describe_transforms
+from .weights import QuantizedWeightsEnum, hash_in_name
 
 #: Under what the metadata of a state dict, and the header of an artifact, say what they hold.
 _INT8 = "qzoo"
@@ -90,7 +91,7 @@ def read_any(path: str | os.PathLike[str], **options: Any) -> Artifact | nn.Modu
         raise ArgumentError(f"{path} holds float weights, which are for no backend: drop backend.")
     like = options.pop("like", None)
     if like is not None:
-        options["transforms"] = transforms_of(get_weight(like))
+        options["transforms"] = describe_transforms(get_weight(like).transforms)
     return load_float(path, **options)
 
 
@@ -185,7 +186,7 @@ def convert_checkpoint(
         weights = get_weight(like)
         if not isinstance(weights, QuantizedWeightsEnum):
             raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
-        transforms = transforms_of(weights)
+        transforms = describe_transforms(weights.transforms)
     info = dataclasses.replace(
         told,
         builder_kwargs=kwargs,

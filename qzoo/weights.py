@@ -57,12 +57,6 @@ def read_weights(architecture: str, name: str) -> Weights:
     return Weights(url=entry["url"], transforms=transforms, meta=meta)
 
 
-def transforms_of(weights: WeightsEnum) -> dict[str, Any] | None:
-    """Returns how the pictures of int8 or float weights are prepared; None if nobody says."""
-    keywords = getattr(weights.transforms, "keywords", None)
-    return None if keywords is None else ImageClassification(**keywords).to_dict()
-
-
 class QuantizedWeightsEnum(WeightsEnum):
     """Base of the int8 weight enums: torchvision's `WeightsEnum`, reading artifacts safely."""
 

@@ -17,8 +17,7 @@ from ..convert import is_artifact, read_model
 from ..errors import ArgumentError, ArtifactError, UnknownNameError
 from ..registry import get_entry, get_model
 from ..sharing import from_pretrained
-from ..transforms import ImageClassification
-from ..weights import transforms_of
+from ..transforms import ImageClassification, describe
 from ._options import WEIGHTS_ENDINGS
 from ._output import print_warning
 
@@ -132,8 +131,7 @@ def _with_transforms(model: nn.Module, path: Path) -> nn.Module:
     if info.transforms is not None:
         return model
     usual = next(iter(get_entry(info.architecture).float_weights))
-    transforms = transforms_of(usual)
-    assert transforms is not None
+    transforms = describe(usual.transforms)
     print_warning(
         f"{path} does not say how its pictures are prepared, so they are as for {usual!r}: resized "
         f"to {transforms['resize_size']}, cut to {transforms['crop_size']} pixels. If that is not "

@@ -21,13 +21,13 @@ from ..backends import Backend, default_backend, get_backend
 from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
 from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
+from ..transforms import describe
 from ..weights import (
     IMAGENET,
     QuantizedWeightsEnum,
     float_state_dict,
     legacy_weights,
     resolve_weights,
-    transforms_of,
 )
 
 #: Placeholder activation ranges of a model without weights: what normalized pictures and
@@ -102,7 +102,7 @@ def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, An
         entry.name,
         _plain_kwargs(stored),
         classes=None if fresh_head else IMAGENET,
-        transforms=transforms_of(member),
+        transforms=describe(member.transforms),
     )
     return attach_info(model, info)
 

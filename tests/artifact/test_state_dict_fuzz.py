@@ -78,6 +78,13 @@ class Maker:
             state._metadata = self._value(torch.zeros(1))
         return self._wrapped(state) if rnd.random() < 0.3 else state
 
+    def one_wrong(self) -> Any:
+        """Returns a state dict of which one entry has another dtype, rank, size or kind."""
+        state = OrderedDict(self.random.choice(self.bases))
+        key = self.random.choice(list(state))
+        state[key] = self.random.choice(ENTRIES)
+        return state
+
     def _change(self, state: Any) -> None:
         rnd = self.random
         keys = list(state)
@@ -246,11 +253,22 @@ class Maker:
 
 
 QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)
+#: What stands in the place of one number, of one per channel, or of a weight.
+ENTRIES: tuple[Any, ...] = (
+    *(torch.ones(1).to(dtype) for dtype in DTYPES),
+    *(torch.ones(()).to(dtype) for dtype in DTYPES),
+    *(torch.ones(8).to(dtype) for dtype in DTYPES),
+    *(torch.ones(0), torch.ones(2), torch.ones(1, 1), torch.ones(8, 1), torch.ones(3, 8)),
+    *(torch.ones(8, 3, 3, 3), torch.ones(8, 1, 3, 3), torch.ones(1, 8, 1, 1)),
+    *(torch.full((1,), number) for number in NUMBERS),
+    *(None, 1, 1.0, "1", [1.0], (torch.ones(1),), {"x": torch.ones(1)}),
+)
 
 
 def write(maker: Maker, path: Path) -> bool:
     """Writes a file; False where neither `torch.save` nor safetensors can hold the value."""
-    rnd, state = maker.random, maker.state()
+    rnd = maker.random
+    state = maker.one_wrong() if rnd.random() < 0.4 else maker.state()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
