@@ -149,7 +149,7 @@ def test_missing(path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(qzoo.ArtifactError, match="Is a directory"):
+    with pytest.raises(qzoo.ArtifactError, match="is a folder"):
         qzoo.load(tmp_path)
 
 
