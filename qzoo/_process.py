@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -26,7 +27,7 @@ _FLOATING = frozenset(
         torch.rand, torch.randn, torch.zeros,
     }
 )  # fmt: skip
-#: Functions that look at Python numbers to find a dtype.
+#: Functions that look at numbers to find a dtype.
 _INFERRING = frozenset(
     {
         torch.arange, torch.as_tensor, torch.asarray, torch.full, torch.scalar_tensor, torch.tensor,
@@ -50,19 +51,26 @@ class _Float32(TorchFunctionMode):
         values = (*args, *kwargs.values())
         if func in _CONVERTING or _any_of(torch.dtype, values):
             return func(*args, **kwargs)
-        if func in _FLOATING or (func in _INFERRING and _any_of(float, values)):
+        if func in _FLOATING:
             return func(*args, **{**kwargs, "dtype": torch.float32})
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and result.dtype == torch.get_default_dtype():
-            # Integers times a Python float, or divided, take the default dtype.
-            if _any_of(Tensor, values) and not _any_of(Tensor, values, Tensor.is_floating_point):
-                args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
-                return func(*args, **kwargs)
+        if not isinstance(result, Tensor) or result.dtype != torch.get_default_dtype():
+            return result
+        if func in _INFERRING and not _any_of((Tensor, np.ndarray), values):
+            return func(*args, **{**kwargs, "dtype": torch.float32})
+        # Integers times a Python float, or divided, take the default dtype.
+        if _any_of(Tensor, values) and not _any_of(Tensor, values, _is_real):
+            args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+            return func(*args, **kwargs)
         return result
 
 
-def _any_of(kind: type, values: Any, condition: Callable[[Any], bool] = lambda _: True) -> bool:
-    """Whether one of the values, nested in lists, is of a type and meets a condition."""
+def _is_real(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex() or x.is_quantized
+
+
+def _any_of(kind: Any, values: Any, condition: Callable[[Any], bool] = lambda _: True) -> bool:
+    """Whether one of the values, nested in lists, is of a kind and meets a condition."""
     if isinstance(values, (list, tuple)):
         return any(_any_of(kind, value, condition) for value in values)
     return isinstance(values, kind) and condition(values)

@@ -347,7 +347,7 @@ warnings.filterwarnings("ignore", message="of its own")
 sys.setrecursionlimit(sys.getrecursionlimit() + 1000)
 logging.warning("gives the root logger a handler")
 torch.rand(3)
-made = torch.zeros(2), torch.tensor([0.1]), torch.full((2,), 0.5)
+made = torch.zeros(2), torch.tensor([0.1]), torch.full((2,), 0.5), torch.tensor([])
 made += torch.tensor([1, 2]) * 0.1, torch.tensor([1, 2]) / 3, torch.arange(3).byte() + 0.5
 kept = torch.tensor([1, 2]), torch.tensor([1]).double(), torch.tensor([1.0]).to(torch.float16)
 warnings.warn("imported")
