@@ -131,7 +131,18 @@ JOBS: dict[str, Callable[[Things], Any]] = {
     "executorch": lambda t: compiled(t, "executorch"),
 }
 #: What takes many seconds.
-LONG = ("ptq pt2e", "qat pt2e", "inductor", "executorch", "openvino", "torch.export")
+LONG = frozenset(
+    [
+        "ptq fx",
+        "ptq torchvision",
+        "ptq pt2e",
+        "qat pt2e",
+        "inductor",
+        "executorch",
+        "openvino",
+        "torch.export",
+    ]
+)
 DEFAULTS = (torch.bfloat16, torch.float16, torch.float64, "meta", "meta context")
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import copy
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,6 +120,36 @@ def test_models_go_to_spawned_processes(kind: str, artifact: qzoo.Artifact) -> N
     answer = answers.get(timeout=120)
     process.join(60)
     assert answer == model(images).tolist()
+
+
+FORK = """
+import os, sys, warnings
+import torch
+import qzoo
+warnings.simplefilter("ignore")
+model = qzoo.shufflenet_v2_x0_5(quantize=True, num_classes=4)
+images = torch.zeros(8, 3, 64, 64)
+compiled = qzoo.compile(model, sys.argv[1], threads=1, input_size=64)
+compiled(images)
+child = os.fork()
+if not child:
+    compiled(images)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_models_with_one_thread_outlive_a_fork(runtime: str, tmp_path: Path) -> None:
+    if runtime not in qzoo.available_runtimes():
+        pytest.skip(f"{runtime} is not installed")
+    script = tmp_path / "fork.py"
+    script.write_text(FORK, encoding="utf-8")
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "QZOO_HOME": str(tmp_path)}
+    command = [sys.executable, str(script), runtime]
+    subprocess.run(command, env=environment, timeout=120, check=True)
 
 
 @pytest.fixture
