@@ -68,9 +68,8 @@ def check_same_answers(
 
 def noise(side: int) -> Tensor:
     """Returns a picture to try a model on where there are none, float32 [1, 3, side, side]."""
-    options: Any = {"dtype": torch.float32, "device": "cpu"}
     generator = torch.Generator(device="cpu").manual_seed(0)
-    return torch.randn(1, 3, side, side, generator=generator, **options)
+    return torch.randn(1, 3, side, side, generator=generator, dtype=torch.float32, device="cpu")
 
 
 class _Check:
