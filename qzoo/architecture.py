@@ -13,7 +13,7 @@ from .artifact.layers import shape_problem
 from .artifact.names import Shape, unwrapped, weight_shapes
 from .artifact.published import without_aux
 from .builder_kwargs import builder_keywords
-from .errors import ArgumentError, ArtifactError
+from .errors import ArgumentError, ArtifactError, listed
 from .registry import get_entry, list_models
 
 
@@ -163,4 +163,4 @@ def _check_stem(names: list[str], found: Mapping[str, Shape]) -> None:
 
 
 def _shown(names: list[str]) -> str:
-    return ", ".join(repr(name)[:60] for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    return listed((repr(name) for name in names), 8)

@@ -22,7 +22,7 @@ from .artifact.pth import Checkpoint, read_checkpoint
 from .artifact.published import from_checkpoint, read_published
 from .artifact.tensor_file import read_metadata, read_tensors
 from .checkpoint import FLOAT_HEADER, is_float_checkpoint, load_float, transform_input_keyword
-from .errors import ArgumentError, ArtifactError
+from .errors import ArgumentError, ArtifactError, listed
 from .files import File, RefusedError, not_opened, opened
 from .registry import get_entry, get_weight, list_models
 from .sharing import find_artifact
@@ -230,8 +230,8 @@ def state_dict_bytes(model: Artifact | nn.Module) -> bytes:
     """
     if isinstance(model, Artifact) and (kept := model.float_layers):
         raise ArtifactError(
-            f"This model keeps {len(kept)} layers in float ({kept[0]!r}, ...), which torchvision's "
-            "int8 models cannot hold: export it instead (qzoo export)."
+            f"This model keeps {len(kept)} layers in float ({listed(kept, 1)}), which "
+            "torchvision's int8 models cannot hold: export it instead (qzoo export)."
         )
     buffer = io.BytesIO()
     built = to_native(model) if isinstance(model, Artifact) else model

@@ -71,3 +71,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns " Did you mean 'a' or 'b'?" for the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+
+
+def listed(names: Iterable[object], most: int = 6) -> str:
+    """Returns the first names with commas between, and "..." only where there are more."""
+    every = [str(name) for name in names]
+    shown = [name if len(name) <= 40 else f"{name[:37]}..." for name in every[:most]]
+    return ", ".join(shown) + ", ..." * (len(every) > most)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Decibels by which a change must better the logits to be worth its name.
 WORTHWHILE_DB = 2.0
+#: Decibels below which a change that was tried is as good as none.
+NOTICEABLE_DB = 0.5
 #: Share of the values cut off that is worth a word: ranges of the least squared error cut off up
 #: to a thousandth.
 MUCH_CLIPPED = 0.01
@@ -162,13 +164,17 @@ def _wrong_ranges(d: Diagnosis) -> Iterator[Finding]:
             "images=1024", "--images 1024",
         )
     )  # fmt: skip
+    harmless = tried is not None and _gain(d, tried) < NOTICEABLE_DB
+    text = " ".join(parts) + _more(wrong)
+    if harmless:
+        text += " Other ranges were tried out, and the logits gain nothing by them."
     yield Finding(
         "wrong range",
-        "fault",
+        "note" if harmless else "fault",
         f"{_these(wrong)} outputs are rounded to a range that does not fit.",
-        " ".join(parts) + _more(wrong),
+        text,
         tuple(s.name for s in wrong),
-        tuple(advice),
+        _helpful(advice),
     )
 
 
@@ -292,7 +298,7 @@ def _sensitive(d: Diagnosis) -> Iterator[Finding]:
         else f"With {enough.layers[0]} in float, the logits are {db(_gain(d, enough))} closer to "
         "the float model's.",
         enough.layers,
-        tuple(advice),
+        _helpful(advice),
     )
 
 
@@ -386,6 +392,13 @@ def _measured(
     if experiment is None:
         return Advice(text, python, command)
     return Advice(text, python, command, _gain(d, experiment), experiment.damage.agreement)
+
+
+def _helpful(advice: list[Advice]) -> tuple[Advice, ...]:
+    """Returns the advice that helps: what gained most when tried, what was not tried, no other."""
+    tried = [a for a in advice if a.gain_db is not None and a.gain_db >= NOTICEABLE_DB]
+    tried.sort(key=lambda a: -(a.gain_db or 0.0))
+    return (*tried, *(a for a in advice if a.gain_db is None))
 
 
 def _these(suspects: list[Suspect]) -> str:

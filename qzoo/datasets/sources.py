@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..artifact.format import ModelInfo
-from ..errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError, did_you_mean, listed
 from ..folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
 from ..images import SUFFIXES, load_image, transformed
 from ..seen import files_of
@@ -103,12 +103,11 @@ class Data:
         numbered = all(_WORDNET.fullmatch(name) for name in self.classes)
         if len(self.classes) == count and (names is None or numbered):
             return list(range(count))
-        shown = f" ({', '.join(names)[:60]}, ...)" if names else ""
+        shown = f" ({listed(names)})" if names else ""
         unknown = unknown_names(self.classes, names) if names else ""
         raise ArgumentError(
             f"The model tells {count} classes apart{shown}, but {self.name} has "
-            f"{len(self.classes)} ({', '.join(self.classes)[:60]}, ...): they do not belong "
-            f"together.{unknown}"
+            f"{len(self.classes)} ({listed(self.classes)}): they do not belong together.{unknown}"
         )
 
     def labels_for(self, model: ModelInfo) -> list[int]:

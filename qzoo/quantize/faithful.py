@@ -20,7 +20,7 @@ from .. import _torch_ao
 from .._torch_ao_hooks import output_hooks
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, float_weight_tensors
-from ..errors import ArgumentError
+from ..errors import ArgumentError, listed
 from ..picture_size import usual_size
 from ..reference.rewrite import Rewriter
 from ..reference.trace import INPUT_AFFINE, Recording
@@ -252,7 +252,7 @@ def check_all_ran(wanted: Sequence[str], ran: Collection[str]) -> None:
         ArgumentError: A layer never ran, so that nothing is known of its range.
     """
     if silent := [name for name in wanted if name not in ran]:
-        others = f" (nor {', '.join(silent[1:4])}{', ...' * (len(silent) > 4)})" * (len(silent) > 1)
+        others = f" (nor {listed(silent[1:], 3)})" if len(silent) > 1 else ""
         raise ArgumentError(
             f"Layer {silent[0]!r} never ran during calibration{others}, so its range is unknown: "
             "this model's forward pass leaves out what its architecture has. Undo that."

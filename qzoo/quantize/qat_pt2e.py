@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..artifact.format import Artifact
-from ..errors import ArgumentError, QuantizationWarning
+from ..errors import ArgumentError, QuantizationWarning, listed
 from ..reference.pt2e import from_pt2e
 from . import pt2e
 from .float_model import float_copy
@@ -120,7 +120,7 @@ class Pt2eModel(InTraining):
         if changed:
             warnings.warn(
                 f"{len(changed)} layers round in int8 where PT2E's training did not, or otherwise "
-                f"({', '.join(list(changed)[:3])}, ...), so evaluate the int8 model itself.",
+                f"({listed(changed, 3)}), so evaluate the int8 model itself.",
                 QuantizationWarning,
                 stacklevel=4,
             )

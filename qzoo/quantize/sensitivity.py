@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, listed
 from .damage import Damage, DamageMeter
 from .simulate import FLOAT, Parts, Simulation
 
@@ -200,5 +200,5 @@ def _check(what: str, given: Sequence[str], known: Sequence[str]) -> None:
         if name not in known:
             raise ArgumentError(
                 f"Unknown {what} {name!r} of a sensitivity measurement: choose from "
-                f"{', '.join(known[:6])}{', ...' if len(known) > 6 else ''}."
+                f"{listed(known)}."
             )

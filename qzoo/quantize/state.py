@@ -17,7 +17,7 @@ from ..artifact.format import Artifact
 from ..artifact.layers import Layer, weight_tensors
 from ..artifact.native import package_versions
 from ..backends import Backend
-from ..errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError, did_you_mean, listed
 from ..reference.biases import with_room_for_biases
 from .data import Calibration
 from .float_model import fused_copy as fused_copy
@@ -173,8 +173,8 @@ def match_layers(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             raise ArgumentError(
-                f"{pattern!r} matches no layer with weights: there are {names[0]}, ..., "
-                f"{names[-1]}." + did_you_mean(pattern, names)
+                f"{pattern!r} matches no layer with weights: there are {listed(names)}."
+                + did_you_mean(pattern, names)
             )
         found |= matched
     return found

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..artifact.native import model_info
 from ..checkpoint import load_float
 from ..datasets.sources import Data
-from ..errors import ArgumentError, ArtifactError
+from ..errors import ArgumentError, ArtifactError, listed
 from ..files import write_atomically
 from ..folders import same_names
 from ..metadata import read_metadata
@@ -77,9 +77,9 @@ def check_classes(model: nn.Module, data: Data, own: bool) -> None:
     names = class_names(model_info(model).classes) or []
     if not same_names(names, data.classes) if own else len(names) != len(data.classes):
         raise ArgumentError(
-            f"The model tells {len(names)} classes apart ({', '.join(names)[:60]}, ...), "
-            f"but {data.name} has {len(data.classes)} ({', '.join(data.classes)[:60]}, ...): they "
-            "do not belong together."
+            f"The model tells {len(names)} classes apart ({listed(names)}), "
+            f"but {data.name} has {len(data.classes)} ({listed(data.classes)}): they do "
+            "not belong together."
         )
 
 
