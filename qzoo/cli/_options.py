@@ -61,7 +61,9 @@ def complete_weights(
 ) -> list[CompletionItem]:
     """Completes the weights of the model that was named before."""
     values = context.params
-    model = values.get("model") or next(iter(values.get("words") or values.get("models") or ()), "")
+    # Words before an option that still lacks its value are not sorted into parameters yet.
+    words = values.get("words") or values.get("models") or context.args
+    model = values.get("model") or next(iter(words), "")
     if not (metadata_folder() / f"{str(model).lower()}.json").is_file():
         return []
     if values.get("as_float") or context.command.name in ("quantize", "tune", "finetune"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -80,7 +81,8 @@ def progress(things: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
     """
     from tqdm import tqdm
 
-    return tqdm(things, disable=None, leave=False, dynamic_ncols=True, **options)
+    columns, rows = shutil.get_terminal_size()  # 80 x 24 where a terminal does not say
+    return tqdm(things, disable=None, leave=False, ncols=columns - 1, nrows=rows, **options)
 
 
 def print_table(

@@ -7,6 +7,7 @@ import platform
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -177,15 +178,16 @@ def _measure(
     from ..runtimes.api import compile
     from ..runtimes.footprint import footprint
 
+    label = Path(name).name[:20]  # a long path would leave no room for the bar
     compiled = {}
     for runtime in runtimes:
-        bar.set_description(f"{name}: make {runtime} ready")
+        bar.set_description(f"{label}: make {runtime} ready")
         compiled[runtime] = compile(artifact, runtime, threads, batch, size)
         bar.update()
     height, width = next(iter(compiled.values())).size
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float32, device="cpu")
-    bar.set_description(f"{name}: measure latency")
+    bar.set_description(f"{label}: measure latency")
     timings = interleave({r: _call(m, x) for r, m in compiled.items()}, rounds)
     bar.update(len(compiled))
     best = min(timing.median_ms for timing in timings.values())
@@ -210,7 +212,7 @@ def _measure(
             "model_mib": None,
         }
         if memory:
-            bar.set_description(f"{name}: measure memory of {runtime}")
+            bar.set_description(f"{label}: measure memory of {runtime}")
             try:
                 row |= footprint(
                     artifact, compiled[runtime].runtime, threads, batch, (height, width)

@@ -44,7 +44,7 @@ _SUFFIXES = {".safetensors", ".pth", ".pt"}
     "--model",
     "--arch",
     "-m",
-    help="Architecture.  [default: guessed from the weights' shapes]",
+    help="Which model the weights are of.  [default: guessed from their shapes]",
     shell_complete=complete_models,
 )
 @click.option(

@@ -1,0 +1,232 @@
+"""The options that all commands share, completion, help, and what a pipe gets."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+from rich.cells import cell_len
+
+import qzoo
+from qzoo.backends import BACKENDS
+from qzoo.cli import _options, main
+from qzoo.cli._output import print_table
+from qzoo.datasets.sources import NAMED_DATA
+from qzoo.quantize.flows import FLOWS
+from qzoo.quantize.recipes import RECIPES
+from qzoo.runtimes.api import RUNTIMES
+
+FOLDER = Path(qzoo.__file__).parent / "embedded"
+INT8 = str(FOLDER / "shufflenet_v2_x0_5_digits_x86.safetensors")
+DIGITS = sorted(str(p) for p in (FOLDER / "digits").glob("*.png"))
+COMMANDS = sorted(main.commands)
+
+
+def run(*args: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, [str(a) for a in args])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_written_out_names_are_the_librarys() -> None:
+    assert tuple(BACKENDS) == _options.BACKENDS
+    assert tuple(RECIPES) == _options.RECIPES
+    assert tuple(RUNTIMES) == _options.RUNTIMES
+    assert (FLOWS, NAMED_DATA) == (_options.FLOWS, _options.NAMED_DATA)
+
+
+#: What goes together under one name, wherever a command has one of them.
+SAME = (
+    {"--model", "-m"},
+    {"--weights", "-w"},
+    {"--runtime", "--runtimes"},
+    {"--batch-size", "--batch", "-b"},
+    {"--out", "-o"},
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_have_the_same_names_everywhere(name: str) -> None:
+    options = [p for p in main.commands[name].params if isinstance(p, click.Option)]
+    spellings = {text for option in options for text in (*option.opts, *option.secondary_opts)}
+    assert "--json" in spellings
+    for same in SAME:
+        assert not spellings & same or same <= spellings, same
+    for option in options:
+        assert option.help and len(option.help.split("[default")[0].split()) > 2, option.name
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("evaluate", INT8, "digits"),
+        ("evaluate", INT8, "--data", "digits"),
+        ("evaluate", "-m", INT8, "digits"),
+        ("evaluate", "digits", "--model", INT8),
+        ("evaluate", "--data", "digits", "--runtimes", "TORCH", "--batch", "64", "-m", INT8),
+    ],
+)
+def test_what_has_a_place_may_have_an_option(arguments: tuple[str, ...]) -> None:
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    assert out.startswith("shufflenet_v2_x0_5, int8, torch, digits: top-1 98.88 %")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("evaluate",), "Missing argument 'MODEL' (or option '--model')"),
+        (("evaluate", INT8), "Missing option '--data'"),
+        (("evaluate", INT8, "digits", "fractals"), "'fractals'"),
+        (("evaluate", INT8, "fractals", "--data", "digits"), "'fractals'"),
+        (("finetune",), "Missing option '--data' (or PHOTOS in its place)"),
+        (("benchmark",), "Missing argument 'MODEL'"),
+        (("convert", INT8), "Missing argument 'OUT' (or option '--out')"),
+        (("export", INT8), "Missing option '--to'"),
+        (("push", INT8), "Missing argument 'REPO'"),
+        (("classify", *DIGITS[:1], "--topk", "0"), "topk"),
+    ],
+)
+def test_missing_and_superfluous_words(arguments: tuple[str, ...], words: str) -> None:
+    code, out, err = run(*arguments)
+    assert code == 2 and out == "" and words in err and "Traceback" not in err
+
+
+def test_help_and_completion_wait_for_no_torch() -> None:
+    code = """
+import sys
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+from qzoo.cli import main
+for name in ["", *main.commands]:
+    assert CliRunner().invoke(main, [*filter(None, [name]), "--help"]).exit_code == 0, name
+complete = ShellComplete(main, {}, "qzoo", "_QZOO_COMPLETE").get_completions
+assert complete(["info"], "resnet5") and complete(["classify", "-m", "resnet50", "-w"], "I")
+assert not {"torch", "torchvision", "numpy"} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        ([], "cl", ["classify"]),
+        (["info"], "ResNet1", ["resnet101", "resnet152", "resnet18"]),
+        (["quantize"], "googl", ["googlenet"]),
+        (["classify", "photo.jpg", "-m"], "inc", ["inception_v3"]),
+        (["classify", "photo.jpg", "-m"], "./mo", ["file ./mo"]),
+        (["classify"], "pho", ["file pho"]),
+        (["evaluate"], "mine.sa", ["file mine.sa"]),
+        (["evaluate", "resnet18"], "dig", ["digits"]),
+        (["evaluate", "resnet18"], "ph", ["dir ph"]),
+        (["evaluate", "--data", "digits"], "resnext50", ["resnext50_32x4d"]),
+        (["finetune"], "f", ["fractals"]),
+        (["analyze", "a.safetensors", "b.safetensors"], "d", ["digits"]),
+        (["evaluate", "resnet50", "-w"], "imagenet1k_fbgemm_v2", ["IMAGENET1K_FBGEMM_V2"]),
+        (["evaluate", "resnet50", "--float", "-w"], "imagenet1k_v2", ["IMAGENET1K_V2"]),
+        (["quantize", "resnet18", "-w"], "I", ["IMAGENET1K_V1"]),
+        (["download", "shufflenet_v2_x0_5", "-w"], "dig", ["DIGITS_X86_V1"]),
+        (["quantize", "resnet18", "--recipe"], "b", ["best"]),
+        (["evaluate", "resnet18", "--runtime"], "o", ["onnxruntime", "openvino"]),
+        (["benchmark", "resnet18", "--runtimes"], "torch,open", ["torch,openvino"]),
+        (["classify", "--backend"], "q", ["qnnpack"]),
+        (["export", "resnet18", "--to"], "o", ["onnx", "openvino"]),
+        (["convert", "a.pth", "b.safetensors", "--arch"], "wide_resnet5", ["wide_resnet50_2"]),
+    ],
+)  # fmt: skip
+def test_completion(words: list[str], incomplete: str, expected: list[str]) -> None:
+    complete = ShellComplete(main, {}, "qzoo", "_QZOO_COMPLETE")
+    found = [
+        item.value if item.type == "plain" else f"{item.type} {item.value}"
+        for item in complete.get_completions(words, incomplete)
+    ]
+    assert found == expected
+
+
+def test_a_pipe_gets_one_record_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+    long, wide = "x" * 300, "猫" * 40
+    print_table("Title", ("name", "number"), [(long, 1), (wide, 1234), ("short", "")], "lr")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Title" and len(lines) == 5
+    assert lines[1].split() == ["name", "number"]
+    assert [line.split() for line in lines[2:]] == [[long, "1"], [wide, "1234"], ["short"]]
+    assert cell_len(lines[2]) == cell_len(lines[3]) and lines[4] == "short"
+
+
+def test_every_row_of_classify_names_its_picture() -> None:
+    code, out, err = run("classify", *DIGITS[:3], "-m", INT8, "-k", 2)
+    assert code == 0 and err == ""
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert [row[0] for row in rows] == [name for name in DIGITS[:3] for _ in range(2)]
+
+
+SMALL = ("--size", "32", "--rounds", "1", "--no-memory")
+
+
+def on_a_terminal(*arguments: str) -> tuple[int, str, str]:
+    """Runs a command with a terminal as stderr; returns exit code, stdout, and what it showed."""
+    main_end, other_end = pty.openpty()
+    done = subprocess.Popen(
+        [sys.executable, "-m", "qzoo", *arguments], stdout=subprocess.PIPE, stderr=other_end
+    )
+    os.close(other_end)
+    shown = b""
+    while True:
+        try:
+            part = os.read(main_end, 65536)
+        except OSError:  # Linux says so when the last writer has closed it
+            break
+        if not part:
+            break
+        shown += part
+    os.close(main_end)
+    out, _ = done.communicate()
+    return done.returncode, out.decode(), shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("classify", *DIGITS, "-m", INT8, "--json"), ("classify:", "picture")),
+        (
+            ("benchmark", INT8, *SMALL, "--runtime", "torch", "--json"),
+            ("make torch ready", "measure latency"),
+        ),
+    ],
+)  # fmt: skip
+def test_progress_on_a_terminal_alone(arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
+    code, out, shown = on_a_terminal(*arguments)
+    assert code == 0 and out.startswith("[") and out.rstrip().endswith("]")
+    assert all(word in shown for word in words)
+    assert run(*arguments)[2] == ""
+
+
+def test_demo_names_the_fastest_runtime_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from qzoo.cli import classify
+
+    _, out, _ = run("demo", "--json")
+    report: dict[str, Any] = json.loads(out)
+    float32, int8 = report["models"]
+    totals = {name: sum(found.values()) for name, found in report["runtimes"].items()}
+    assert float32["runtime"] == "torch" and int8["runtime"] == min(totals, key=totals.__getitem__)
+    quick = {name for name in qzoo.available_runtimes() if not RUNTIMES[name].slow}
+    assert set(totals) == quick
+    monkeypatch.setattr("qzoo.runtimes.api.available_runtimes", lambda: ["torch"])
+    code, out, _ = run("demo")
+    assert code == 0
+    assert "the only runtime that is installed" in out
+    assert 'pip install "qzoo[onnxruntime,openvino]"' in out
+    said = classify._about_runtimes("openvino", ["torch", "openvino"])
+    assert "int8 ran on openvino, the fastest here" in said and "qzoo[onnxruntime]" in said
