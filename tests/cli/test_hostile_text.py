@@ -180,7 +180,9 @@ def test_warnings_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("qzoo.registry.list_models", warn)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    code, out = run("list")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out = run("list")
     assert code == 0 and out.count("Warning: ") == 1 and is_harmless(out)
 
 

@@ -55,7 +55,8 @@ def _socket(path: Path, outside: Path) -> None:
     before = Path.cwd()
     os.chdir(path.parent)  # the names of sockets may not be long
     try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
     finally:
         os.chdir(before)
 
