@@ -317,9 +317,9 @@ def main(count: int, seed: int) -> None:
         path = Path(folder) / "mutant"
         for name, content in mutants(count, seed):
             path.write_bytes(content)
-            start = time.perf_counter()
+            start = time.process_time()
             foreign += foreign_errors(name, path)
-            slowest = max(slowest, (time.perf_counter() - start, name))
+            slowest = max(slowest, (time.process_time() - start, name))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     print(f"{count} files from seed {seed}, each read in {len(READERS)} ways:")
     print(f"{len(foreign)} foreign errors, slowest {slowest[0]:.2f} s ({slowest[1]}), ", end="")

@@ -23,7 +23,7 @@ from . import (
     quantize,
     tune,
 )
-from ._output import print_error, print_line, print_warning
+from ._output import any_text, print_error, print_line, print_warning
 
 
 class _Group(click.Group):
@@ -31,6 +31,10 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with any_text():
+            return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -12,7 +12,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +43,24 @@ def print_warning(message: object) -> None:
     print_line(f"Warning: {first}", err=True)
     for line in others:
         print_line(f"  {line}", err=True)
+
+
+@contextmanager
+def any_text() -> Iterator[None]:
+    """Escapes what the encoding of stdout or stderr lacks, instead of failing, in a block.
+
+    What commands say themselves is escaped already; this is for what click and libraries print.
+    """
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    kept = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, kept, strict=True):
+            with suppress(OSError, ValueError):  # closed, or its reader has gone
+                stream.reconfigure(errors=errors)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,9 +155,20 @@ def _summary(model: Artifact | nn.Module) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"Cannot read the class names {path}: {error}.") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise ArgumentError(
+            f"Cannot read the class names {path}: {error.strerror or error}."
+        ) from None
+    if b"\0" in content or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ArgumentError(f"The class names {path} are in UTF-16: save the file as UTF-8.")
+    try:
+        # Windows begins UTF-8 files with a mark (BOM), which is no part of the first name.
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise ArgumentError(
+            f"The class names {path} are not in UTF-8: save the file as UTF-8."
+        ) from None
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ArgumentError(f"{path} holds no class names: write one per line.")
