@@ -174,6 +174,11 @@ def _ranks(logits: Tensor, labels: Tensor) -> Tensor:
     not depend on how a sorting routine breaks ties.
     """
     classes = logits.shape[1]
+    if classes == 1:
+        raise ArgumentError(
+            "The model gives a single logit, whose top-1 would always be right: compare its "
+            "probability, the sigmoid, with a threshold of your own."
+        )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ArgumentError(
             f"The data set has labels from {int(labels.min())} to {int(labels.max())}, but the "

@@ -13,6 +13,7 @@ import qzoo
 from qzoo.datasets import Digits
 from qzoo.errors import ArgumentError
 from qzoo.evaluate import Metrics, evaluate
+from qzoo.quantize.damage import DamageMeter
 
 
 class Echo(nn.Module):
@@ -93,6 +94,7 @@ def test_modes_are_restored_after_an_error() -> None:
         (pairs([[1, 0]], [2]), {}, "labels from 2 to 2.*only 2 classes"),
         (pairs([[1, 0]], [-1]), {}, "labels from -1"),
         (pairs([[float("nan"), 0]], [0]), {}, "not finite"),
+        (pairs([[1], [-1]], [0, 0]), {}, "a single logit"),
         (pairs([[1, 0]], [0]), {"topk": ()}, "topk"),
         (pairs([[1, 0]], [0]), {"topk": (0,)}, "topk"),
         (pairs([[1, 0]], [0]), {"batch_size": 0}, "batch_size"),
@@ -102,3 +104,18 @@ def test_modes_are_restored_after_an_error() -> None:
 def test_bad_input_is_one_sentence(data: object, options: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         evaluate(Echo(), data, progress=False, **options)  # type: ignore[arg-type]
+
+
+def test_a_single_logit_is_yes_or_no() -> None:
+    truth, given = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([[1.0], [-3.0], [-0.1]])
+    meter = DamageMeter()
+    meter.update(truth, given, torch.tensor([0, 0, 0]))
+    found = meter.result()
+    assert found.agreement == pytest.approx(200 / 3) and found.top1 is None
+    divergence = 0.0
+    for z, other in zip(truth.flatten().tolist(), given.flatten().tolist(), strict=True):
+        p, q = 1 / (1 + math.exp(-z)), 1 / (1 + math.exp(-other))
+        divergence += p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert found.kl == pytest.approx(divergence / 3)
+    noise = float((truth - given).square().sum() / truth.square().sum())
+    assert found.sqnr_db == pytest.approx(-10 * math.log10(noise), abs=1e-5)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..evaluate import Metrics
+from ..quantize.damage import first_answers
 from ..quantize.labelled import LabelledImages
 from .measures import Figures
 
@@ -65,9 +66,10 @@ def measure_accuracy(
     labels: list[Tensor] = []
     with torch.inference_mode():
         for x, y in tqdm(data, desc="accuracy", unit="batch", leave=False, disable=not progress):
-            first.append(float_model(x).argmax(1))
-            second.append(int8(x).argmax(1))
-            if y is not None:
+            logits = float_model(x)
+            first.append(first_answers(logits))
+            second.append(first_answers(int8(x)))
+            if y is not None and logits.shape[1] > 1:
                 labels.append(y)
     a, b = torch.cat(first), torch.cat(second)
     n = len(a)

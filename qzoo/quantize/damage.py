@@ -6,7 +6,9 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,13 @@ class Damage:
 
     Attributes:
         sqnr_db: Signal-to-noise ratio of the logits in decibels, after the mean of every image's
-            logits is taken out of them, because it changes no answer: infinite where nothing
-            changed, 0 where the noise is as large as the signal.
+            logits, where there are several, is taken out of them, because it changes no answer:
+            infinite where nothing changed, 0 where the noise is as large as the signal.
         kl: Mean Kullback-Leibler divergence of the class probabilities from the float model's, in
             nats.
         agreement: Share of the images whose first answer is still the float model's, in percent.
-        top1: Share of right first answers in percent; None without labels.
+        top1: Share of right first answers in percent; None without labels, and for models with a
+            single logit.
     """
 
     sqnr_db: float
@@ -54,16 +57,18 @@ class DamageMeter:
             labels: int64 [N], or None.
         """
         truth, logits = truth.double(), logits.double()
-        signal = truth - truth.mean(dim=1, keepdim=True)
-        noise = logits - logits.mean(dim=1, keepdim=True) - signal
+        signal, noise = truth, logits - truth
+        if truth.shape[1] > 1:
+            signal = truth - truth.mean(dim=1, keepdim=True)
+            noise = logits - logits.mean(dim=1, keepdim=True) - signal
         self._signal += float(signal.square().sum())
         self._noise += float(noise.square().sum())
-        expected, given = truth.log_softmax(dim=1), logits.log_softmax(dim=1)
+        expected, given = _log_probabilities(truth), _log_probabilities(logits)
         self._kl += float((expected.exp() * (expected - given)).sum().clamp(min=0))
-        answers = logits.argmax(dim=1)
-        self._same += int((answers == truth.argmax(dim=1)).sum())
+        answers = first_answers(logits)
+        self._same += int((answers == first_answers(truth)).sum())
         self._count += len(truth)
-        if labels is not None:
+        if labels is not None and logits.shape[1] > 1:
             self._right += int((answers == labels).sum())
             self._labelled += len(labels)
 
@@ -76,6 +81,25 @@ class DamageMeter:
             100 * self._same / self._count,
             100 * self._right / self._count if labelled else None,
         )
+
+
+def first_answers(logits: Tensor) -> Tensor:
+    """Returns the first answer to every image, int64 [N].
+
+    That is the class of the largest logit. A single logit says yes (1) where it is above 0, which
+    is a probability above a half, and else no (0).
+
+    Args:
+        logits: Float [N, classes].
+    """
+    return logits.argmax(dim=1) if logits.shape[1] > 1 else (logits[:, 0] > 0).long()
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """Returns the logarithms of what logits say of every class; of one, of yes and of no."""
+    if logits.shape[1] == 1:
+        return torch.cat([logsigmoid(logits), logsigmoid(-logits)], dim=1)
+    return logits.log_softmax(dim=1)
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -29,6 +29,7 @@ from ..datasets.holdout import HELD_OUT, divide
 from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError, QuantizationWarning
 from ..evaluate import eval_mode
+from .damage import first_answers
 from .data import open_calibration, stratified, targets_of
 from .labelled import LabelledImages, open_labelled
 from .ptq import check_counts, own_transforms, ptq
@@ -323,7 +324,10 @@ class _Search:
             self.expected = self._answers(_on_cpu(model), "float")
         #: Seconds that the float model takes for an image.
         self.per_image = max(time.monotonic() - begun, 1e-6) / len(self.expected)
-        self.labels = torch.cat([y for _, y in test if y is not None]) if test.labelled else None
+        # A single logit has no place among classes that a label could name.
+        several = model_info(model).builder_kwargs.get("num_classes") != 1
+        labelled = test.labelled and several
+        self.labels = torch.cat([y for _, y in test if y is not None]) if labelled else None
         self.trace: list[TuneStep] = []
         self.simulation: Simulation
         self.best: TuneStep
@@ -432,7 +436,7 @@ class _Search:
     def _answers(self, model: Any, title: str) -> Tensor:
         """Returns the first answer to every image, int64 [N]."""
         bar = tqdm(self.test, desc=f"measure ({title})", leave=False, disable=not self.progress)
-        return torch.cat([model(images).argmax(dim=1) for images, _ in bar])
+        return torch.cat([first_answers(model(images)) for images, _ in bar])
 
 
 def with_float(simulation: Simulation, names: Sequence[str]) -> Artifact:

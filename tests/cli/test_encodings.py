@@ -95,7 +95,7 @@ def test_commands_print_foreign_names_in_every_encoding(charset: str, folder: Pa
         ("classify", "--猫"),
         ("list", "--猫"),
         ("info", "猫"),
-        ("evaluate", "猫.safetensors"),
+        ("evaluate", "猫.safetensors", "--data", "digits"),
     ],
 )
 def test_what_is_typed_wrong_is_said_in_every_encoding(charset: str, words: tuple) -> None:
