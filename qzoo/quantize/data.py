@@ -103,7 +103,7 @@ class Calibration:
         Raises:
             ArgumentError: The images are not what an image classifier takes.
         """
-        if step > 1 or math.isinf(self._until):
+        if step > 1 or (math.isinf(self._until) and math.isinf(self._most)):
             yield from map(check_images, self._batches(first, step))
             return
         yield from self._in_time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,8 @@ def test_calibration_takes_fewer_images_and_says_which(data: object) -> None:
     assert torch.equal(first[0], second[0])
     assert calibration.count == 4
     few = open_calibration(data, images=4, **options)
+    calibration.stop_after(math.inf, math.inf)
+    assert torch.equal(torch.cat(list(calibration)), first[0]), "the same ones, for good"
     assert calibration.sha256 == few.sha256 != whole.sha256
     # With time enough it is as ever.
     calibration = open_calibration(data, images=20, **options)
