@@ -34,10 +34,41 @@ def test_links_lead_somewhere(link: str) -> None:
 
 
 PAGES = [README, *(page.read_text(encoding="utf-8") for page in (ROOT / "docs").glob("*.md"))]
-CODE = [code for page in PAGES for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+#: What the extras of pyproject.toml install, by the names under which Python imports it.
+MODULES = {"scikit-learn": "sklearn", **{name: name for name in (
+    "torchao", "onnx", "onnxruntime", "openvino", "executorch", "matplotlib", "tensorboard"
+)}}  # fmt: skip
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", [code for code in CODE if "# offline" in code])
+def brought_by(extras: str) -> set[str]:
+    """Returns the modules that extras of the package install."""
+    rows = dict(re.findall(r"^(\w+) = \[(.*?)\]", PROJECT, flags=re.MULTILINE))
+    packages = re.findall(r'"([\w-]+)[>=]', ",".join(rows[extra] for extra in extras.split(",")))
+    return {MODULES[package] for package in packages}
+
+
+def test_snippets_run_in_what_the_first_command_sets_up(tmp_path: Path) -> None:
+    first = next(line for line in README.splitlines() if "qzoo demo" in line and "venv" in line)
+    brought = brought_by(re.search(r'"\.\[([\w,]+)\]"', first)[1])  # type: ignore[index]
+    assert {"sklearn", "onnxruntime"} <= brought < set(MODULES.values())
+    missing = sorted(set(MODULES.values()) - brought)
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        if 'source="local"' in code:  # a hundred megabytes to download
+            continue
+        done = subprocess.run(
+            [sys.executable, "-c", blocked + code], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, code + done.stderr
+
+
+OTHERS = [
+    code for page in PAGES[1:] for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("code", [code for code in OTHERS if "# offline" in code])
 def test_offline_code_runs(code: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
