@@ -37,8 +37,8 @@ MAX_PIXELS = 178_956_970
 MAX_MEMORY = 500_000_000
 #: Bytes per pixel that a format's decoder takes besides the picture itself, measured.
 _DECODER_BYTES = {"WEBP": 13, "AVIF": 8, "TIFF": 4}
-#: Conversions of more than a byte or two per pixel go through squares of this side.
-_TILE = 512
+#: Conversions that take much memory per pixel go through parts of so many pixels.
+_TILE = 1 << 18
 #: Bytes that such a part, and what else does not grow with a picture, takes.
 _BESIDE = 25_000_000
 #: What the camera's orientation tag asks for.
@@ -320,9 +320,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
     """Yields a picture in parts, with their left and upper edges."""
-    for left in range(0, image.width, _TILE):
-        for top in range(0, image.height, _TILE):
-            right, bottom = min(left + _TILE, image.width), min(top + _TILE, image.height)
+    wide = max(1, min(image.width, _TILE))
+    high = max(1, _TILE // wide)
+    for left in range(0, image.width, wide):
+        for top in range(0, image.height, high):
+            right, bottom = min(left + wide, image.width), min(top + high, image.height)
             yield (left, top), image.crop((left, top, right, bottom))
 
 
