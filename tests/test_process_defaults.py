@@ -153,6 +153,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(value, job, marks=marks, id=f"{job}-{value}")
 
 
+@pytest.mark.filterwarnings("ignore::qzoo.errors.BackendWarning")
 @pytest.mark.parametrize(("value", "job"), cases())
 def test_defaults_change_no_result(
     value: torch.dtype | str, job: str, things: Things, usual: dict[str, Any]

@@ -132,7 +132,7 @@ class Ranges(nn.Module):
         if not (self.learned and torch.is_grad_enabled()):
             return False
         readers = self.readers.get(index, ())
-        return x.requires_grad or any(layer.weight.requires_grad for layer in readers)  # type: ignore[union-attr]
+        return x.requires_grad or any(layer.weight.requires_grad for layer in readers)
 
     def note(self, index: int, x: Tensor, relu: bool) -> None:
         """Takes note of a layer's output before it is rounded; `commit` enters it."""

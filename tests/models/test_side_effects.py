@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import random
+import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,33 +274,47 @@ def number_of_new_threads() -> int:
     return numbers[0]
 
 
-@pytest.mark.parametrize("counts", [(3, 3), (3, 5), (3, None)])
-@pytest.mark.parametrize("first_out", [0, 1])
-def test_overlapping_calls_leave_the_number_of_threads(
-    counts: tuple[int, int | None], first_out: int, untouched: Callable[[], None]
-) -> None:
-    """Each call is in a new thread; the second one begins while the first one runs."""
-    before = torch.get_num_threads(), number_of_new_threads()
-    begin = [threading.Event() for _ in counts]
-    end = [threading.Event() for _ in counts]
-    during, after = [0, 0], [0, 0]
+def overlap(blocks: Sequence[Callable[[Callable[[], None]], None]], first_out: int) -> None:
+    """Runs two blocks in threads of their own: the second one begins while the first one runs.
 
-    def work(index: int) -> None:
-        with torch_threads(counts[index]):
-            during[index] = torch.get_num_threads()
-            begin[index].set()
-            end[index].wait(10)
-        after[index] = torch.get_num_threads()
+    Each is called with a function that it calls inside, which waits for the block's turn to end.
+    """
+    begin = [threading.Event() for _ in blocks]
+    end = [threading.Event() for _ in blocks]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    def inside(index: int) -> None:
+        begin[index].set()
+        end[index].wait(10)
+
+    threads = [
+        threading.Thread(target=block, args=(functools.partial(inside, index),))
+        for index, block in enumerate(blocks)
+    ]
     for thread, begun in zip(threads, begin, strict=True):
         thread.start()
         begun.wait(10)
     for index in (first_out, 1 - first_out):
         end[index].set()
         threads[index].join()
-    assert during == [c or before[1] for c in counts]
-    assert after == [before[1]] * 2
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (3, 5), (3, None)])
+@pytest.mark.parametrize("first_out", [0, 1])
+def test_overlapping_calls_leave_the_number_of_threads(
+    counts: tuple[int, int | None], first_out: int, untouched: Callable[[], None]
+) -> None:
+    before = torch.get_num_threads(), number_of_new_threads()
+    during, after = {}, {}
+
+    def work(index: int, inside: Callable[[], None]) -> None:
+        with torch_threads(counts[index]):
+            during[index] = torch.get_num_threads()
+            inside()
+        after[index] = torch.get_num_threads()
+
+    overlap([functools.partial(work, index) for index in range(2)], first_out)
+    assert during == {index: count or before[1] for index, count in enumerate(counts)}
+    assert after == {0: before[1], 1: before[1]}
     assert (torch.get_num_threads(), number_of_new_threads()) == before
 
 
@@ -323,21 +339,11 @@ def test_concurrent_calls_of_compiled_models_leave_the_number_of_threads(
 def test_warnings_are_quiet_in_blocks_of_several_threads(
     first_out: int, untouched: Callable[[], None]
 ) -> None:
-    begin = [threading.Event() for _ in range(2)]
-    end = [threading.Event() for _ in range(2)]
-
-    def work(index: int) -> None:
+    def work(inside: Callable[[], None]) -> None:
         with quiet():
-            begin[index].set()
-            end[index].wait(10)
+            inside()
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread, begun in zip(threads, begin, strict=True):
-        thread.start()
-        begun.wait(10)
-    for index in (first_out, 1 - first_out):
-        end[index].set()
-        threads[index].join()
+    overlap([work, work], first_out)
     untouched()
 
 
@@ -385,3 +391,44 @@ def test_errors_inside_other_packages_put_all_back_too(untouched: Callable[[], N
         sys.setrecursionlimit(sys.getrecursionlimit() + 500)
         raise ZeroDivisionError
     untouched()
+
+
+FIRST_USE = """
+import logging, random, sys, warnings
+import numpy, torch
+import qzoo
+from qzoo.artifact.native import from_native
+from qzoo.quantize import ptq
+
+def state():
+    return (
+        list(warnings.filters), torch.get_rng_state().tolist(), random.getstate(),
+        repr(numpy.random.get_state()), sys.getrecursionlimit(), list(logging.root.handlers),
+        logging.root.level, torch.get_num_threads(), torch.backends.quantized.engine,
+    )
+
+model, images = qzoo.shufflenet_v2_x0_5(num_classes=3).eval(), torch.randn(4, 3, 32, 32)
+before = state()
+if sys.argv[1] == "pt2e":
+    ptq(model, images, flow="pt2e", backend=sys.argv[2], progress=False)
+else:
+    int8 = ptq(model, images, recipe="fast", progress=False)
+    qzoo.compile(int8, sys.argv[1], input_size=32)(images)
+for was, now in zip(before, state(), strict=True):
+    assert was == now, (str(was)[:500], str(now)[:500])
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "arguments", [("pt2e", "x86"), ("pt2e", "qnnpack"), ("inductor",), ("executorch",)], ids=str
+)
+def test_the_first_use_of_other_packages_changes_nothing(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    """In a process of its own, because they change settings when they are first imported."""
+    needed = "executorch" if arguments[-1] == "qnnpack" else "torchao"
+    pytest.importorskip(arguments[0] if arguments[0] == "executorch" else needed)
+    script = tmp_path / "first_use.py"
+    script.write_text(FIRST_USE, encoding="utf-8")
+    subprocess.run([sys.executable, str(script), *arguments], check=True, timeout=280)
