@@ -81,7 +81,7 @@ def main(**options: Any) -> None:
         pictures, sighting = unseen(
             Relabelled(shown, data.labels_for(info)),
             [info.seen],
-            everything=options["all_pictures"],
+            everything=split == "test" or options["all_pictures"],
             progress=ranks.first,
         )
         if ranks.first:

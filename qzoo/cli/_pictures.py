@@ -18,8 +18,8 @@ def pictures_to_measure(
 ) -> tuple[Any, Sighting]:
     """Returns the pictures that figures are taken on, and says on stderr what is odd about them.
 
-    These are the test split's or, where there is none, all; without those that one of the models
-    was trained or calibrated on, as long as others are left.
+    These are the test split's, whatever is in it. Where there is none, they are those that none of
+    the models was trained or calibrated on or, where they have seen all, all.
 
     Args:
         data: Where they come from.
@@ -41,10 +41,13 @@ def pictures_to_measure(
     from ._models import preset_of
 
     infos = [model_info(model) for model in models]
-    pictures = data.split("test" if "test" in data.splits else data.splits[0], preset_of(models[0]))
+    held_out = "test" in data.splits
+    pictures = data.split("test" if held_out else data.splits[0], preset_of(models[0]))
     if data.classes or labelled:
         pictures = Relabelled(pictures, data.labels_for(infos[0]))
-    chosen, sighting = unseen(pictures, [info.seen for info in infos], everything=bool(everything))
+    chosen, sighting = unseen(
+        pictures, [info.seen for info in infos], everything=held_out or bool(everything)
+    )
     words, serious = sighting.words()
     if serious:
         print_warning(words)

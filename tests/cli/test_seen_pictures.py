@@ -118,17 +118,21 @@ def test_evaluate_measures_what_finetune_held_out(
     assert row["top1"] == said[kind]["top1"], "the figure of the run itself"
     assert row["seen_in_training"] == 0
     assert "8 of 40 pictures that the model has not seen" in err and "trained on 32" in err
-    # By content: elsewhere, under other names, in other formats of folder.
+    # By content: elsewhere and under other names.
     moved = tmp_path / "elsewhere"
     for number, path in enumerate(pictures(photos)):
-        (moved / "val" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        (moved / "train" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, moved / "val" / path.parent.name / f"copy-{number}.png")
-        shutil.copy(path, moved / "train" / path.parent.name / "x.png")
+        (moved / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, moved / path.parent.name / f"copy-{number}.png")
     again, _ = figures("evaluate", out / file, "--data", moved)
     assert {k: v for k, v in again.items() if k != "data"} == {
         k: v for k, v in row.items() if k != "data"
     }
+    # What a user holds out is measured as it is, and what the model has seen of it is said.
+    for half in ("train", "val"):
+        shutil.copytree(photos, tmp_path / "halves" / half)
+    whole, err = figures("evaluate", out / file, "--data", tmp_path / "halves")
+    assert whole["n"] == 40 and whole["seen_in_training"] == 32
+    assert "Warning: the model was trained on 32" in err and "of these 40 pictures" in err
     everything, err = figures("evaluate", out / file, "--data", photos, "--all-pictures")
     assert everything["n"] == 40 and everything["seen_in_training"] == 32
     assert "Warning: the model was trained on 32" in err
