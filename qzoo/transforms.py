@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,11 @@ from torchvision.transforms.functional import get_image_size
 from ._process import plain_defaults
 from .errors import ArgumentError, ArtifactError, ImageError
 from .images import MAX_MEMORY
+
+#: Of presets that come from files, in pixels: the models of the zoo take 176 to 342.
+MAX_CROP, MAX_RESIZE = 1024, 2048
+#: Of each channel's mean and standard deviation, of pixels in [0, 1] or [0, 255].
+MAX_STATISTIC, MIN_STD = 10_000.0, 1e-4
 
 
 def check_resize(image: Any, side: int) -> None:
@@ -161,18 +167,22 @@ def preset_kwargs(data: dict[str, Any]) -> dict[str, Any]:
         ArtifactError: The description is of another preset or has impossible values.
     """
     kwargs = dict(data)
-    sizes = (kwargs.get("crop_size"), kwargs.get("resize_size"))
+    bounds = {"crop_size": MAX_CROP, "resize_size": MAX_RESIZE}
     good = kwargs.pop("preset", None) == "ImageClassification" and set(kwargs) == {
         "crop_size", "resize_size", "interpolation", "antialias", "mean", "std",
     }  # fmt: skip
-    good = good and all(type(s) is int and 0 < s <= 8192 for s in sizes)
-    for name in ("mean", "std"):
+    good = good and all(type(kwargs[n]) is int and 0 < kwargs[n] <= m for n, m in bounds.items())
+    for name, least in (("mean", -MAX_STATISTIC), ("std", MIN_STD)):
         values = kwargs.get(name)
         good = good and isinstance(values, list) and len(values) == 3
-        good = good and all(type(v) in (int, float) and abs(v) < 1e6 for v in values or ())
-    if not good or min(data["std"]) <= 0 or data["antialias"] not in (True, False, None):
+        good = good and all(
+            type(v) in (int, float) and least <= v <= MAX_STATISTIC for v in values or ()
+        )
+    if not good or type(data["antialias"]) not in (bool, NoneType):
         raise ArtifactError(
-            f"The transforms {str(data)[:200]} are not a preset that this qzoo knows."
+            f"The transforms {str(data)[:200]} are not a preset that this qzoo knows: a crop of 1 "
+            f"to {MAX_CROP} and a size of 1 to {MAX_RESIZE} pixels, mean and std of at most "
+            f"{MAX_STATISTIC:.0f}, std of at least {MIN_STD}."
         )
     try:
         kwargs["interpolation"] = InterpolationMode(kwargs["interpolation"])

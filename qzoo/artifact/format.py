@@ -22,7 +22,7 @@ from ..errors import ArtifactError
 from ..files import File, RefusedError, opened, write_atomically
 from ..seen import check_seen
 from ..transforms import describe, preset_kwargs
-from .layers import Layer, check_tensors
+from .layers import Layer, check_tensors, raise_small_scales
 from .tensor_file import OtherKindError, read_tensors
 
 FORMAT = "qzoo-int8"
@@ -31,6 +31,11 @@ FORMAT = "qzoo-int8"
 VERSION = 2
 #: Those of the zoo have up to 40 characters.
 MAX_NAME_LENGTH = 200
+#: Those of the zoo have up to 600.
+MAX_LAYERS = 10_000
+#: Of a metric, which is mostly a percentage, and of a class's name in characters.
+MAX_METRIC = 1e9
+MAX_CLASS_NAME = 1000
 
 
 #: Fields of `ModelInfo` that a file has only where there is something to say.
@@ -198,8 +203,13 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
             "the contents do not match their checksum, so a tensor or the header was changed or "
             "damaged; fetch or save the artifact again."
         )
-    if not isinstance(header["layers"], dict) or not isinstance(header["versions"], dict):
+    versions = header["versions"]
+    if not isinstance(header["layers"], dict) or not isinstance(versions, dict):
         raise ArtifactError("the header's layers or versions are not a table.")
+    if not all(isinstance(version, str) for version in versions.values()):
+        raise ArtifactError("the header's versions are not texts.")
+    if len(header["layers"]) > MAX_LAYERS:
+        raise ArtifactError(f"the header names more than {MAX_LAYERS} layers.")
     if any(len(name) > MAX_NAME_LENGTH for name in header["layers"]):
         raise ArtifactError(f"a layer's name has more than {MAX_NAME_LENGTH} characters.")
     layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
@@ -207,6 +217,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     if not isinstance(info.backend, str) or info.backend not in BACKENDS:
         raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
     artifact = Artifact(info, layers, tensors, header["versions"])
+    raise_small_scales(layers, artifact.tensors)
     if version != artifact.version:
         raise ArtifactError(
             f"the header says format version {version}, but its layers are those of version "
@@ -225,10 +236,11 @@ def check_info(info: ModelInfo) -> None:
     good_classes = classes is None or (
         classes == "imagenet-1k"
         if isinstance(classes, str)
-        else isinstance(classes, list) and all(isinstance(c, str) for c in classes)
+        else isinstance(classes, list)
+        and all(isinstance(c, str) and len(c) <= MAX_CLASS_NAME for c in classes)
     )
     good_metrics = isinstance(info.metrics, dict) and all(
-        isinstance(m, dict) and all(type(v) in (int, float) for v in m.values())
+        isinstance(m, dict) and all(_is_metric(v) for v in m.values())
         for m in info.metrics.values()
     )
     checks = {
@@ -245,6 +257,10 @@ def check_info(info: ModelInfo) -> None:
     if info.transforms is not None:
         preset_kwargs(info.transforms)
     check_seen(info.seen)
+
+
+def _is_metric(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= MAX_METRIC  # type: ignore[arg-type]
 
 
 def _check_classes(

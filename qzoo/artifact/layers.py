@@ -20,8 +20,12 @@ RANGED_OPS = frozenset({"quantize", "conv2d", "linear", "functional", "hardswish
 BARE_OPS = frozenset({"dequantize", "dropout", "identity"})
 #: Operations with weights, which may stay float.
 WEIGHTED_OPS = frozenset({"conv2d", "linear"})
-# Scales are used as float32 too, where anything outside would be 0 or infinite.
-_SMALLEST, _LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+#: Scales of outputs and weights lie between these. With them every product and quotient that a
+#: runtime forms of three scales is a normal float32 number, far from 0 and infinity.
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-40, 2.0**40
+#: Of biases and of float weights, which are measured against those scales.
+LARGEST_VALUE = 2.0**40
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,11 @@ class Layer:
         Raises:
             ArtifactError: One is not.
         """
-        if not (_is_number(self.scale) and _SMALLEST <= self.scale <= _LARGEST):
-            raise ArtifactError(f"Layer {name!r} has the impossible scale {str(self.scale)[:40]}.")
+        if not (_is_number(self.scale) and SMALLEST_SCALE <= self.scale <= LARGEST_SCALE):
+            raise ArtifactError(
+                f"Layer {name!r} has the impossible scale {str(self.scale)[:40]}: it must be a "
+                f"number from {SMALLEST_SCALE:.2g} to {LARGEST_SCALE:.2g}."
+            )
         if not (_is_int(self.zero_point) and 0 <= self.zero_point <= 255):
             raise ArtifactError(
                 f"Layer {name!r} has the zero point {str(self.zero_point)[:40]}, outside 0 to 255."
@@ -136,8 +143,10 @@ def weight_tensors(
 
     Returns:
         `<name>.weight` int8, `<name>.weight_scale` float32 (float64 where float32 would lose
-        bits), `<name>.weight_zero_point` int8 where any is not 0, `<name>.bias` float32.
+        bits), `<name>.weight_zero_point` int8 where any is not 0, `<name>.bias` float32. Scales
+        below `SMALLEST_SCALE` are raised to it.
     """
+    values, scale = raised(values, scale, zero_point)
     narrow = scale.to(torch.float32)
     exact = bool((narrow.to(torch.float64) == scale.to(torch.float64)).all())
     tensors = {
@@ -149,6 +158,46 @@ def weight_tensors(
     if bias is not None:
         tensors[f"{name}.bias"] = bias.detach().to(torch.float32).contiguous()
     return tensors
+
+
+def raised(values: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Raises weight scales below `SMALLEST_SCALE` to it and rounds their integers anew.
+
+    Such scales belong to channels of next to no weight, as batch norm leaves behind where training
+    has switched a channel off. Runtimes divide biases by them, which gives infinities.
+
+    Args:
+        values: int8 weight, output channels first.
+        scale: float, 0-d (per tensor) or [C] (per channel).
+        zero_point: Integers of the same shape as `scale`; None where all are 0.
+
+    Returns:
+        Integers and scales; those that were given where no scale is too small.
+    """
+    if not bool((scale < SMALLEST_SCALE).any()):
+        return values, scale
+    shape = (-1, *[1] * (values.dim() - 1)) if scale.dim() else ()
+    higher = scale.clamp(min=SMALLEST_SCALE)
+    shrink = (scale.double() / higher.double()).reshape(shape)
+    zero: Tensor | float = 0.0 if zero_point is None else zero_point.double().reshape(shape)
+    steps = (values.double() - zero) * shrink + zero
+    # Where nothing was raised, the factor is 1 and the integers stay what they are.
+    return steps.round().clamp(-128, 127).to(torch.int8), higher
+
+
+def raise_small_scales(layers: Mapping[str, Layer], tensors: dict[str, Tensor]) -> None:
+    """Replaces weight scales that earlier versions wrote too small, and their integers.
+
+    Args:
+        layers: Module name to layer.
+        tensors: The artifact's tensors, checked; changed in place.
+    """
+    for name, layer in layers.items():
+        scale = tensors.get(f"{name}.weight_scale")
+        if layer.op in WEIGHTED_OPS and scale is not None:
+            zero_point = tensors.get(f"{name}.weight_zero_point")
+            values, higher = raised(tensors[f"{name}.weight"], scale, zero_point)
+            tensors |= {f"{name}.weight": values, f"{name}.weight_scale": higher}
 
 
 def float_weight_tensors(name: str, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
@@ -220,8 +269,7 @@ def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) ->
             known |= _check_scales(name, weight, tensors)
         if (bias := tensors.get(f"{name}.bias")) is not None:
             _check_one(name, "bias", bias, (torch.float32,), [(weight.shape[0],)])
-            if not bool(torch.isfinite(bias).all()):
-                raise ArtifactError(f"Layer {name!r} has a bias that is not finite.")
+            _check_values(name, "bias", bias)
             known.add(f"{name}.bias")
     if extra := sorted(set(tensors) - known):
         raise ArtifactError(f"Tensor {extra[0]!r} belongs to no layer of the artifact.")
@@ -235,8 +283,14 @@ def _check_float(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> No
                 f"Layer {name!r} is kept in float, but has the tensor '{name}.{what}' of an int8 "
                 "one: drop either."
             )
-    if not bool(torch.isfinite(weight).all()):
-        raise ArtifactError(f"Layer {name!r} has a float weight that is not finite.")
+    _check_values(name, "float weight", weight)
+
+
+def _check_values(name: str, what: str, tensor: Tensor) -> None:
+    if not bool((tensor.abs() <= LARGEST_VALUE).all()):  # which NaN is not either
+        raise ArtifactError(
+            f"Layer {name!r} has a {what} that is not finite or above {LARGEST_VALUE:.2g}."
+        )
 
 
 def _check_scales(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> set[str]:
@@ -246,8 +300,10 @@ def _check_scales(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> s
         raise ArtifactError(f"Layer {name!r} lacks its weight scales.")
     shapes = [(), (weight.shape[0],)]
     _check_one(name, "weight scale", scale, (torch.float32, torch.float64), shapes)
-    if not bool(((scale >= _SMALLEST) & (scale <= _LARGEST)).all()):
-        raise ArtifactError(f"Layer {name!r} has weight scales that are not above 0.")
+    if not bool(((scale >= _TINY) & (scale <= LARGEST_SCALE)).all()):
+        raise ArtifactError(
+            f"Layer {name!r} has weight scales that are not above 0, or above {LARGEST_SCALE:.2g}."
+        )
     known = {f"{name}.weight_scale"}
     if (zero_point := tensors.get(f"{name}.weight_zero_point")) is not None:
         _check_one(name, "weight zero point", zero_point, (torch.int8,), [tuple(scale.shape)])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..artifact.layers import SMALLEST_SCALE
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
 from .clipping import entropy_range, mse_range, percentile_range
 
@@ -64,7 +65,7 @@ class Grid:
 def _step(span: Tensor, steps: int) -> Tensor:
     """Returns a range's share of each step, as float32 holds it; of an empty range, that of 1."""
     scale = torch.where(span > 0, span, 1.0) / steps
-    return scale.float().clamp(min=torch.finfo(torch.float32).tiny).double()
+    return scale.float().clamp(min=SMALLEST_SCALE).double()
 
 
 class Observer:

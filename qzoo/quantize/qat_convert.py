@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
+from ..artifact.layers import SMALLEST_SCALE
 from ..errors import ArgumentError
 from .fake_quantize import WEIGHT_MAX
 from .float_model import is_finite
@@ -43,7 +44,7 @@ def build_artifact(model: QatModel) -> Artifact:
             norm = model.plan.folds.get(name)
             _write(state, name, layer, None if norm is None else model.get_submodule(norm))
     for name, index in model.plan.index.items():
-        state.ranges[name] = (max(scales[index], _TINY), zero_points[index])
+        state.ranges[name] = (max(scales[index], SMALLEST_SCALE), zero_points[index])
     notes = {**model.plan.notes, "observed_batches": int(ranges.batches)}
     info = dataclasses.replace(state.info, recipe={**state.info.recipe, **notes})
     return dataclasses.replace(state.artifact(), info=info)
