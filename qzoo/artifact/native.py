@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import os
 import platform
 import warnings
@@ -30,6 +31,7 @@ from ..registry import get_entry
 from .folders import int8_file
 from .format import Artifact, ModelInfo
 from .layers import Layer
+from .qnnpack_sums import check_sums
 
 _INFO = "_qzoo_info"
 #: The engine that a native model's weights are packed for, which packed weights do not say.
@@ -105,6 +107,8 @@ def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) 
     with quantized_engine(engine):
         tensors = artifact.tensors if consume else dict(artifact.tensors)
         model = _torch_ao.build_native(skeleton, artifact.layers, tensors)
+    if engine == "qnnpack":
+        check_sums(functools.partial(_skeleton, artifact.info), artifact.layers)
     setattr(model, _ENGINE, engine)
     return attach_info(model, artifact.info)
 

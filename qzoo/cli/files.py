@@ -249,6 +249,11 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
             row = {"file": str(name), "ok": True, "what": check()}
         except QzooError as error:
             row = {"file": str(name), "ok": False, "what": str(error)}
+        except Exception as error:  # of one file: the others are still to be checked
+            what = (
+                f"cannot be checked ({type(error).__name__}: {str(error)[:200]}); please report it"
+            )
+            row = {"file": str(name), "ok": False, "what": what}
         rows.append(row)
         if not as_json:
             prefix = "" if row["file"] in row["what"] else f"{row['file']}: "
@@ -269,9 +274,10 @@ def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
         if not path.is_dir():
             yield path, lambda path=path: check_model(path)
             continue
-        files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and f.is_file())
+        # Broken links and pipes too: they are to be named, not passed over.
+        files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and not f.is_dir())
         if not files:
-            raise ArtifactError(f"{path} holds no .safetensors, .pth or .pt file.")
+            yield path, lambda path=path: _nothing_in(path)
         for file in files:
             yield file, lambda file=file: check_model(file)
     if paths:
@@ -286,6 +292,10 @@ def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
             yield cached.path, lambda c=cached: _check_cached(c, urls.get(c.url))
         elif not cached.complete:
             yield cached.path, lambda: "an unfinished download, to be resumed"
+
+
+def _nothing_in(path: Path) -> str:
+    raise ArtifactError(f"{path} holds no .safetensors, .pth or .pt file.")
 
 
 def _check_cached(cached: CachedFile, member: Any) -> str:

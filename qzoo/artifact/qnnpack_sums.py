@@ -1,0 +1,57 @@
+"""What PyTorch's qnnpack engine cannot add, found before a model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ArtifactError
+from .layers import RANGED_OPS, Layer
+
+#: How an addend's scale may relate to the sum's: pytorch_qnnp_create_add_nc_q8 refuses others.
+LOWEST, HIGHEST = 2.0**-14, 2.0**8
+
+
+def check_sums(make_skeleton: Callable[[], nn.Module], layers: Mapping[str, Layer]) -> None:
+    """Checks that qnnpack can compute the sums of a model.
+
+    Args:
+        make_skeleton: Makes the float model on the meta device, for the few that need a look.
+        layers: Module name to layer.
+
+    Raises:
+        ArtifactError: It would end in an internal error in the middle of a forward pass.
+    """
+    sums = [layer.scale for layer in layers.values() if layer.op == "functional"]
+    # Most models are done here: no two scales differ that much, whichever are added.
+    scales = [1 / 256, *(layer.scale for layer in layers.values() if layer.op in RANGED_OPS)]
+    if not sums or (min(scales) >= LOWEST * max(sums) and max(scales) < HIGHEST * min(sums)):
+        return
+    for name, scale, addend in _sums(make_skeleton(), layers):
+        if not LOWEST <= addend / scale < HIGHEST:
+            raise ArtifactError(
+                f"The engine qnnpack cannot compute the sum {name!r}, because the scales of what "
+                f"it adds ({addend:.2g}) and of the result ({scale:.2g}) differ too much: load the "
+                "model with backend='fbgemm' or another, or calibrate it again."
+            )
+
+
+def _sums(skeleton: nn.Module, layers: Mapping[str, Layer]) -> Iterator[tuple[str, float, float]]:
+    """Gives each sum's name, its scale, and the scale of each of its addends."""
+    from ..reference.trace import record  # which is made of artifacts, and most never need it
+
+    recording = record(skeleton, layers)
+    scales: dict[Any, float] = {}
+    for node in recording.graph.nodes:
+        inputs = [scales[value] for value in node.all_input_nodes]
+        layer = layers.get(str(node.target)) if node.op == "call_module" else None
+        if layer is not None and layer.op in RANGED_OPS:
+            scales[node] = layer.scale
+            if layer.op == "functional" and node.args[0] in ("add", "add_relu"):
+                yield from ((str(node.target), layer.scale, addend) for addend in inputs)
+        elif isinstance(recording.modules.get(str(node.target)), nn.Hardsigmoid):
+            scales[node] = 1 / 256
+        else:
+            scales[node] = inputs[0] if inputs else 1.0
