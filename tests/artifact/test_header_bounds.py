@@ -29,7 +29,7 @@ def content() -> bytes:
     return tiny_artifact()
 
 
-def refused(path: Path, content: bytes, word: str = "") -> None:
+def refused(path: Path, content: bytes, word: str | None = None) -> None:
     path.write_bytes(content)
     with pytest.raises(qzoo.ArtifactError, match=word) as caught:
         qzoo.load(path)
@@ -180,7 +180,7 @@ def test_tensors_that_are_named_twice(content: bytes, tmp_path: Path) -> None:
     '["\\ud800', '{"a":1}x', "1" * 5000,
 ])  # fmt: skip
 def test_json_that_is_read_in_no_way(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         strict_json.parse(text)
 
 
@@ -194,14 +194,9 @@ def test_float_checkpoints_are_read_as_strictly(tmp_path: Path) -> None:
     save_float(qzoo.mobilenet_v2(num_classes=2, width_mult=0.25), path)
     content = path.read_bytes()
     assert is_float_checkpoint(path)
-    changed = content.replace(
-        b'\\"num_classes\\": 2', b'\\"num_classes\\": 3, \\"num_classes\\": 2'
-    )
-    changed = (
-        changed
-        if changed != content
-        else content.replace(b'\\"num_classes\\":2', b'\\"num_classes\\":3,\\"num_classes\\":2')
-    )
+    key = b'\\"num_classes\\":'
+    assert key in content
+    changed = content.replace(key, key + b"3," + key)
     extra = len(changed) - len(content)
     assert extra > 0
     length = int.from_bytes(content[:8], "little") + extra
@@ -211,8 +206,9 @@ def test_float_checkpoints_are_read_as_strictly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("claim", [
-    {"shape": [-1, -64]}, {"shape": [1 << 62]}, {"shape": [0, 1 << 39, 1 << 39]}, {"shape": "64"},
-    {"shape": [64.0]}, {"shape": [True]}, {"shape": [1] * 20}, {"shape": None}, {"data_offsets": []},
+    {"shape": [-1, -64]}, {"shape": [1 << 62]}, {"shape": [0, 1 << 39, 1 << 39]},
+    {"shape": "64"}, {"shape": [64.0]}, {"shape": [True]}, {"shape": [1] * 20}, {"shape": None},
+    {"data_offsets": []},
     {"data_offsets": [0, 10**30]}, {"data_offsets": [5, 0]}, {"data_offsets": [-4, 0]},
     {"dtype": 3}, {"dtype": None}, {"extra": 1},
 ])  # fmt: skip
