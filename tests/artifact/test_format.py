@@ -159,7 +159,7 @@ def test_unreadable(path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch)
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(Path, "open", refuse)  # root, which tests may run as, can read anything
+    monkeypatch.setattr(os, "open", refuse)  # root, which tests may run as, can read anything
     with pytest.raises(qzoo.ArtifactError, match=r"Cannot read .*Permission denied"):
         qzoo.load(path)
 
