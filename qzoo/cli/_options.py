@@ -227,7 +227,7 @@ def state_dict_options(*spellings: str) -> Callable[[Command], Command]:
         decorated: Any = run
         for option in (transform_input_option, part_option, architecture_option):
             decorated = option(decorated)
-        return decorated  # type: ignore[no-any-return]
+        return decorated
 
     return declare
 

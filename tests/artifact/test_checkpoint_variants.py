@@ -271,9 +271,15 @@ def _transposed(state: dict[str, Any]) -> None:
     )
 
 
+def _gray(state: dict[str, Any]) -> None:
+    gray = torch.full((24, 1, 3, 3), 0.5)
+    state["conv1.0.weight"] = torch.quantize_per_tensor(gray, 0.01, 0, torch.qint8)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (_gray, r"takes pictures of 1 channel\. One channel \(gray\) is not supported"),
         (_without("conv1.0.weight"), "lacks 'conv1.0.weight'"),
         (_without("conv1.0.scale"), "lacks 'conv1.0.scale'"),
         (_without("quant.zero_point"), "lacks 'quant.zero_point'"),
@@ -320,6 +326,14 @@ def test_damaged_int8_state_dicts(read, change, words):
         (_with(conv1__0__bn__running_var=torch.full((24,), float("nan"))), "'conv1.0'"),
         (_with(conv1__0__weight=torch.full((24, 3, 3, 3), float("nan"))), "'conv1.0'"),
         (_with(conv1__0__weight=torch.ones(24)), "'conv1.0'"),
+        (_with(conv1__0__weight=torch.ones(24, 1, 3, 3)), "One channel"),
+        (_with(fc__bias=torch.ones(999)), "'fc.bias'"),
+        (_with(fc__bias=torch.ones(1000, 1)), "'fc.bias'"),
+        (_with(fc__bias=torch.ones(1000).to(torch.complex64)), "'fc.bias'"),
+        *(
+            (_with(fc__weight_fake_quant__activation_post_process__eps=eps), "eps' of the QAT")
+            for eps in (torch.ones(2), torch.ones(0), torch.ones(1).int(), torch.ones(1) + 1j)
+        ),
         (_with(conv9__weight_fake_quant__scale=torch.ones(1)), "'conv9' that this"),
         (
             _with(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import enum
+import json
 import math
 import pathlib
 import random
@@ -28,7 +29,7 @@ import published_helpers as ph
 import pytest
 import safetensors.torch
 import torch
-from format_helpers import TINY
+from format_helpers import HOSTILE_KWARGS, TINY
 from torch import Tensor, nn
 
 import qzoo
@@ -76,6 +77,10 @@ class Maker:
             self._change(state)
         if rnd.random() < 0.1:
             state._metadata = self._value(torch.zeros(1))
+        elif rnd.random() < 0.2:
+            state._metadata[rnd.choice(("qzoo", "qzoo-float"))] = rnd.choice(
+                ({"info": self._note()}, {"info": self._value(torch.zeros(1))}, self._note())
+            )
         return self._wrapped(state) if rnd.random() < 0.3 else state
 
     def one_wrong(self) -> Any:
@@ -84,6 +89,20 @@ class Maker:
         key = self.random.choice(list(state))
         state[key] = self.random.choice(ENTRIES)
         return state
+
+    def _note(self) -> str:
+        """Returns what qzoo notes in state dicts on what they are of, or something like it."""
+        rnd = self.random
+        note = {
+            "architecture": NAME,
+            "builder_kwargs": rnd.choice([TINY, *HOSTILE_KWARGS.values()]),
+        }
+        others = {"backend": "fbgemm", "classes": ["a", "b", "c"], "transforms": None, "recipe": {}}
+        note |= {key: value for key, value in others.items() if rnd.random() < 0.5}
+        if rnd.random() < 0.3:
+            key = rnd.choice((*note, "seen", "metrics", "x"))
+            note[key] = rnd.choice((None, 1, "x", [1], {"a": 1}, [["a"]], {"a": {"b": 1e999}}))
+        return json.dumps(note)
 
     def _change(self, state: Any) -> None:
         rnd = self.random

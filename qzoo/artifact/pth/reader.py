@@ -99,7 +99,8 @@ def _checkpoint(value: object, converter: Converter, part: str | None) -> Checkp
     outer = _as_dict(value)
     if outer is None:
         raise RefusedError(f"holds {_what(value)} instead of a state dict; save model.state_dict()")
-    chosen, keys = outer, []
+    chosen = outer
+    keys: list[str] = []
     if part is not None:
         chosen, keys = _named_part(outer, part)
     while len(keys) < _MAX_PARTS and (key := _likely_part(chosen)) is not None:
