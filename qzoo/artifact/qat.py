@@ -7,6 +7,7 @@ integers come out bit for bit as `torch.ao.quantization.convert` would give them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,13 +112,14 @@ class QatState:
         if not value.is_floating_point():
             raise ArtifactError(
                 f"The tensor {key!r} of the QAT checkpoint is {value.dtype}, and should hold real "
-                "floating-point numbers."
+                f"floating-point numbers (layer {_layer(key)!r})."
             )
         value = value.float()
         if not bool((~torch.isnan(value) if unseen else torch.isfinite(value)).all()):
             raise ArtifactError(
                 f"The tensor {key!r} of the QAT checkpoint has values that are not finite (NaN or "
-                "infinity): its training diverged; take an earlier checkpoint."
+                f"infinity): the training of layer {_layer(key)!r} diverged; take an earlier "
+                "checkpoint."
             )
         return value
 
@@ -131,7 +133,8 @@ class QatState:
             raise ArtifactError(f"The observer {inner!r} of the QAT checkpoint has seen no data.")
         if bool((torch.isinf(low) != torch.isinf(high)).any()):
             raise ArtifactError(
-                f"The observer {inner!r} of the QAT checkpoint has an endless range."
+                f"The observer {inner!r} of the QAT checkpoint has an endless range (layer "
+                f"{_layer(inner)!r})."
             )
         eps = self._tensor(f"{inner}.eps") if f"{inner}.eps" in self._entries else _EPS
         if eps.numel() != 1:
@@ -201,3 +204,8 @@ class QatState:
         low = torch.where(unseen, new_low, low + _AVERAGING * (new_low - low))
         high = torch.where(unseen, new_high, high + _AVERAGING * (new_high - high))
         return low, high, eps
+
+
+def _layer(key: str) -> str:
+    """Returns the layer that an entry belongs to: what stands before its parts' names."""
+    return re.split(r"\.(?:bn\.|weight_fake_quant|activation_post_process|[^.]*$)", key)[0]
