@@ -191,8 +191,52 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
     layers, tensors = _torch_ao.read_native(model)
     known = _with_own_head(known, layers, tensors, keep_classes="classes" in info)
     # What cannot be loaded again must not be saved.
-    _torch_ao.check_fit(_skeleton(known), layers, tensors)
+    skeleton = _skeleton(known)
+    _torch_ao.check_fit(skeleton, layers, tensors)
+    _check_parts(model, skeleton, layers)
     return Artifact(known, layers, tensors, package_versions())
+
+
+#: What pools go by.
+_SETTINGS = (
+    "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad",
+    "divisor_override", "output_size",
+)  # fmt: skip
+
+
+def _check_parts(model: nn.Module, skeleton: nn.Module, layers: dict[str, Layer]) -> None:
+    """Checks that what an artifact has no numbers of is as the builder makes it.
+
+    Args:
+        model: A native model.
+        skeleton: What its builder makes.
+        layers: What the artifact will hold of it.
+
+    Raises:
+        ArtifactError: A pool, an activation or a forward pass is another; the message names it.
+    """
+    own, builders = dict(model.named_modules()), dict(skeleton.named_modules())
+    for name in dict.fromkeys([*builders, *own]):
+        parents = [name[:at] for at, letter in enumerate(name) if letter == "."]
+        if name in layers or any(parent in layers for parent in parents):
+            continue  # what is inside of a layer is its own affair
+        found, wanted = _part(own.get(name)), _part(builders.get(name))
+        if found != wanted:
+            raise ArtifactError(
+                f"{name or 'The model'!r} of this int8 model is not what {type(skeleton).__name__} "
+                "has there, and an artifact holds no forward pass: put the builder's module back, "
+                "or quantize again."
+            )
+
+
+def _part(module: nn.Module | None) -> tuple[Any, ...]:
+    """Returns what decides what a module without numbers computes."""
+    if module is None:
+        return ()
+    values = [(key, getattr(module, key, None)) for key in _SETTINGS]
+    settings = [(k, v) for k, v in values if v is not None]
+    pairs = [(k, (v, v) if type(v) is int else v) for k, v in settings]
+    return (type(module).forward, module.__dict__.get("forward"), pairs)
 
 
 def _with_own_head(
