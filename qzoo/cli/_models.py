@@ -39,10 +39,10 @@ def is_name(model: str) -> bool:
         return False
     try:
         get_entry(model)
-    except UnknownNameError:
+    except UnknownNameError as error:
         if path.is_dir():
             return False
-        raise
+        raise UnknownNameError(f"{error} There is no file or folder of this name either.") from None
     return True
 
 

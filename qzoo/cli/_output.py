@@ -127,9 +127,12 @@ def print_table(
         _print_lines([list(columns), *cells], right)
         return
     table = Table(box=None, pad_edge=False)
-    for index, heading in enumerate(columns):
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    for index, (heading, width) in enumerate(zip(columns, widths, strict=True)):
         align = "right" if right[index : index + 1] == "r" else "left"
-        table.add_column(heading, justify=align, overflow="fold")  # type: ignore[arg-type]
+        # Where a terminal is too narrow, the widest column alone gives way.
+        folds = width == max(widths)
+        table.add_column(heading, justify=align, overflow="fold", no_wrap=not folds)  # type: ignore[arg-type]
     above = None
     for first, *others in cells:
         shown = "" if grouped and first == above else first

@@ -134,7 +134,10 @@ def benchmark(
         print_csv([{**row, **environment} for row in rows])
     else:
         columns = ("model", "batch", "threads", "runtime", "ms", "quartiles", "images/s", "MiB", "")
-        print_table(None, columns, [_cells(row) for row in rows], "lrrlrrrr")
+        shown = {model: Path(model).name for model in models}
+        if len(set(shown.values())) < len(shown):
+            shown = {model: model for model in models}
+        print_table(None, columns, [[shown[r["model"]], *_cells(r)] for r in rows], "lrrlrrrr")
 
 
 def _runtimes(text: str | None) -> list[str]:
@@ -241,7 +244,6 @@ def _cells(row: dict[str, Any]) -> list[object]:
     if row["float_layers"]:
         notes.append(f"{len(row['float_layers'].split())} layers in float")
     return [
-        row["model"],
         row["batch"],
         row["threads"],
         row["executes"],
