@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 
+#: What is narrower is not folded: then the terminal itself breaks lines at its edge.
+LEAST_FOLDED = 16
+
+
 def print_line(text: object = "", *, err: bool = False) -> None:
     """Prints one line, on stdout or stderr; line breaks within it are escaped."""
     click.echo(terminal_text(text, sys.stderr if err else sys.stdout), err=err)
@@ -123,11 +127,12 @@ def print_table(
     cells = [[_cell(cell) for cell in row] for row in rows]
     if title is not None:
         console.print(Text(_cell(title), style="bold"), soft_wrap=True)
-    if not console.is_terminal:
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    room = console.width - sum(widths) - 2 * (len(widths) - 1) + max(widths)
+    if not console.is_terminal or room < min(LEAST_FOLDED, max(widths)):
         _print_lines([list(columns), *cells], right)
         return
     table = Table(box=None, pad_edge=False)
-    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     for index, (heading, width) in enumerate(zip(columns, widths, strict=True)):
         align = "right" if right[index : index + 1] == "r" else "left"
         # Where a terminal is too narrow, the widest column alone gives way.
