@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import numbers
 import reprlib
 from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_flag(value: object) -> bool:

@@ -37,7 +37,19 @@ def test_defaults_are_allowed_and_nothing_unknown(name: str) -> None:
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_keyword_refuses_what_makes_no_sense(name: str) -> None:
     for key in builder_keywords(get_entry(name).construct):
-        for value in ("x", [], {}, [[]], -1, 1e400, 10**30, "\ud800", [True] * 4):
+        for value in (
+            "x",
+            [],
+            {},
+            [[]],
+            -1,
+            1e400,
+            10**30,
+            10**400,
+            float("nan"),
+            "\ud800",
+            [True] * 4,
+        ):
             assert key in refused(name, {key: value})
 
 
@@ -58,6 +70,7 @@ def test_every_keyword_refuses_what_makes_no_sense(name: str) -> None:
         ("mobilenet_v2", {"inverted_residual_setting": [[64, 16_384, 64, 1]] * 64}),
         ("mobilenet_v2", {"inverted_residual_setting": [[1, 16, 1]]}),
         ("mobilenet_v2", {"inverted_residual_setting": ["1234"]}),
+        ("mobilenet_v2", {"inverted_residual_setting": [[10**400, 8, 1, 2]]}),
         ("mobilenet_v2", {"block": "os.system"}),
         ("mobilenet_v3_large", {"width_mult": 60.0}),
         ("googlenet", {"dropout": "all"}),

@@ -159,8 +159,9 @@ class Artifact:
             with opened(path) as file:
                 return _from_file(file)
         except OSError as error:
+            shown = path.path if isinstance(path, File) else os.fspath(path)
             raise ArtifactError(
-                f"Cannot read the artifact {os.fspath(path)}: {error.strerror or error}."
+                f"Cannot read the artifact {shown}: {error.strerror or error}."
             ) from None
 
 
