@@ -22,7 +22,7 @@ from .artifact.native import attach_info, model_info
 from .artifact.pth import QuantizedArray, read_checkpoint
 from .artifact.published import without_aux
 from .artifact.qat import QatState
-from .artifact.tensor_file import read_tensors
+from .artifact.tensor_file import read_metadata, read_tensors
 from .errors import ArgumentError, ArtifactError, QzooError
 from .files import File, RefusedError, not_opened, opened, write_atomically
 from .registry import get_entry
@@ -125,15 +125,20 @@ def load_float(
     return _built(file, own, info)
 
 
-def is_float_checkpoint(path: str | os.PathLike[str], part: str | None = None) -> bool:
+def is_float_checkpoint(path: str | os.PathLike[str] | File, part: str | None = None) -> bool:
     """Says whether a file holds float weights: one of `save_float`, or a state dict.
 
     Args:
-        path: The file.
+        path: The file, or the file itself where it is open already.
         part: Key of the state dict in a training checkpoint.
     """
     try:
-        with File(path) as file:
+        with opened(path) as file:
+            if file.read_bytes(0, min(9, file.size))[8:] == b"{":
+                kinds = {"qzoo": False, FLOAT_HEADER: True}
+                # Files of qzoo's own say it in front, so that the rest need not be read twice.
+                for key in kinds.keys() & read_metadata(file).keys():
+                    return kinds[key]
             metadata, entries = _read(file, part)
             return FLOAT_HEADER in metadata or bool(_state(file, entries))
     except (OSError, RefusedError, QzooError):

@@ -72,11 +72,11 @@ def _holds_bare_tensors(file: File) -> bool:
         return False
 
 
-def read_any(path: str | os.PathLike[str], **options: Any) -> Artifact | nn.Module:
+def read_any(path: str | os.PathLike[str] | File, **options: Any) -> Artifact | nn.Module:
     """Reads an int8 model, as `read_model` does, or a float one, as `load_float` does.
 
     Args:
-        path: The file or folder.
+        path: The file or folder, or the file itself where it is open already.
         **options: Those of `convert_checkpoint`; `backend` is for int8 models, and `like` of a
             float one may name float weights.
 
@@ -84,28 +84,31 @@ def read_any(path: str | os.PathLike[str], **options: Any) -> Artifact | nn.Modu
         ArtifactError: The file is missing, damaged, or holds no model.
         ArgumentError: The architecture cannot be told, or options do not fit the file.
     """
-    path = Path(path)
-    if path.is_dir() or not is_float_checkpoint(path, options.get("part")):
+    if not isinstance(path, File) and Path(path).is_dir():
         return read_model(path, **options)
-    if options.pop("backend", None) is not None:
-        raise ArgumentError(f"{path} holds float weights, which are for no backend: drop backend.")
-    like = options.pop("like", None)
-    if like is not None:
-        options["transforms"] = describe_transforms(get_weight(like).transforms)
-    return load_float(path, **options)
+    with _opened(path) as file:
+        if not is_float_checkpoint(file, options.get("part")):
+            return read_model(file, **options)
+        if options.pop("backend", None) is not None:
+            raise ArgumentError(
+                f"{file.path} holds float weights, which are for no backend: drop backend."
+            )
+        like = options.pop("like", None)
+        if like is not None:
+            options["transforms"] = describe_transforms(get_weight(like).transforms)
+        return load_float(file, **options)
 
 
-def read_model(path: str | os.PathLike[str], **options: Any) -> Artifact:
+def read_model(path: str | os.PathLike[str] | File, **options: Any) -> Artifact:
     """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
 
     Raises:
         ArtifactError: The file is missing, damaged, or holds no int8 model.
         ArgumentError: Options given for an artifact, which says all of that itself.
     """
-    path = Path(path)
     given = sorted(key for key, value in options.items() if value is not None)
     with contextlib.ExitStack() as stack:
-        if path.is_dir():
+        if not isinstance(path, File) and Path(path).is_dir():
             read = functools.partial(find_artifact, path)
         else:
             file = stack.enter_context(_opened(path))
@@ -113,14 +116,15 @@ def read_model(path: str | os.PathLike[str], **options: Any) -> Artifact:
                 return convert_checkpoint(file, **options)
             read = functools.partial(Artifact.read, file)
         if given:
+            name = path.path if isinstance(path, File) else path
             raise ArgumentError(
-                f"{path} is an artifact, which says itself what it is: drop {', '.join(given)}."
+                f"{name} is an artifact, which says itself what it is: drop {', '.join(given)}."
             )
         return read()
 
 
 @contextlib.contextmanager
-def _opened(path: Path | File) -> Iterator[File]:
+def _opened(path: str | os.PathLike[str] | File) -> Iterator[File]:
     """Opens a file once for all that is done with it: what it is, its hash, its contents."""
     try:
         with opened(path) as file:
@@ -165,7 +169,7 @@ def convert_checkpoint(
         UnknownNameError: An unknown model, backend or weights.
     """
     options = (model, num_classes, backend, classes, part, transform_input, like)
-    with _opened(path if isinstance(path, File) else Path(path)) as file:
+    with _opened(path) as file:
         if all(option is None for option in options):
             member = published_member(file)
             if member is not None:
@@ -267,7 +271,7 @@ def check_model(path: Path) -> str:
     if path.is_dir():
         return _described(find_artifact(path))
     with _opened(path) as file:
-        if _begins_like_one(file) and not is_float_checkpoint(path):
+        if _begins_like_one(file) and not is_float_checkpoint(file):
             return _described(Artifact.read(file))
         member = published_member(file)
         if member is not None:
@@ -277,10 +281,10 @@ def check_model(path: Path) -> str:
             raise ArtifactError(
                 f"{path} does not have the hash that its name ends in; fetch it again."
             )
-    try:
-        return describe(read_any(path))
-    except ArgumentError:
-        return "a readable checkpoint, of no model known here"
+        try:
+            return describe(read_any(file))
+        except ArgumentError:
+            return "a readable checkpoint, of no model known here"
 
 
 def _described(artifact: Artifact) -> str:
