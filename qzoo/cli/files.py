@@ -276,7 +276,9 @@ def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
             continue
         # Broken links and pipes too: they are to be named, not passed over.
         files = sorted(f for f in path.rglob("*") if f.suffix in _SUFFIXES and not f.is_dir())
-        if not files:
+        if not files and len(paths) == 1:
+            _nothing_in(path)
+        if not files:  # among others, which are still to be checked
             yield path, lambda path=path: _nothing_in(path)
         for file in files:
             yield file, lambda file=file: check_model(file)
