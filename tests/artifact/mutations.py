@@ -277,7 +277,7 @@ def bases() -> list[bytes]:
     return [first, put_together(parts)]
 
 
-def ends_cleanly(path: Path, content: bytes, deep: bool) -> bool:
+def ends_cleanly(path: Path, content: bytes, deep: bool = False) -> bool:
     """Reads and runs an artifact; True if it is one, False if a QzooError refused it.
 
     Args:

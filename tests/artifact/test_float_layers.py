@@ -16,7 +16,7 @@ import pytest
 import torch
 from format_helpers import TINY, Parts, put_together, take_apart
 from mixed_cases import KEPT, Mixed, keep_float, mixed
-from test_format_fuzz import Mutator, ends_cleanly
+from mutations import Mutator, ends_cleanly
 from torch import Tensor, nn
 from zoo_cases import eager_ptq, engine, float_model, quiet, small_images
 
