@@ -34,10 +34,10 @@ from torch import Tensor, nn
 import qzoo
 import qzoo.quantize
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import from_native
 from qzoo.datasets.digits import Digits, digits_transforms
-from qzoo.export.onnx_compare import compare_onnx_layers
+from qzoo.export.onnx.compare import compare_onnx_layers
 from qzoo.metadata import read_metadata
+from qzoo.native.model import from_native
 from qzoo.reference import (
     LayerDifference,
     ReferenceModel,

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 import qzoo
 from qzoo.backends import default_backend, get_backend
 from qzoo.quantize import ptq
-from qzoo.quantize.calibrate import calibrate, choose_weight_scales
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.recipes import get_recipe
 from qzoo.quantize.state import Quantization, fused_copy
+from qzoo.quantize.steps.calibrate import calibrate, choose_weight_scales
 from qzoo.runtimes.choice import machine, version
 
 MODELS = ("resnet50", "mobilenet_v2")

@@ -27,7 +27,7 @@ import torchvision
 from torchvision.models import WeightsEnum
 
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 
 MODELS = ("resnet18", "resnet50", "resnext101_32x8d")
 

@@ -27,8 +27,8 @@ import torch
 from torchvision.models import quantization as tv
 
 import qzoo
+from qzoo._core.timing import interleave, torch_threads
 from qzoo.backends import quantized_engine
-from qzoo.benchmark import interleave, torch_threads
 from qzoo.hub.cache import entry_for
 
 MAX_PEAK = 2.0  # times the file

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qzoo._core.timing import torch_threads
 from qzoo.artifact.format import Artifact
-from qzoo.benchmark import torch_threads
-from qzoo.export._plan import Plan
+from qzoo.export.plan import Plan
 from qzoo.reference import ReferenceModel
 from qzoo.reference.ops import QUANTIZE
 

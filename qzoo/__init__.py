@@ -15,29 +15,29 @@ if TYPE_CHECKING:
         analysis,
         artifact,
         backends,
-        benchmark,
-        checkpoint,
         classify,
-        convert,
         datasets,
         errors,
-        evaluate,
         export,
         hub,
-        images,
         models,
         quantize,
         reference,
         registry,
         runtimes,
-        sharing,
         training,
         transforms,
         weights,
     )
     from ._api import *
+    from ._core import timing as benchmark
+    from .datasets import evaluate
+    from .importers import checkpoint
+    from .pictures import images
+    from .sharing import convert
+    from .sharing import pretrained as sharing
 else:
-    from ._lazy import module_getattr, public_modules
+    from ._core.lazy import module_getattr, public_modules
 
     _module = module_getattr(__name__, __path__)
 

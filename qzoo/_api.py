@@ -1,9 +1,7 @@
 """The names right below `qzoo`; `qzoo/__init__.py` imports them when one is first used."""
 
 from .artifact.format import Artifact, ModelInfo
-from .artifact.native import load, save
 from .backends import BACKENDS, Backend, default_backend
-from .checkpoint import load_float, save_float
 from .errors import (
     ArgumentError,
     ArtifactError,
@@ -17,6 +15,7 @@ from .errors import (
     UnknownNameError,
     UploadError,
 )
+from .importers.checkpoint import load_float, save_float
 from .models import (
     GoogLeNet_QuantizedWeights,
     Inception_V3_QuantizedWeights,
@@ -63,15 +62,10 @@ from .models import (
     wide_resnet50_2,
     wide_resnet101_2,
 )
-from .registry import (
-    get_model,
-    get_model_builder,
-    get_model_weights,
-    get_weight,
-    list_models,
-)
+from .native.model import load, save
+from .registry import get_model, get_model_builder, get_model_weights, get_weight, list_models
 from .runtimes import available_runtimes, compile
-from .sharing import from_pretrained, push_to_hub, save_pretrained
+from .sharing.pretrained import from_pretrained, push_to_hub, save_pretrained
 from .transforms import ImageClassification
 
 __all__ = [

@@ -47,15 +47,15 @@ class Backend:
 
     def qconfig(self) -> Any:
         """Returns PyTorch's default PTQ qconfig of this backend (histogram observers)."""
-        from . import _torch_ao
+        from .native import eager
 
-        return _torch_ao.default_qconfig(self.name)
+        return eager.default_qconfig(self.name)
 
     def qat_qconfig(self) -> Any:
         """Returns PyTorch's default QAT qconfig of this backend (fused fake quantization)."""
-        from . import _torch_ao
+        from .native import eager
 
-        return _torch_ao.default_qat_qconfig(self.name)
+        return eager.default_qat_qconfig(self.name)
 
 
 BACKENDS = MappingProxyType(

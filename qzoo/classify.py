@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .artifact.native import model_info
 from .errors import ArgumentError
-from .images import transformed
+from .native.model import model_info
+from .pictures.images import transformed
 from .transforms import ImageClassification
 from .weights import class_names
 

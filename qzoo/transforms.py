@@ -12,9 +12,9 @@ from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms._presets import ImageClassification as _ImageClassification
 from torchvision.transforms.functional import get_image_size
 
-from ._process import plain_defaults
+from ._core.process import plain_defaults
 from .errors import ArgumentError, ArtifactError, ImageError
-from .images import MAX_MEMORY
+from .pictures.images import MAX_MEMORY
 
 #: Of presets that come from files, in pixels: the models of the zoo take 176 to 342.
 MAX_CROP, MAX_RESIZE = 1024, 2048
@@ -67,7 +67,7 @@ class ImageClassification(_ImageClassification):
     Takes a PIL image or a uint8 or float tensor of shape [..., C, H, W]; gives float32
     [..., C, crop_size, crop_size]. It computes exactly what torchvision's preset computes, and adds
     `to_dict` and `from_dict`. A picture whose sides differ so much that the resized one would not
-    fit into `qzoo.images.MAX_MEMORY` bytes is refused with an `ImageError`.
+    fit into `qzoo.pictures.images.MAX_MEMORY` bytes is refused with an `ImageError`.
     """
 
     def __call__(self, img: Any) -> Tensor:

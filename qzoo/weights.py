@@ -14,10 +14,10 @@ import torch
 from torchvision.models import Weights, get_weight
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
+from ._core.files import File, RefusedError
 from ._weights_enum import WeightsEnum
 from .artifact.format import Artifact
 from .errors import ArgumentError, ArtifactError, UnknownNameError
-from .files import File, RefusedError
 from .metadata import read_metadata
 from .registry import find_member, member_name
 from .transforms import ImageClassification, preset_kwargs
@@ -133,7 +133,7 @@ class QuantizedWeightsEnum(WeightsEnum):
     def _read(self, file: File) -> Artifact:
         if file.path.suffix == ".safetensors":
             return Artifact.read(file)
-        from .artifact.published import read_published
+        from .importers.published import read_published
 
         return read_published(file, self)
 
@@ -151,7 +151,7 @@ class QuantizedWeightsEnum(WeightsEnum):
         Raises:
             DownloadError: The file cannot be fetched, or is not the one that was published.
         """
-        from .artifact.native import to_native
+        from .native.model import to_native
 
         return to_native(self.artifact(progress, check_hash), consume=True).state_dict()
 
@@ -271,7 +271,7 @@ def float_state_dict(weights: WeightsEnum, progress: bool) -> dict[str, Any]:
     if type(weights).get_state_dict is not _TORCHVISIONS:  # an enum with a store of its own
         return weights.get_state_dict(progress=progress, check_hash=True)
     from . import hub
-    from .artifact.pth import read_checkpoint
+    from .importers.pth import read_checkpoint
 
     name = Path(urlsplit(weights.url).path)
     prefix = hash_in_name(name)

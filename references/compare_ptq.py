@@ -29,11 +29,11 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from qzoo import training
-from qzoo.artifact.native import model_info
+from qzoo._core.option_types import MOST_SEED, MOST_THREADS, Whole
+from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError, QzooError, did_you_mean
-from qzoo.evaluate import evaluate
-from qzoo.folders import same_names
-from qzoo.option_types import MOST_SEED, MOST_THREADS, Whole
+from qzoo.native.model import model_info
+from qzoo.pictures.folders import same_names
 from qzoo.quantize.data import Calibration, open_calibration
 from qzoo.registry import get_entry
 from qzoo.training import sources

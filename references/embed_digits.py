@@ -19,10 +19,10 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from qzoo import training
+from qzoo._core.files import write_atomically
 from qzoo.artifact.format import Artifact
 from qzoo.datasets.digits import Digits
 from qzoo.errors import ArgumentError, ArtifactError
-from qzoo.files import write_atomically
 from qzoo.registry import get_entry
 
 ROOT = Path(__file__).parent.parent

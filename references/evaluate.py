@@ -14,13 +14,13 @@ import torch
 
 import qzoo
 from qzoo import training
-from qzoo.artifact.native import load, model_info
-from qzoo.checkpoint import is_float_checkpoint, load_float
+from qzoo._core.option_types import Whole
 from qzoo.datasets.holdout import hold_out
 from qzoo.datasets.sources import NAMED_DATA, Relabelled, open_data
 from qzoo.datasets.unseen import Sighting, unseen
 from qzoo.errors import ArgumentError
-from qzoo.option_types import Whole
+from qzoo.importers.checkpoint import is_float_checkpoint, load_float
+from qzoo.native.model import load, model_info
 from qzoo.registry import get_model
 from qzoo.runtimes.api import RUNTIMES
 from qzoo.transforms import ImageClassification

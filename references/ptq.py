@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from qzoo import training
-from qzoo.artifact.native import model_info, save, to_native
+from qzoo._core.option_types import MOST_SEED, Whole
+from qzoo.artifact.seen import CALIBRATION, hashes, noted
 from qzoo.backends import BACKENDS, get_backend
+from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import evaluate
-from qzoo.option_types import MOST_SEED, Whole
+from qzoo.native.model import model_info, save, to_native
 from qzoo.quantize import RECIPES, ptq
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.flows import FLOWS, torch_artifact
-from qzoo.seen import CALIBRATION, hashes, noted
 from qzoo.training import sources
 from qzoo.transforms import ImageClassification
 

@@ -72,7 +72,7 @@ class Quantized:
 
 
 class Call(nn.Module):
-    """A function of images that `qzoo.evaluate` can measure."""
+    """A function of images that `qzoo.datasets.evaluate` can measure."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 import qzoo
-from qzoo.artifact.native import from_native, save
 from qzoo.backends import quantized_engine, run_engine
 from qzoo.metadata import read_metadata
+from qzoo.native.model import from_native, save
 from qzoo.quantize import ptq
 
 #: Images that torchvision's script calibrates on: 32 batches of 32.

@@ -14,10 +14,10 @@ import click
 from torch import nn
 
 from qzoo import training
-from qzoo.artifact.native import model_info
+from qzoo.datasets.evaluate import Metrics
 from qzoo.datasets.sources import Data
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import Metrics
+from qzoo.native.model import model_info
 from qzoo.training import Prepared, Start, Trainer
 
 #: The options that say what to start from.

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from qzoo import training
-from qzoo.artifact.native import model_info
+from qzoo.datasets.evaluate import Metrics
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import Metrics
+from qzoo.native.model import model_info
 from qzoo.registry import get_entry
 
 

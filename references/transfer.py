@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from qzoo import training
-from qzoo.artifact.native import model_info
+from qzoo._core.option_types import Number, Whole
 from qzoo.backends import BACKENDS
-from qzoo.option_types import Number, Whole
+from qzoo.native.model import model_info
 from qzoo.quantize import RECIPES
 
 

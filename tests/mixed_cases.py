@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo_cases import eager_ptq, float_model, small_images
 
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 
 #: Model to the layers that stay float: a first and an inner convolution, with ReLU and without, a
 #: depthwise one, those of a gate, a linear layer that hardswish follows, and the head.

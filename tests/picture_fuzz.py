@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, features
 
 from qzoo.errors import ImageError
-from qzoo.images import FORMATS, check_image, load_image
+from qzoo.pictures.images import FORMATS, check_image, load_image
 
 Random = np.random.Generator
 

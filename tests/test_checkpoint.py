@@ -10,8 +10,8 @@ import torch
 import zoo_cases as zoo
 
 import qzoo
-from qzoo.artifact.native import model_info
-from qzoo.checkpoint import is_float_checkpoint, load_float, save_float
+from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
+from qzoo.native.model import model_info
 
 
 def test_weights_and_description_come_back(tmp_path: Path) -> None:

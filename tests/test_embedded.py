@@ -16,8 +16,8 @@ import qzoo
 from qzoo import weights as weights_module
 from qzoo.artifact.format import Artifact
 from qzoo.datasets import Digits
+from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArtifactError
-from qzoo.evaluate import evaluate
 from qzoo.registry import get_entry, list_models
 
 PACKAGE = Path(qzoo.__file__).parent

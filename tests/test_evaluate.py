@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import qzoo
 from qzoo.datasets import Digits
+from qzoo.datasets.evaluate import Metrics, evaluate
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import Metrics, evaluate
-from qzoo.quantize.damage import DamageMeter
+from qzoo.quantize.mixed.damage import DamageMeter
 
 
 class Echo(nn.Module):

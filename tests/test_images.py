@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from qzoo.errors import ArgumentError, ImageError
-from qzoo.images import MAX_PIXELS, load_image
+from qzoo.pictures.images import MAX_PIXELS, load_image
 
 
 def _gradient(side: int = 16) -> np.ndarray:

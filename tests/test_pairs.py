@@ -13,8 +13,8 @@ from zoo_cases import float_model
 
 import qzoo
 from qzoo.analysis import analyze
+from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import evaluate
 from qzoo.quantize import ptq, tune
 
 X, Y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])

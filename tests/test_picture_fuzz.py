@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from picture_fuzz import foreign_errors, mutants, seeds
 
-from qzoo.images import load_image
+from qzoo.pictures.images import load_image
 
 
 def test_what_the_mutants_are_made_of_is_whole(tmp_path: Path) -> None:

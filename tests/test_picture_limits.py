@@ -19,13 +19,13 @@ from torch.utils.data import Dataset
 from trained_cases import digits_model
 
 import qzoo
-from qzoo.artifact.native import attach_info, model_info
 from qzoo.classify import classify
 from qzoo.cli import main
 from qzoo.datasets.holdout import check_pictures
 from qzoo.datasets.sources import open_data
 from qzoo.errors import ArgumentError, ImageError
-from qzoo.images import FORMATS, MAX_MEMORY, load_image
+from qzoo.native.model import attach_info, model_info
+from qzoo.pictures.images import FORMATS, MAX_MEMORY, load_image
 from qzoo.quantize import ptq
 from qzoo.quantize.labelled import open_labelled
 from qzoo.training.sources import train_transforms
@@ -37,7 +37,7 @@ MEASURE = """
 import resource, sys
 from PIL import Image
 from qzoo.errors import ImageError
-from qzoo.images import load_image
+from qzoo.pictures.images import load_image
 Image.init()
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

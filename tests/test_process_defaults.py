@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo.analysis import compare
-from qzoo.artifact.native import from_native
-from qzoo.artifact.pth import read_checkpoint
-from qzoo.checkpoint import load_float, save_float
-from qzoo.evaluate import evaluate
+from qzoo.datasets.evaluate import evaluate
 from qzoo.export import to_onnx
 from qzoo.export.torch_export import export_torch
+from qzoo.importers.checkpoint import load_float, save_float
+from qzoo.importers.pth import read_checkpoint
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq, qat, quantize_dynamic, quantize_weight_only
 from qzoo.reference import build_reference
 
@@ -58,7 +58,7 @@ class Things:
         self.data = [(x, int(y)) for x, y in zip(self.images, self.labels, strict=True)]
         self.model: Any = zoo.float_model(NAME, num_classes=5)
         self.artifact = from_native(ptq(self.model, self.images, recipe="fast", progress=False))
-        self.int8: Any = qzoo.artifact.native.to_native(self.artifact)
+        self.int8: Any = qzoo.native.model.to_native(self.artifact)
         self.file, self.float_file = folder / "int8.safetensors", folder / "float.safetensors"
         qzoo.save(self.int8, self.file)
         save_float(self.model, self.float_file)

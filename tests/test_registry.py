@@ -145,7 +145,7 @@ def test_torch_hub_offers_every_builder_and_nothing_else(hubconf: ModuleType) ->
 def test_torch_hub_loads_a_builder_with_its_keywords() -> None:
     with pytest.warns(qzoo.UncalibratedWarning):
         model = torch.hub.load(str(ROOT), "mobilenet_v3_small", source="local", quantize=True)
-    digests = {qzoo.artifact.native.from_native(m).digest()
+    digests = {qzoo.native.model.from_native(m).digest()
                for m in (model, uncalibrated("mobilenet_v3_small"))}  # fmt: skip
     assert len(digests) == 1
     with pytest.raises(qzoo.UnknownNameError, match="Did you mean"):

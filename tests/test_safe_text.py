@@ -10,13 +10,7 @@ import unicodedata
 import pytest
 
 from qzoo.errors import ArtifactError, DownloadError, MissingDependencyError
-from qzoo.safe_text import (
-    markdown,
-    markdown_code,
-    printable,
-    printable_json,
-    terminal_text,
-)
+from qzoo.safe_text import markdown, markdown_code, printable, printable_json, terminal_text
 
 #: What a terminal obeys or hides: C0, DEL, C1, marks of direction and invisible ones, separators.
 UNSAFE = [

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from qzoo.sharing.pretrained.model_card import make_config
 from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 import qzoo
-from qzoo import seen as module
+from qzoo.artifact import seen as module
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import model_info
-from qzoo.checkpoint import load_float, save_float
+from qzoo.artifact.seen import Notes, check_seen, file_sha256, files_of, hashes, noted
 from qzoo.errors import ArtifactError, ImageError
-from qzoo.model_card import make_config
-from qzoo.seen import Notes, check_seen, file_sha256, files_of, hashes, noted
+from qzoo.importers.checkpoint import load_float, save_float
+from qzoo.native.model import model_info
 
 
 def digest(number: int) -> bytes:

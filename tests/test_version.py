@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import qzoo
-from qzoo.artifact.native import package_versions
+from qzoo.native.model import package_versions
 from qzoo.runtimes.choice import version
 
 

@@ -13,8 +13,8 @@ import torch
 from zoo_cases import uncalibrated
 
 import qzoo
-from qzoo.checkpoint import save_float
-from qzoo.files import write_atomically, write_files
+from qzoo._core.files import write_atomically, write_files
+from qzoo.importers.checkpoint import save_float
 
 TINY = {"num_classes": 3, "inverted_residual_setting": [[1, 8, 1, 2]], "width_mult": 0.25}
 

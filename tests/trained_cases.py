@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import Subset
 
 import qzoo
-from qzoo.artifact.native import attach_info, model_info
 from qzoo.datasets.digits import Digits
+from qzoo.native.model import attach_info, model_info
 from qzoo.quantize.simulate import int8_weight
 from qzoo.transforms import ImageClassification
 

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from .._lazy import module_getattr
-from ..quantize.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
+from .._core.lazy import module_getattr
+from ..quantize.mixed.sensitivity import LayerSensitivity, Sensitivity, measure_sensitivity
 from .compare import Comparison, LayerComparison, compare
 from .diagnose import Diagnosis, analyze
 from .findings import Advice, Finding

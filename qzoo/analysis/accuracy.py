@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..evaluate import Metrics
-from ..quantize.damage import first_answers
+from ..datasets.evaluate import Metrics
 from ..quantize.labelled import LabelledImages
+from ..quantize.mixed.damage import first_answers
 from .measures import Figures
 
 #: Standard normal quantile of a two-sided 95 % interval.

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..artifact.format import Artifact
-from ..artifact.native import from_native, model_info, to_native
 from ..errors import ArgumentError
-from ..quantize.damage import Damage, DamageMeter
+from ..native.model import from_native, model_info, to_native
 from ..quantize.labelled import open_labelled
+from ..quantize.mixed.damage import Damage, DamageMeter
+from ..quantize.mixed.replay import simulate
 from ..quantize.observers import MSE
 from ..quantize.observers import Grid as IntegerGrid
 from ..quantize.ptq import own_transforms
-from ..quantize.replay import simulate
 from ..quantize.simulate import Simulation
 from ..reference.compare import native_outputs
 from ..reference.ops import Grid

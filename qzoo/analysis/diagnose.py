@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..artifact.format import Artifact
-from ..artifact.native import from_native, model_info, package_versions, to_native
+from ..native.model import from_native, model_info, package_versions, to_native
 from ..quantize.labelled import open_labelled
+from ..quantize.mixed.replay import simulate
+from ..quantize.mixed.sensitivity import Sensitivity, measure_sensitivity
 from ..quantize.ptq import own_transforms
-from ..quantize.replay import simulate
-from ..quantize.sensitivity import Sensitivity, measure_sensitivity
 from .accuracy import Accuracy, measure_accuracy
 from .compare import Comparison, compare_layers
 from .experiments import Experiment, run_experiments

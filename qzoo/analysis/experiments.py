@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..artifact.format import Artifact
 from ..artifact.layers import RANGED_OPS, weight_tensors
 from ..backends import get_backend
-from ..quantize.damage import Damage, DamageMeter
+from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.observers import Grid, make_observer
 from ..quantize.simulate import Parts, Simulation
 from ..quantize.state import WEIGHT_GRID, spread

@@ -284,7 +284,7 @@ def _sensitive(d: Diagnosis) -> Iterator[Finding]:
     advice.append(
         Advice(
             "Or let qzoo find the fewest layers for a drop that you name.",
-            "qzoo.quantize.tune(model, data, max_drop=0.3)",
+            "qzoo.quantize.mixed.tune(model, data, max_drop=0.3)",
             "qzoo tune MODEL --data DATA --max-drop 0.3 -o tuned.safetensors",
         )
     )

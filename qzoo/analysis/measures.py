@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..quantize.damage import decibels, json_number
+from ..quantize.mixed.damage import decibels, json_number
 from ..quantize.observers import HistogramObserver
 from ..reference.ops import Grid
 

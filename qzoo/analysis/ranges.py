@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..backends import get_backend
-from ..quantize.damage import decibels
+from ..quantize.mixed.damage import decibels
 from ..quantize.observers import MSE
 from ..quantize.observers import Grid as Integers
-from ..quantize.shared_ranges import joined_layers
 from ..quantize.simulate import Simulation, fake_quantize
+from ..quantize.steps.shared_ranges import joined_layers
 from ..reference.ops import Grid
 
 

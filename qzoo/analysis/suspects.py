@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..quantize.damage import Damage
-from ..quantize.sensitivity import Sensitivity
+from ..quantize.mixed.damage import Damage
+from ..quantize.mixed.sensitivity import Sensitivity
 from .compare import Comparison, LayerComparison
 from .measures import Figures
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..quantize.damage import decibels, sqnr
+from ..quantize.mixed.damage import decibels, sqnr
 from ..quantize.observers import make_observer
 from ..quantize.simulate import Simulation
 from ..quantize.state import WEIGHT_GRID, spread

@@ -40,7 +40,7 @@ def float_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _in_folder(path: Path, kind: str) -> Path:
-    from ..checkpoint import is_float_checkpoint  # which reads artifacts, too
+    from ..importers.checkpoint import is_float_checkpoint  # which reads artifacts, too
 
     if not path.is_dir():
         return path

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from .. import strict_json
+from .._core import strict_json
+from .._core.files import File, RefusedError, opened, write_atomically
 from ..backends import BACKENDS
 from ..errors import ArtifactError
-from ..files import File, RefusedError, opened, write_atomically
-from ..seen import check_seen
 from ..transforms import describe, preset_kwargs
 from .layers import Layer, check_tensors, raise_small_scales
+from .seen import check_seen
 from .tensor_file import OtherKindError, read_tensors
 
 FORMAT = "qzoo-int8"
@@ -57,7 +57,7 @@ class ModelInfo:
         recipe: How the numbers were made, free form JSON.
         metrics: Data set name to metric name to figure, in percent.
         seen: "training" and "calibration" to the pictures that the model has seen for it, as
-            `qzoo.seen` notes them; empty where nobody noted any.
+            `qzoo.artifact.seen` notes them; empty where nobody noted any.
     """
 
     architecture: str

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import strict_json
-from ..files import File, RefusedError, Span
+from .._core import strict_json
+from .._core.files import File, RefusedError, Span
 
 #: The header of the largest model of the zoo takes 100 kB.
 MAX_HEADER_BYTES = 8 * 2**20

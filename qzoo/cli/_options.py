@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from .._core.option_types import MOST_SEED, MOST_SIZE, MOST_THREADS, Whole
 from ..metadata import metadata_folder, read_metadata
-from ..option_types import MOST_SEED, MOST_SIZE, MOST_THREADS, Whole
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

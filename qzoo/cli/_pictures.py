@@ -35,9 +35,9 @@ def pictures_to_measure(
     Raises:
         ArgumentError: The data and the model do not belong together, or the data has no labels.
     """
-    from ..artifact.native import model_info
     from ..datasets.sources import Relabelled
     from ..datasets.unseen import unseen
+    from ..native.model import model_info
     from ._models import preset_of
 
     infos = [model_info(model) for model in models]

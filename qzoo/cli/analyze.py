@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core.option_types import Whole
 from ..errors import ArgumentError
-from ..option_types import Whole
 from ._options import (
     Place,
     all_pictures_option,
@@ -90,10 +90,10 @@ def analyze_command(
       qzoo analyze my_model.safetensors int8.safetensors --data photos --html report.html
       qzoo analyze resnet50 int8.safetensors --data imagenet/val --json
     """
+    from .._core.files import write_atomically
+    from .._core.timing import torch_threads
     from ..analysis import analyze
-    from ..benchmark import torch_threads
     from ..datasets.sources import open_data
-    from ..files import write_atomically
     from ._models import load_float_model, load_model
 
     check_folder(html)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core.option_types import MOST, MOST_THREADS, Whole
 from ..errors import ArgumentError, QzooError, UncalibratedWarning
-from ..option_types import MOST, MOST_THREADS, Whole
 from ._options import (
     RUNTIMES,
     Place,
@@ -177,7 +177,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from ..benchmark import interleave
+    from .._core.timing import interleave
     from ..runtimes.api import compile
     from ..runtimes.footprint import footprint
 

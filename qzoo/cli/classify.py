@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..option_types import Whole
-from ._options import (
-    complete_files,
-    engine_option,
-    json_option,
-    model_option,
-    weights_option,
-)
+from .._core.option_types import Whole
+from ._options import complete_files, engine_option, json_option, model_option, weights_option
 from ._output import print_json, print_line, print_table, progress
 
 if TYPE_CHECKING:
@@ -60,7 +54,7 @@ def classify(
       qzoo classify photo.jpg --model my_model.safetensors --json
     """
     from ..classify import classify as classify_images
-    from ..images import load_image
+    from ..pictures.images import load_image
     from ._models import load_model
 
     for name in images:
@@ -170,8 +164,8 @@ def _compare(
     """
     import torch
 
-    from ..artifact.native import model_info
-    from ..benchmark import interleave, torch_threads
+    from .._core.timing import interleave, torch_threads
+    from ..native.model import model_info
     from ..registry import get_entry
     from ..runtimes.api import RUNTIMES, available_runtimes, compile
 

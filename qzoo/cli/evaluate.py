@@ -25,7 +25,7 @@ from ._output import only_json, print_json, print_line
 from ._pictures import pictures_to_measure
 
 if TYPE_CHECKING:
-    from ..evaluate import Metrics
+    from ..datasets.evaluate import Metrics
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:
@@ -99,10 +99,10 @@ def evaluate(
     """
     from torch.utils.data import DataLoader
 
-    from ..artifact.native import model_info
-    from ..benchmark import torch_threads
+    from .._core.timing import torch_threads
+    from ..datasets.evaluate import evaluate as measure
     from ..datasets.sources import open_data
-    from ..evaluate import evaluate as measure
+    from ..native.model import model_info
     from ..runtimes.api import compile
     from ._models import is_float_file, is_name, load_float_model, load_model
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._core.option_types import Whole
 from ..errors import ArgumentError, ArtifactError, QzooError
-from ..option_types import Whole
 from ._endings import ARTIFACT, TORCHVISION, check_ending, format_of
 from ._options import (
     BACKENDS,
@@ -100,10 +100,10 @@ def convert(
       qzoo convert qat_checkpoint.pth mine.safetensors --model mobilenet_v3_large --part model_ema
       qzoo convert mine.safetensors mine.pth
     """
+    from .._core.files import write_atomically
     from ..artifact.format import Artifact
-    from ..checkpoint import float_bytes
-    from ..convert import describe, read_any, state_dict_bytes
-    from ..files import write_atomically
+    from ..importers.checkpoint import float_bytes
+    from ..sharing.convert import describe, read_any, state_dict_bytes
     from ._models import existing
 
     out = Path(target)
@@ -124,7 +124,7 @@ def convert(
 
 def _kind_of(out: Path, source: Path) -> str:
     """Returns which format the ending of a name stands for; without one, the source decides."""
-    from ..convert import is_artifact
+    from ..sharing.convert import is_artifact
 
     kind = format_of(out)
     if kind in (ARTIFACT, TORCHVISION):
@@ -140,7 +140,7 @@ def _kind_of(out: Path, source: Path) -> str:
 
 def _summary(model: Artifact | nn.Module) -> dict[str, Any]:
     from ..artifact.format import Artifact
-    from ..artifact.native import model_info
+    from ..native.model import model_info
 
     if not isinstance(model, Artifact):
         return {"model": model_info(model).architecture, "backend": None}
@@ -268,7 +268,7 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
 
 def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
     from .. import hub
-    from ..convert import all_weights, check_model, describe
+    from ..sharing.convert import all_weights, check_model, describe
 
     for path in paths:
         if not path.is_dir():
@@ -301,8 +301,8 @@ def _nothing_in(path: Path) -> str:
 
 
 def _check_cached(cached: CachedFile, member: Any) -> str:
-    from ..convert import check_model
     from ..hub.cache import Expected
+    from ..sharing.convert import check_model
 
     meta = {} if member is None else member.meta
     expected = Expected(meta.get("sha256"), meta.get("sha256_prefix"))
@@ -335,7 +335,7 @@ def push(model: str, repo: str, message: str | None, as_json: bool, **options: A
       qzoo push my_model.safetensors my-org/resnet50-int8 --private
     """
     from ..runtimes.api import to_artifact
-    from ..sharing import push_artifact
+    from ..sharing.pretrained import push_artifact
     from ._models import load_model
 
     if message is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..option_types import MOST_SEED, MOST_SIZE, Number, Whole
+from .._core.option_types import MOST_SEED, MOST_SIZE, Number, Whole
 from ._options import (
     NAMED_DATA,
     WEIGHTS_ENDINGS,
@@ -231,7 +231,7 @@ def _folder(base: Path, options: dict[str, Any]) -> str:
 
 
 def _row(done: Outcome, name: str) -> dict[str, Any]:
-    from ..artifact.native import model_info
+    from ..native.model import model_info
 
     row: dict[str, Any] = {"model": model_info(done.model).architecture, "data": name}
     row["method"] = done.method

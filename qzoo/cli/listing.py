@@ -95,7 +95,7 @@ def _file_facts(model: str) -> dict[str, Any]:
     """Reads a file, or the model in a folder, and returns what it says of itself, as JSON."""
     import dataclasses
 
-    from ..artifact.native import model_info
+    from ..native.model import model_info
     from ..runtimes.api import to_artifact
     from ._models import file_of, is_float_file, load_float_model, load_model
 

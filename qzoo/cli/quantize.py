@@ -34,8 +34,8 @@ from .evaluate import figures, sentence
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..datasets.evaluate import Metrics
     from ..datasets.sources import Data
-    from ..evaluate import Metrics
 
 #: Points of top-1 that int8 may lose without a word.
 LARGE_LOSS = 1.0
@@ -94,11 +94,11 @@ def quantize(
     """
     from torch.utils.data import DataLoader
 
-    from ..artifact.native import model_info
-    from ..benchmark import torch_threads
+    from .._core.timing import torch_threads
+    from ..datasets.evaluate import evaluate as measure
     from ..datasets.holdout import by_training
     from ..datasets.sources import open_data
-    from ..evaluate import evaluate as measure
+    from ..native.model import model_info
     from ..quantize import ptq
     from ._models import load_float_model, preset_of
 
@@ -133,7 +133,7 @@ def quantize(
 
 
 def _save(int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]) -> None:
-    from ..artifact.native import model_info, save
+    from ..native.model import model_info, save
 
     if not found:
         save(int8, out)
@@ -148,7 +148,7 @@ def _save(int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]) -> 
 def _row(
     model: nn.Module, int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]
 ) -> dict[str, Any]:
-    from ..artifact.native import model_info
+    from ..native.model import model_info
 
     info = model_info(int8)
     return {
@@ -164,7 +164,7 @@ def _row(
 
 
 def _report(model: nn.Module, int8: nn.Module, out: Path, found: dict[str, Metrics]) -> None:
-    from ..artifact.native import model_info
+    from ..native.model import model_info
 
     info = model_info(int8)
     before, after = _float_bytes(model) / 2**20, out.stat().st_size / 2**20

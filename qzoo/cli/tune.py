@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..option_types import Number
+from .._core.option_types import Number
 from ._endings import ARTIFACT, check_ending
 from ._options import (
     backend_option,
@@ -88,12 +88,12 @@ def tune_command(
       qzoo tune my_model.safetensors --data photos --max-drop 0.3 -o tuned.safetensors
       qzoo tune mobilenet_v3_large --data imagenet --time-budget 3600 -o m.safetensors
     """
+    from .._core.files import write_atomically
+    from .._core.timing import torch_threads
     from ..analysis import analyze
-    from ..artifact.native import model_info
-    from ..benchmark import torch_threads
     from ..datasets.holdout import divide
     from ..datasets.sources import open_data
-    from ..files import write_atomically
+    from ..native.model import model_info
     from ..quantize import tune
     from ._models import load_float_model, preset_of
 
@@ -130,7 +130,7 @@ def tune_command(
 
 def missed(drop: float, max_drop: float) -> str:
     """Returns by how much a target was missed, in words."""
-    from ..evaluate import points
+    from ..datasets.evaluate import points
 
     return (
         f"the target was missed by {points(drop - max_drop, 0)} points: "
@@ -139,7 +139,7 @@ def missed(drop: float, max_drop: float) -> str:
 
 
 def _report(tuned: Tuned, out: Path) -> None:
-    from ..evaluate import points
+    from ..datasets.evaluate import points
 
     rows = [
         (

@@ -13,10 +13,10 @@ from typing import Any
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from ..artifact.seen import TRAINING, Notes, hashes
 from ..errors import ArgumentError, ImageError
-from ..folders import plain_name
-from ..images import check_image
-from ..seen import TRAINING, Notes, hashes
+from ..pictures.folders import plain_name
+from ..pictures.images import check_image
 from .sources import Data, Transform
 
 #: Where a folder is not split, what is held out of each class.

@@ -12,10 +12,10 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..artifact.format import ModelInfo
+from ..artifact.seen import files_of
 from ..errors import ArgumentError, did_you_mean, listed
-from ..folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
-from ..images import SUFFIXES, load_image, transformed
-from ..seen import files_of
+from ..pictures.folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
+from ..pictures.images import SUFFIXES, load_image, transformed
 from ..transforms import ImageClassification
 from ..weights import class_names
 from .digits import Digits, digits_transforms
@@ -154,7 +154,7 @@ def open_data(
 def open_folder(root: Path) -> Data:
     """Opens a folder of pictures: with `train/CLASS/*` and `val/CLASS/*`, `CLASS/*`, or none.
 
-    See `qzoo.folders.read_folder` for which files count.
+    See `qzoo.pictures.folders.read_folder` for which files count.
 
     Raises:
         ArgumentError: It holds no pictures, or only a half of what it should.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..seen import CALIBRATION, KINDS, TRAINING, Notes, files_of, hashes
+from ..artifact.seen import CALIBRATION, KINDS, TRAINING, Notes, files_of, hashes
 from .holdout import Part
 
 

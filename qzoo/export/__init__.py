@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .._lazy import module_getattr
+from .._core.lazy import module_getattr
 from .onnx import export_onnx, to_onnx
 
 __all__ = ["export_onnx", "to_onnx"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..reference import ReferenceModel
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
-from ._plan import layer_of, node_shapes
+from .plan import layer_of, node_shapes
 
 aten = torch.ops.aten
 #: An `fx.Node`, whose arguments are typed as a union of everything.

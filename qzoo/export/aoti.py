@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._process import undisturbed
+from .._core.files import write_atomically
+from .._core.process import undisturbed
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError
-from ..files import write_atomically
 from ._onednn import to_onednn
-from ._plan import Plan, make_plan, output_path
+from .plan import Plan, make_plan, output_path
 
 # Inductor's settings, which a compilation patches, belong to the process.
 _compiling = threading.Lock()

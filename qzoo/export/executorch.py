@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._process import undisturbed
+from .._core.files import write_atomically
+from .._core.optional import require
+from .._core.process import undisturbed
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
-from ..files import write_atomically
-from ..optional import require
 from ..reference.biases import with_room_for_biases
-from ._plan import Plan, make_plan, output_path
 from ._xnnpack import to_xnnpack
+from .plan import Plan, make_plan, output_path
 
 
 def export_executorch(

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from torch import nn
 
+from .._core.files import write_files
+from .._core.optional import require
 from ..artifact.format import Artifact
 from ..errors import ArtifactError
-from ..files import write_files
-from ..optional import require
-from ._plan import make_plan, output_path
 from .onnx import to_onnx
+from .plan import make_plan, output_path
 
 
 def export_openvino(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._process import undisturbed
+from .._core.files import write_atomically
+from .._core.process import undisturbed
 from ..artifact.format import Artifact
-from ..files import write_atomically
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
-from ._plan import make_plan, output_path
+from .plan import make_plan, output_path
 
 
 def export_torch(

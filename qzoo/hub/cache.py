@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 from urllib.parse import unquote
 
-from .. import strict_json
+from .._core import strict_json
+from .._core.files import File, RefusedError
 from ..errors import ArgumentError, DownloadError
-from ..files import File, RefusedError
 from . import disk, settings
 
 MAX_BYTES = 4 << 30  # of a body whose size nobody declared; no image classifier comes near

@@ -16,7 +16,7 @@ import stat
 import warnings
 from pathlib import Path
 
-from ..files import sync_folder
+from .._core.files import sync_folder
 
 MAX_NOTE_BYTES = 1 << 16  # of a record; they have a few hundred
 #: Errors of a path that leads nowhere: the last two where a step is a file, or a link to itself.

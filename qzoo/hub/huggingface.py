@@ -18,14 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import DownloadError
 from . import disk, http, settings
-from .cache import (
-    Expected,
-    ReadOnlyCacheError,
-    cache_dir,
-    hub_lock,
-    locked,
-    storage_error,
-)
+from .cache import Expected, ReadOnlyCacheError, cache_dir, hub_lock, locked, storage_error
 from .exchange import EMBEDDED_HINT, MAX_ATTEMPTS, RETRIED_STATUS, backoff_s
 from .repository import (
     COMMIT,

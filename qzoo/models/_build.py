@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _torch_ao
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
-from ..artifact.native import attach_info, to_native
-from ..artifact.plan import plan
 from ..backends import Backend, default_backend, get_backend
 from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
+from ..native import eager
+from ..native.model import attach_info, to_native
 from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
 from ..transforms import describe
 from ..weights import (
@@ -29,6 +28,7 @@ from ..weights import (
     legacy_weights,
     resolve_weights,
 )
+from .plan import plan
 
 #: Placeholder activation ranges of a model without weights: what normalized pictures and
 #: batch-normalized activations mostly stay within.
@@ -200,7 +200,7 @@ def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) 
     generator = torch.Generator().manual_seed(0)
     for name, layer in layers.items():
         if layer.op in ("conv2d", "linear"):
-            weight, bias = _torch_ao.float_weights(fused, name)
+            weight, bias = eager.float_weights(fused, name)
             tensors |= _random_weight(name, weight, bias, backend, generator)
     return to_native(Artifact(ModelInfo(entry.name, plain, backend.name), layers, tensors))
 

@@ -16,7 +16,7 @@ from torchvision.models.googlenet import (
     InceptionAux,
 )
 
-from .._torch_ao import FloatFunctional
+from ..native.eager import FloatFunctional
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.models import Inception_V3_Weights
 from torchvision.models import inception as tv
 
-from .._torch_ao import FloatFunctional
+from ..native.eager import FloatFunctional
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model

@@ -10,7 +10,7 @@ from torchvision.models import MobileNet_V2_Weights
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
 
-from .._torch_ao import FloatFunctional, fuse
+from ..native.eager import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model

@@ -14,7 +14,7 @@ from torchvision.models import (
 )
 from torchvision.models.shufflenetv2 import InvertedResidual, ShuffleNetV2, channel_shuffle
 
-from .._torch_ao import FloatFunctional, fuse
+from ..native.eager import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model

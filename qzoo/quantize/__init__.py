@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from .._lazy import module_getattr
+from .._core.lazy import module_getattr
 from . import qat
 from .dynamic import DynamicReport, quantize_dynamic
+from .mixed.sensitivity import Sensitivity, measure_sensitivity
+from .mixed.tune import Tuned, tune
 from .observers import OBSERVERS, Grid, make_observer
 from .ptq import ptq
 from .recipes import RECIPES, STEPS, Recipe
-from .sensitivity import Sensitivity, measure_sensitivity
-from .tune import Tuned, tune
 from .weight_only import WeightOnlyReport, quantize_weight_only
 
 __all__ = [

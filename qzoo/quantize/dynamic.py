@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._torch_ao_dynamic import DYNAMIC_TYPES, make_dynamic
 from ..backends import available_engines, default_backend, quantized_engine, run_engine
 from ..errors import ArgumentError, QuantizationWarning
+from ..native.dynamic import DYNAMIC_TYPES, make_dynamic
 from .state import match_layers
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .. import _torch_ao
-from .._torch_ao_hooks import output_hooks
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, float_weight_tensors
 from ..errors import ArgumentError, listed
-from ..picture_size import usual_size
+from ..models.picture_size import usual_size
+from ..native import eager
+from ..native.hooks import output_hooks
 from ..reference.rewrite import Rewriter
 from ..reference.trace import INPUT_AFFINE, Recording
 from .float_model import eval_copy, fuse
@@ -163,7 +163,7 @@ class _Check:
     def _weights(self, fused: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         for name, layer in self.layers.items():
             if layer.op in WEIGHTED_OPS:
-                weight, bias = _torch_ao.float_weights(fused, name)
+                weight, bias = eager.float_weights(fused, name)
                 yield name, weight.detach(), None if bias is None else bias.detach()
 
     def _folded(self, node: fx.Node) -> bool:

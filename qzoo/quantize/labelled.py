@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..artifact.format import ModelInfo
+from ..datasets.pairs import batch_pair, image_and_label
 from ..datasets.sources import Relabelled, open_folder
 from ..errors import ArgumentError
-from ..pairs import batch_pair, image_and_label
 from .data import check_images, image_tensor, stratified, targets_of
 
 Batch = tuple[Tensor, Tensor | None]

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..artifact.format import Artifact, ModelInfo
-from ..artifact.native import model_info, to_native
+from ..artifact.seen import CALIBRATION, hashes, noted
 from ..backends import default_backend, get_backend
 from ..errors import ArgumentError, QuantizationWarning, UnknownNameError, did_you_mean
-from ..seen import CALIBRATION, hashes, noted
+from ..native.model import model_info, to_native
 from ..transforms import ImageClassification, describe
 from .data import Calibration, open_calibration
 from .flows import FLOWS, torch_artifact
-from .qat_model import InTraining
+from .qat.model import InTraining
 from .recipes import RECIPES, STEPS, Recipe, get_recipe
 from .state import Quantization
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..errors import ArgumentError, UnknownNameError, did_you_mean
-from .adaround import round_adaptively
-from .bias_correction import correct_biases
-from .calibrate import calibrate, choose_weight_scales
-from .equalize import equalize
 from .observers import OBSERVERS
-from .shared_ranges import share_ranges
 from .state import Quantization
+from .steps.adaround import round_adaptively
+from .steps.bias_correction import correct_biases
+from .steps.calibrate import calibrate, choose_weight_scales
+from .steps.equalize import equalize
+from .steps.shared_ranges import share_ranges
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .. import _torch_ao
 from ..artifact.format import ModelInfo
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
-from ..artifact.native import model_info
 from ..backends import Backend
 from ..errors import ArgumentError, ArtifactError
-from ..picture_size import usual_size
+from ..models.picture_size import usual_size
+from ..native import eager
+from ..native.model import model_info
 from ..reference.trace import Recording, record
 from ..registry import get_entry
 from .data import Calibration
@@ -88,7 +88,7 @@ def fused_layers(fused: nn.Module) -> dict[str, Layer]:
         ArgumentError: A part of it has no int8 form.
     """
     try:
-        return _torch_ao.plan_layers(fused)
+        return eager.plan_layers(fused)
     except ArtifactError as error:
         raise ArgumentError(f"This model cannot be quantized: {error}") from None
 
@@ -135,12 +135,12 @@ def _check_layers(
                 "one Linear."
             )
     weights = {
-        f"{name}.weight": _torch_ao.float_weights(fused, name)[0]
+        f"{name}.weight": eager.float_weights(fused, name)[0]
         for name, layer in layers.items()
         if layer.op in WEIGHTED_OPS
     }
     try:
-        _torch_ao.check_fit(skeleton, layers, weights)
+        eager.check_fit(skeleton, layers, weights)
     except ArtifactError as error:
         reason = unlike_builder(plain) or str(error).rstrip(".")
         raise ArgumentError(
@@ -166,7 +166,7 @@ def int8_info(
         kwargs["aux_logits"] = False
     classes = info.classes
     heads = [name for name, layer in layers.items() if layer.op == "linear"]
-    logits = len(_torch_ao.float_weights(fused, heads[-1])[0]) if heads else None
+    logits = len(eager.float_weights(fused, heads[-1])[0]) if heads else None
     if heads and logits != kwargs.get("num_classes", 1000):
         kwargs["num_classes"] = logits
         classes = None

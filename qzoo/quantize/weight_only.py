@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .._process import undisturbed
+from .._core.process import undisturbed
 from ..errors import ArgumentError, MissingDependencyError, QuantizationWarning
 from .state import match_layers
 

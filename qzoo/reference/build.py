@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.fx import graph_module
 
-from .._finite import check_finite
+from .._core.finite import check_finite
 from ..artifact.format import Artifact
-from ..artifact.native import from_native
 from ..errors import ArgumentError, ArtifactError, UnknownNameError
+from ..native.model import from_native
 from ..registry import get_entry
 from .rewrite import Rewriter
 from .trace import Recording, record

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from .._lazy import module_getattr
+from .._core.lazy import module_getattr
 from .api import available_runtimes, compile
 from .base import CompiledModel
 from .choice import Choice

@@ -15,9 +15,9 @@ from torch import nn
 
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
-from ..artifact.native import from_native
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
-from ..picture_size import picture_size
+from ..models.picture_size import picture_size
+from ..native.model import from_native
 from .base import CompiledModel
 from .measure import choose
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .._finite import check_finite
+from .._core.finite import check_finite
 from ..artifact.format import Artifact, ModelInfo
 from ..errors import ArgumentError, QzooError
 from ..labels import Labelled
-from ..picture_size import picture_size
+from ..models.picture_size import picture_size
 
 if TYPE_CHECKING:
     from .choice import Choice

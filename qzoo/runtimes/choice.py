@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import strict_json
+from .._core import strict_json
 from .._version import __version__
 from ..artifact.format import Artifact
 from ..hub import cache_dir, disk

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._core.optional import require
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
-from ..export._plan import make_plan
 from ..export.executorch import lower
-from ..optional import require
+from ..export.plan import make_plan
 from .base import CompiledModel
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .._process import undisturbed
+from .._core.process import undisturbed
+from .._core.timing import torch_threads
 from ..artifact.format import Artifact
-from ..benchmark import torch_threads
 from ..errors import ArgumentError
-from ..export._plan import MAX_BATCH, make_plan
 from ..export.aoti import compile_package
+from ..export.plan import MAX_BATCH, make_plan
 from .base import CompiledModel
 
 #: Copies of the model's working memory, and so calls that run at the same time; further ones wait.

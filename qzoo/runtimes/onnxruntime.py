@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._core.optional import require
 from ..artifact.format import Artifact
 from ..backends import has_vnni
-from ..optional import require
 from .base import CompiledModel
 from .source import OnnxSource
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._core.optional import require
 from ..artifact.format import Artifact
-from ..optional import require
 from .base import CompiledModel
 from .choice import usable_cores
 from .source import OnnxSource

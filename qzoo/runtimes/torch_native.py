@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.timing import torch_threads
 from ..artifact.format import Artifact
-from ..artifact.native import has_wide_depthwise, to_native
 from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
-from ..benchmark import torch_threads
+from ..native.model import has_wide_depthwise, to_native
 from .base import CompiledModel
 from .choice import Choice
 from .measure import choose

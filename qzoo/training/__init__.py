@@ -15,7 +15,7 @@ A script is little more than
             metrics = trainer.fit()
 """
 
-from ..checkpoint import load_float, save_float
+from ..importers.checkpoint import load_float, save_float
 from ..quantize.data import stratified
 from . import sources
 from .batches import Batches, LoadedBatches, MemoryBatches
@@ -30,15 +30,7 @@ from .options import POSITIVE, option_values, training_options
 from .order import Order, stream
 from .position import Hooks, Position
 from .prepare import Prepared, measure, prepare_data, set_up
-from .qat import (
-    Finished,
-    Freezing,
-    Start,
-    finish_qat,
-    qat_optimizer,
-    qat_options,
-    start_qat,
-)
+from .qat import Finished, Freezing, Start, finish_qat, qat_optimizer, qat_options, start_qat
 from .runs import FLOAT, INT8, START, check_run, find_run, new_folder, open_run
 from .script import Command, Failure, command_line, environment, mib, say, tell
 from .split import note_split

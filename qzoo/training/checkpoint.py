@@ -12,8 +12,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from .._core.files import write_atomically
 from ..errors import ArtifactError
-from ..files import write_atomically
 
 #: The name of the checkpoint in --output-dir.
 CHECKPOINT = "checkpoint.pth"

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
+from ..datasets.evaluate import Metrics, evaluate
 from ..errors import ArgumentError
-from ..evaluate import Metrics, evaluate
 from .script import Failure, environment_count
 
 

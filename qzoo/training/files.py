@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..artifact.native import model_info
-from ..checkpoint import load_float
+from .._core.files import write_atomically
 from ..datasets.sources import Data
 from ..errors import ArgumentError, ArtifactError, listed
-from ..files import write_atomically
-from ..folders import same_names
+from ..importers.checkpoint import load_float
 from ..metadata import read_metadata
+from ..native.model import model_info
+from ..pictures.folders import same_names
 from ..registry import get_entry, get_model
 from ..weights import class_names
 

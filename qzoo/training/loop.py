@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from ..datasets.evaluate import Metrics
 from ..errors import ArgumentError, ArtifactError
-from ..evaluate import Metrics
 from . import checkpoint
 from .distributed import Ranks, evaluate_all
 from .files import write_csv

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
-from ..artifact.native import model_info
-from ..checkpoint import load_float
 from ..errors import ArgumentError
-from ..folders import same_names
+from ..importers.checkpoint import load_float
+from ..native.model import model_info
+from ..pictures.folders import same_names
 from ..weights import class_names
 from .prepare import Prepared
 

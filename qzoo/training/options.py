@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from ..option_types import MOST_SEED, MOST_THREADS, Number, Whole
+from .._core.option_types import MOST_SEED, MOST_THREADS, Number, Whole
 from .optim import OPTIMIZERS, SCHEDULES
 from .presets import PRESETS, PROCESSES, preset
 from .script import tell

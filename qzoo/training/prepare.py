@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..datasets.evaluate import Metrics
 from ..errors import ArgumentError
-from ..evaluate import Metrics
 from ..transforms import ImageClassification
 from . import sources
 from .batches import Batches, LoadedBatches, MemoryBatches

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from ..artifact.format import Artifact, ModelInfo
-from ..artifact.native import from_native, model_info, save, to_native
 from ..backends import BACKENDS, default_backend
-from ..evaluate import Metrics
+from ..datasets.evaluate import Metrics
+from ..native.model import from_native, model_info, save, to_native
 from ..quantize import RECIPES, ptq, qat
-from ..quantize.qat_model import InTraining
+from ..quantize.qat.model import InTraining
 from ..quantize.ranks import spread_calibration
 from .checkpoint import resume_path
 from .distributed import Ranks

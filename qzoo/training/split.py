@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from ..artifact.native import attach_info, model_info
-from ..seen import TRAINING, files_of, hashes, noted
+from ..artifact.seen import TRAINING, files_of, hashes, noted
+from ..native.model import attach_info, model_info
 from .distributed import Ranks
 from .files import write_csv
 from .prepare import Prepared

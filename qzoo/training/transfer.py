@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..artifact.native import attach_info, model_info, save
+from .._core.timing import interleave, torch_threads
 from ..backends import default_backend
-from ..benchmark import interleave, torch_threads
-from ..checkpoint import load_float, save_float
+from ..datasets.evaluate import Metrics, points
 from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError, ArtifactError, DownloadError
-from ..evaluate import Metrics, points
-from ..folders import same_names
+from ..importers.checkpoint import load_float, save_float
+from ..native.model import attach_info, model_info, save
+from ..pictures.folders import same_names
 from ..quantize import ptq
 from ..quantize.ranks import spread_calibration
 from ..runtimes.api import compile

@@ -14,10 +14,10 @@ from zoo_cases import float_model, small_images
 from qzoo.analysis import compare
 from qzoo.analysis.accuracy import paired_interval
 from qzoo.analysis.measures import ErrorMeter, RangeMeter
-from qzoo.artifact.native import from_native
 from qzoo.errors import ArgumentError
+from qzoo.native.model import from_native
 from qzoo.quantize import Recipe, ptq
-from qzoo.quantize.replay import simulate
+from qzoo.quantize.mixed.replay import simulate
 from qzoo.quantize.state import fused_copy
 from qzoo.reference.ops import Grid
 
@@ -90,7 +90,7 @@ def test_a_layer_alone_is_the_layer_on_rounded_float_inputs(resnet):
 
 def test_accumulated_errors_are_those_of_the_running_model(resnet):
     model, artifact, images, comparison = resnet
-    from qzoo.artifact.native import to_native
+    from qzoo.native.model import to_native
 
     with torch.inference_mode():
         truth, given = model(images), to_native(artifact)(images)

@@ -13,9 +13,9 @@ from qzoo.analysis import analyze
 from qzoo.analysis.compare import compare_layers
 from qzoo.analysis.suspects import rank
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import from_native, to_native
+from qzoo.native.model import from_native, to_native
 from qzoo.quantize import measure_sensitivity, ptq
-from qzoo.quantize.replay import simulate
+from qzoo.quantize.mixed.replay import simulate
 
 #: Model, and one layer of every kind that it has.
 CASES = {

@@ -15,9 +15,9 @@ import torch
 from trained_cases import digits, digits_model
 
 from qzoo.analysis import analyze
-from qzoo.analysis.charts import profile
-from qzoo.analysis.svg import Canvas, ticks
-from qzoo.artifact.native import from_native
+from qzoo.analysis.report.charts import profile
+from qzoo.analysis.report.svg import Canvas, ticks
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 from qzoo.safe_text import printable
 

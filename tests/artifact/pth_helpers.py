@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from qzoo.artifact.pth import read_checkpoint
 from qzoo.errors import ArtifactError
+from qzoo.importers.pth import read_checkpoint
 
 
 class Call:

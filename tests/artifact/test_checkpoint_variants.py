@@ -18,10 +18,10 @@ from torch import nn
 from torch.ao import quantization as tq
 
 from qzoo import ArgumentError, Artifact, ArtifactError, ModelInfo
-from qzoo.artifact.native import to_native
-from qzoo.artifact.pth import read_checkpoint
-from qzoo.artifact.published import from_checkpoint
 from qzoo.errors import BackendWarning
+from qzoo.importers.pth import read_checkpoint
+from qzoo.importers.published import from_checkpoint
+from qzoo.native.model import to_native
 
 SMALL = "shufflenet_v2_x0_5"
 

@@ -13,8 +13,8 @@ from torch import nn
 from zoo_cases import small_images, uncalibrated
 
 import qzoo
-from qzoo.artifact.native import from_native, to_native
 from qzoo.errors import ArtifactError
+from qzoo.native.model import from_native, to_native
 from qzoo.reference import build_reference
 
 MODELS = {name: uncalibrated(name, num_classes=5) for name in ("resnet18", "mobilenet_v3_small")}

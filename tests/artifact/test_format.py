@@ -16,7 +16,7 @@ from zoo_cases import quiet, small_images, uncalibrated
 
 import qzoo
 from qzoo.artifact import format as artifact_format
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 
 
 @pytest.fixture(scope="module")

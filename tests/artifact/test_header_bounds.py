@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from format_helpers import Parts, checksum, put_together, take_apart, tiny_artifact
 
 import qzoo
-from qzoo import strict_json
+from qzoo._core import strict_json
+from qzoo._core.files import File
 from qzoo.artifact.layers import LARGEST_SCALE, SMALLEST_SCALE
 from qzoo.artifact.tensor_file import read_tensors
-from qzoo.checkpoint import is_float_checkpoint, load_float, save_float
 from qzoo.cli import main
-from qzoo.files import File
+from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
 
 PRESET = qzoo.transforms.ImageClassification(crop_size=32, resize_size=36).to_dict()
 Change = Callable[[Parts], object]
@@ -258,7 +258,7 @@ def test_verify_goes_on_after_any_bad_file(
     (folder / "z.safetensors").write_bytes(content)
     (tmp_path / "empty").mkdir()
 
-    from qzoo import convert
+    from qzoo.sharing.pretrained import convert
 
     check = convert.check_model
 

@@ -21,8 +21,8 @@ import torch
 from pth_helpers import Call, pickled, refused, write
 
 from qzoo import ArtifactError
-from qzoo.artifact.names import unwrapped, warn_of_others
-from qzoo.artifact.pth import read_checkpoint
+from qzoo.importers.names import unwrapped, warn_of_others
+from qzoo.importers.pth import read_checkpoint
 
 WEIGHTS = {"conv1.weight": torch.ones(2)}
 RAN: list[str] = []

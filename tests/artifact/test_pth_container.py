@@ -13,7 +13,7 @@ import pytest
 import torch
 from pth_helpers import refused
 
-from qzoo.artifact.pth import read_checkpoint
+from qzoo.importers.pth import read_checkpoint
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from qzoo.artifact.pth import QuantizedArray, read_checkpoint
 from qzoo.errors import ArtifactError
+from qzoo.importers.pth import QuantizedArray, read_checkpoint
 
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, *b".(cR)b}]Qq\x85\x81\x8a\x93\x94uXht")
 

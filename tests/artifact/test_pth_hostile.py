@@ -13,8 +13,8 @@ import pytest
 import torch
 from pth_helpers import Call, Stored, pickled, refused, write
 
-from qzoo.artifact.pth import inert, read_checkpoint
 from qzoo.errors import ArtifactError
+from qzoo.importers.pth import inert, read_checkpoint
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

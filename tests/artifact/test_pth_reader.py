@@ -15,8 +15,8 @@ import torchvision.models.quantization as tvq
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qzoo.artifact.pth import QuantizedArray, read_checkpoint
 from qzoo.errors import ArtifactError
+from qzoo.importers.pth import QuantizedArray, read_checkpoint
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 INT8 = ["resnet18", "mobilenet_v2", "shufflenet_v2_x0_5", "googlenet"]

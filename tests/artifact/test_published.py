@@ -19,7 +19,7 @@ from torchvision.models import quantization as tv
 
 import qzoo
 from qzoo import hub
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 
 
 class _Handler(SimpleHTTPRequestHandler):

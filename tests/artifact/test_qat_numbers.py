@@ -10,8 +10,8 @@ import torch
 
 from qzoo.artifact.format import Artifact, ModelInfo
 from qzoo.artifact.layers import Layer
-from qzoo.artifact.qat import QatState
 from qzoo.errors import ArtifactError
+from qzoo.importers.qat_state import QatState
 
 EPS = torch.tensor([torch.finfo(torch.float32).eps])
 

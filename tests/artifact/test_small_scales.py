@@ -15,7 +15,7 @@ from zoo_cases import quiet, small_images
 
 import qzoo
 from qzoo.artifact.layers import SMALLEST_SCALE, raised
-from qzoo.artifact.native import from_native, to_native
+from qzoo.native.model import from_native, to_native
 from qzoo.quantize import ptq, qat
 
 BACKENDS = ["fbgemm", "x86", "onednn", "qnnpack"]

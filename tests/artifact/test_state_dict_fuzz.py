@@ -30,15 +30,15 @@ import pytest
 import safetensors.torch
 import torch
 from format_helpers import HOSTILE_KWARGS, TINY
+from qzoo.sharing.pretrained.convert import check_model, read_any
 from torch import Tensor, nn
 
 import qzoo
 from qzoo.artifact.format import Artifact, ModelInfo
-from qzoo.artifact.native import to_native
-from qzoo.artifact.pth import read_checkpoint
-from qzoo.artifact.published import from_checkpoint
-from qzoo.checkpoint import is_float_checkpoint, load_float
-from qzoo.convert import check_model, read_any
+from qzoo.importers.checkpoint import is_float_checkpoint, load_float
+from qzoo.importers.pth import read_checkpoint
+from qzoo.importers.published import from_checkpoint
+from qzoo.native.model import to_native
 
 NAME = "mobilenet_v2"
 DTYPES = (

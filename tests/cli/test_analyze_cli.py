@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from trained_cases import digits_model, imbalance
 
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import save
-from qzoo.checkpoint import save_float
 from qzoo.cli import main
 from qzoo.datasets.digits import Digits
+from qzoo.importers.checkpoint import save_float
+from qzoo.native.model import save
 from qzoo.quantize import ptq
 
 

@@ -32,7 +32,7 @@ INTERRUPTED = """
         ("click", ["--help"]),
         ("torch", ["list"]),
         ("qzoo.models.resnet", ["demo"]),
-        ("qzoo.benchmark", ["demo", "--json"]),
+        ("qzoo._core.timing", ["demo", "--json"]),
     ],
 )
 def test_while_it_starts(when: str, arguments: list[str]) -> None:

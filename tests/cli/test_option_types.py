@@ -6,8 +6,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from qzoo._core.option_types import Number, Whole
 from qzoo.cli import main
-from qzoo.option_types import Number, Whole
 
 OPTIONS = [
     (name, option)

@@ -14,9 +14,9 @@ from PIL import Image
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.checkpoint import save_float
 from qzoo.cli import main
 from qzoo.datasets import Digits
+from qzoo.importers.checkpoint import save_float
 from qzoo.quantize import ptq
 from qzoo.transforms import ImageClassification
 
@@ -76,10 +76,10 @@ def test_quantize_then_evaluate(checkpoint: Path, tmp_path: Path) -> None:
         == (row["float"]["top5"])
     )
     # The same numbers as by the library, and measured again as by the other command.
-    model = qzoo.checkpoint.load_float(checkpoint)
-    preset = ImageClassification.from_dict(qzoo.artifact.native.model_info(model).transforms)
+    model = qzoo.importers.checkpoint.load_float(checkpoint)
+    preset = ImageClassification.from_dict(qzoo.native.model.model_info(model).transforms)
     twin = ptq(model, Digits("train", preset), images=64, backend="x86", progress=False)
-    for name, tensor in qzoo.artifact.native.from_native(twin).tensors.items():
+    for name, tensor in qzoo.native.model.from_native(twin).tensors.items():
         assert torch.equal(tensor, artifact.tensors[name]), name
     code, text, _ = run("evaluate", out, "--data", "digits", "--json")
     again = json.loads(text)

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.cli import main
 from qzoo.cli.export import FORMATS
 from qzoo.export.openvino import export_openvino
+from qzoo.native.model import from_native
 from qzoo.transforms import ImageClassification
 
 MODEL = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")

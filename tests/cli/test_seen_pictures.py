@@ -22,15 +22,15 @@ from torchvision.datasets import ImageFolder
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import model_info
-from qzoo.checkpoint import load_float, save_float
+from qzoo.artifact.seen import Notes, file_sha256, noted
 from qzoo.cli import main
 from qzoo.datasets import Digits
 from qzoo.datasets.digits import digits_transforms
 from qzoo.errors import QuantizationWarning
+from qzoo.importers.checkpoint import load_float, save_float
+from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.recipes import Recipe
-from qzoo.seen import Notes, file_sha256, noted
 
 NAMES = ("eight", "one", "seven", "zero")
 SIZE = 32

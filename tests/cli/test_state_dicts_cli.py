@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
-from qzoo.artifact.native import model_info
 from qzoo.cli import main
+from qzoo.native.model import model_info
 
 NAME = "shufflenet_v2_x0_5"
 

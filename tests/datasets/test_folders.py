@@ -15,12 +15,12 @@ from trained_cases import digits_model
 
 from qzoo.analysis import analyze, compare
 from qzoo.artifact.format import ModelInfo
-from qzoo.artifact.native import model_info
 from qzoo.datasets import Digits
 from qzoo.datasets.holdout import hold_out
 from qzoo.datasets.sources import open_data
 from qzoo.errors import ArgumentError, DataWarning
-from qzoo.folders import halves, places_of, read_folder, same_names
+from qzoo.native.model import model_info
+from qzoo.pictures.folders import halves, places_of, read_folder, same_names
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.labelled import open_labelled

@@ -13,10 +13,10 @@ import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.export.aoti import export_aoti
 from qzoo.export.executorch import export_executorch
 from qzoo.export.torch_export import export_torch
+from qzoo.native.model import from_native
 from qzoo.reference import build_reference
 from qzoo.registry import list_models
 from qzoo.transforms import ImageClassification

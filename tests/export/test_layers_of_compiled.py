@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.datasets.digits import Digits, digits_transforms
+from qzoo.native.model import from_native
 from qzoo.reference import build_reference, differences, reference_outputs
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

@@ -16,9 +16,9 @@ import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
-from qzoo.artifact.native import from_native, to_native
 from qzoo.export.onnx import export_onnx, to_onnx
-from qzoo.export.onnx_compare import compare_onnx_layers
+from qzoo.export.onnx.compare import compare_onnx_layers
+from qzoo.native.model import from_native, to_native
 from qzoo.reference import ReferenceModel, build_reference, native_outputs
 from qzoo.transforms import ImageClassification
 

@@ -13,10 +13,10 @@ from zoo_cases import ENGINES, float_model, small_images
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import from_native, to_native
 from qzoo.export import executorch
-from qzoo.export._plan import make_plan
 from qzoo.export.onnx import to_onnx
+from qzoo.export.plan import make_plan
+from qzoo.native.model import from_native, to_native
 from qzoo.quantize import ptq, state
 from qzoo.reference import build_reference
 from qzoo.reference.biases import BIAS_MAX, widened, with_room_for_biases

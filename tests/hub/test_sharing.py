@@ -21,12 +21,13 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from qzoo.sharing.pretrained.model_card import make_card
 
 import qzoo
-from qzoo import ArgumentError, ArtifactError, DownloadError, UploadError, sharing
-from qzoo.artifact.native import from_native
-from qzoo.model_card import make_card
+from qzoo import ArgumentError, ArtifactError, DownloadError, UploadError
+from qzoo.native.model import from_native
 from qzoo.safe_text import printable
+from qzoo.sharing.pretrained import pretrained as sharing
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 PRESET = {

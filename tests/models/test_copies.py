@@ -16,7 +16,7 @@ import zoo_cases as zoo
 from torch import nn
 
 import qzoo
-from qzoo.artifact.native import from_native, model_info
+from qzoo.native.model import from_native, model_info
 
 NAMES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")
 
@@ -38,7 +38,7 @@ WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
 @pytest.mark.parametrize("name", NAMES)
 def test_copies_answer_to_the_bit(name: str, way: str) -> None:
     int8 = zoo.eager_ptq(zoo.float_model(name), zoo.small_images(name), zoo.ENGINES[0])
-    model = qzoo.artifact.native.to_native(from_native(int8, backend=zoo.ENGINES[0]))
+    model = qzoo.native.model.to_native(from_native(int8, backend=zoo.ENGINES[0]))
     images = zoo.small_images(name)
     with torch.no_grad(), zoo.quiet():
         expected = model(images)

@@ -122,4 +122,4 @@ def test_int8_model_scripts_traces_and_copies(name: str) -> None:
     assert torch.equal(scripted, expected)
     assert torch.equal(traced, expected)
     assert torch.jit.is_scripting() is False
-    assert qzoo.artifact.native.model_info(twin) == qzoo.artifact.native.model_info(model)
+    assert qzoo.native.model.model_info(twin) == qzoo.native.model.model_info(model)

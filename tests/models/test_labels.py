@@ -19,9 +19,9 @@ from torchvision import transforms as T
 from torchvision.models import ResNet50_Weights
 
 import qzoo
-from qzoo.checkpoint import load_float, save_float
 from qzoo.classify import classify
 from qzoo.errors import QuantizationWarning
+from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.quantize import ptq, qat, tune
 from qzoo.transforms import ImageClassification
 

@@ -22,10 +22,10 @@ from torch import nn
 from zoo_cases import BUILDERS, ENGINES, engine, small_images, uncalibrated
 
 import qzoo
-from qzoo import _torch_ao
-from qzoo._process import quiet, undisturbed
-from qzoo.benchmark import torch_threads
-from qzoo.optional import require
+from qzoo._core.optional import require
+from qzoo._core.process import quiet, undisturbed
+from qzoo._core.timing import torch_threads
+from qzoo.native import eager
 from qzoo.runtimes.torch_native import TorchModel
 
 OTHER_ENGINE = next((e for e in ENGINES if e != torch.backends.quantized.engine), ENGINES[0])
@@ -110,7 +110,7 @@ def test_failures_restore_the_engine(untouched: Callable[[], None], tmp_path: Pa
     artifact = qzoo.Artifact.read(path)
     del artifact.layers["layer1.0.conv1"]
     with pytest.raises(qzoo.ArtifactError):
-        qzoo.artifact.native.to_native(artifact, OTHER_ENGINE)
+        qzoo.native.model.to_native(artifact, OTHER_ENGINE)
     untouched()
     with pytest.raises(qzoo.QzooError):
         uncalibrated("resnet18", no_such_keyword=1)
@@ -171,14 +171,14 @@ def runs_while_another_thread_packs(
     Returns what the call gave, and the engines that the process had meanwhile.
     """
     packing, over, seen = threading.Event(), threading.Event(), set()
-    build = _torch_ao.build_native
+    build = eager.build_native
 
     def slow(*args: Any) -> nn.Module:
         packing.set()
         over.wait(10)
         return build(*args)
 
-    patch.setattr(_torch_ao, "build_native", slow)
+    patch.setattr(eager, "build_native", slow)
     loader = threading.Thread(target=qzoo.load, args=(path,))
 
     def start(*_: Any) -> None:
@@ -216,7 +216,7 @@ def test_loading_in_another_thread_leaves_a_running_model_its_engine(
         if how == "copied":
             model = copy.deepcopy(model)
         elif how == "compiled":
-            compiled = TorchModel(qzoo.artifact.native.from_native(model), engine=own)
+            compiled = TorchModel(qzoo.native.model.from_native(model), engine=own)
             model = compiled.model
         call = (lambda: compiled(images)) if how == "compiled" else (lambda: model(images))
         with torch.no_grad():
@@ -322,7 +322,7 @@ def test_concurrent_calls_of_compiled_models_leave_the_number_of_threads(
     untouched: Callable[[], None],
 ) -> None:
     before = number_of_new_threads()
-    artifact = qzoo.artifact.native.from_native(uncalibrated("shufflenet_v2_x0_5"))
+    artifact = qzoo.native.model.from_native(uncalibrated("shufflenet_v2_x0_5"))
     images = small_images("shufflenet_v2_x0_5")
     models = [TorchModel(artifact, threads=n, engine=ENGINES[0]) for n in (3, 2)]
     threads = [
@@ -397,7 +397,7 @@ FIRST_USE = """
 import logging, random, sys, warnings
 import numpy, torch
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 
 def state():

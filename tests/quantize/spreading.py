@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 from qzoo.quantize import OBSERVERS, make_observer
 from qzoo.quantize.ranks import all_reduce_ranges, spread_calibration
 

@@ -10,7 +10,7 @@ import zoo_cases as zoo
 from torch import Tensor, nn
 
 from qzoo.quantize import qat
-from qzoo.quantize.fake_quantize import (
+from qzoo.quantize.qat.fake_quantize import (
     learned_round_output,
     learned_round_weight,
     round_average,

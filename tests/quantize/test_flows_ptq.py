@@ -19,7 +19,7 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qzoo
-from qzoo.artifact.native import from_native, model_info
+from qzoo.native.model import from_native, model_info
 from qzoo.quantize import ptq
 
 ENGINE = "onednn" if "onednn" in zoo.ENGINES else zoo.ENGINES[0]

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
-import qzoo.quantize.adaround as adaround
+import qzoo.quantize.steps.adaround as adaround
 from qzoo.backends import get_backend
-from qzoo.quantize.adaround import _moments, descend, round_adaptively
-from qzoo.quantize.bias_correction import correct_biases
-from qzoo.quantize.calibrate import calibrate, choose_weight_scales
 from qzoo.quantize.data import open_calibration
-from qzoo.quantize.layerwise import Site, walk
-from qzoo.quantize.shared_ranges import share_ranges
 from qzoo.quantize.state import Quantization
+from qzoo.quantize.steps.adaround import _moments, descend, round_adaptively
+from qzoo.quantize.steps.bias_correction import correct_biases
+from qzoo.quantize.steps.calibrate import calibrate, choose_weight_scales
+from qzoo.quantize.steps.layerwise import Site, walk
+from qzoo.quantize.steps.shared_ranges import share_ranges
 from qzoo.reference import build_reference, reference_outputs
 
 MODELS = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]

@@ -19,8 +19,8 @@ from torchvision.datasets import ImageFolder
 from zoo_cases import float_model, small_images
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.errors import ArgumentError, ArtifactError, ImageError, QuantizationWarning
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 from qzoo.transforms import ImageClassification
 

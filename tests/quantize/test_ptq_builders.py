@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from zoo_cases import BUILDERS, WITH_AUX, float_model, small_images
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.backends import default_backend, get_backend
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 
 #: Least power of what tells the images' logits apart over that of the int8 model's error, in dB. A

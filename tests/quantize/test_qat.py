@@ -13,9 +13,9 @@ import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.datasets import Digits
-from qzoo.evaluate import evaluate
+from qzoo.datasets.evaluate import evaluate
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq, qat
 from qzoo.reference import build_reference
 

@@ -13,7 +13,7 @@ import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq, qat
 
 SMALL = "shufflenet_v2_x0_5"

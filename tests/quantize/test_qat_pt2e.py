@@ -11,7 +11,7 @@ import zoo_cases as zoo
 from torch import nn
 
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 from qzoo.quantize import qat
 
 pytest.importorskip("torchao", reason="the pt2e extra is not installed")

@@ -11,8 +11,8 @@ from zoo_cases import float_model, small_images
 
 import qzoo
 from qzoo import backends
-from qzoo.artifact.native import from_native
 from qzoo.errors import ArgumentError
+from qzoo.native.model import from_native
 from qzoo.quantize import RECIPES, Recipe, ptq, qat
 from qzoo.runtimes import onnxruntime
 

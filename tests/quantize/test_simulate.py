@@ -8,11 +8,11 @@ import pytest
 import torch
 from zoo_cases import float_model, small_images
 
-from qzoo.artifact.native import from_native
 from qzoo.errors import ArgumentError
+from qzoo.native.model import from_native
 from qzoo.quantize import measure_sensitivity, ptq
-from qzoo.quantize.damage import DamageMeter
-from qzoo.quantize.replay import simulate
+from qzoo.quantize.mixed.damage import DamageMeter
+from qzoo.quantize.mixed.replay import simulate
 from qzoo.quantize.simulate import FLOAT
 
 NAMES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet")

@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import TensorDataset
 from zoo_cases import float_model, small_images
 
-from qzoo.artifact.native import model_info
 from qzoo.cli.tune import missed
-from qzoo.evaluate import points
+from qzoo.datasets.evaluate import points
+from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.labelled import open_labelled

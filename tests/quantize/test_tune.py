@@ -16,13 +16,13 @@ from trained_cases import PAIRS, digits, digits_model, imbalance
 from zoo_cases import float_model, small_images
 
 import qzoo
-from qzoo.artifact.native import from_native
+from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import evaluate
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq, tune
+from qzoo.quantize.mixed.replay import simulate
+from qzoo.quantize.mixed.tune import with_float
 from qzoo.quantize.recipes import Recipe
-from qzoo.quantize.replay import simulate
-from qzoo.quantize.tune import with_float
 
 PLANTED = {name for pair in PAIRS for name in pair}
 
@@ -89,7 +89,7 @@ def test_a_budget_in_between_stops_early_with_the_best_of_its_trace(broken, opti
     """A clock of its own advances by ten seconds at every look, so that the search is cut short."""
     clock = SimpleNamespace(monotonic=itertools.count(0, 10).__next__)
     # The function of that name hides the module from attribute access.
-    monkeypatch.setattr(sys.modules["qzoo.quantize.tune"], "time", clock)
+    monkeypatch.setattr(sys.modules["qzoo.quantize.mixed.tune"], "time", clock)
     few = {**options, "test_data": digits("test", broken, 64)}
     tuned = tune(broken, max_drop=0.0, time_budget=200, sensitivity_images=4, **few)
     assert 1 < len(tuned.trace) < 8 and "time budget" in tuned.stopped
@@ -136,7 +136,7 @@ def test_a_budget_that_the_search_uses_up_returns_what_it_found(broken, biased, 
     late = [0.0]
     real = time.monotonic
     clock = SimpleNamespace(monotonic=lambda: real() + late[0])
-    module = sys.modules["qzoo.quantize.tune"]
+    module = sys.modules["qzoo.quantize.mixed.tune"]
     monkeypatch.setattr(module, "time", clock)
     search = module._Search.run
 

@@ -10,9 +10,9 @@ import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.artifact.native import to_native
+from qzoo.importers.pt2e import from_pt2e
+from qzoo.native.model import to_native
 from qzoo.reference import build_reference
-from qzoo.reference.pt2e import from_pt2e
 from qzoo.registry import list_models
 
 flow = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")

@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx import graph_module
 
 import qzoo
-from qzoo.artifact.native import from_native, to_native
+from qzoo.native.model import from_native, to_native
 from qzoo.reference import ReferenceModel, build_reference, compare_layers
 from qzoo.reference.ops import DEQUANTIZE, QUANTIZE, Grid, fake_quantize
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from qzoo.checkpoint import load_float
+from qzoo.importers.checkpoint import load_float
 
 SCRIPTS = Path(__file__).parent.parent.parent / "references"
 MODEL = "shufflenet_v2_x0_5"

@@ -11,9 +11,9 @@ from calling import call, fail, rows, succeed
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.checkpoint import save_float
 from qzoo.datasets import Digits
-from qzoo.evaluate import evaluate
+from qzoo.datasets.evaluate import evaluate
+from qzoo.importers.checkpoint import save_float
 from qzoo.quantize import qat
 from qzoo.transforms import ImageClassification
 

@@ -92,7 +92,7 @@ def test_train_writes_weights_checkpoint_and_log(
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert 0 < float(rows[1]["loss"]) < float(rows[0]["loss"])
     model = scripts["engine"].load_float(trained / "model.safetensors")
-    info = qzoo.artifact.native.model_info(model)
+    info = qzoo.native.model.model_info(model)
     assert not model.training
     assert info.classes == [str(d) for d in range(10)]
     assert info.transforms is not None

@@ -18,14 +18,14 @@ from click.testing import CliRunner, Result
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import model_info
-from qzoo.checkpoint import load_float, save_float
 from qzoo.cli import main
 from qzoo.datasets import Digits
+from qzoo.datasets.evaluate import Metrics
 from qzoo.datasets.holdout import check_pictures, hold_out
 from qzoo.datasets.sources import open_data
 from qzoo.errors import ArgumentError
-from qzoo.evaluate import Metrics
+from qzoo.importers.checkpoint import load_float, save_float
+from qzoo.native.model import model_info
 from qzoo.training import Finished
 
 TINY = [

@@ -18,7 +18,7 @@ import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
-from qzoo.artifact.native import from_native, to_native
+from qzoo.native.model import from_native, to_native
 from qzoo.reference import build_reference
 from qzoo.runtimes.torch_native import TorchModel
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import qzoo
-from qzoo.artifact import native
-from qzoo.artifact.native import from_native
+from qzoo.native import model as native
+from qzoo.native.model import from_native
 from qzoo.runtimes import api, choice, measure, torch_native
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 from qzoo.reference import build_reference
 from qzoo.registry import list_models
 
 pytest.importorskip("executorch")
 
 from qzoo.export import executorch as export
-from qzoo.export._plan import make_plan
 from qzoo.export._xnnpack import to_xnnpack
+from qzoo.export.plan import make_plan
 from qzoo.runtimes.executorch import ExecutorchModel
 
 PIXELS = 64

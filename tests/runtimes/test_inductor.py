@@ -15,10 +15,10 @@ from torch import Tensor
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.native import from_native, to_native
 from qzoo.datasets import Digits
-from qzoo.export._plan import make_plan
 from qzoo.export.aoti import compile_package
+from qzoo.export.plan import make_plan
+from qzoo.native.model import from_native, to_native
 from qzoo.registry import list_models
 from qzoo.runtimes.inductor import InductorModel
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from zoo_cases import quiet
 
 import qzoo
-from qzoo.artifact.native import from_native, to_native
-from qzoo.benchmark import torch_threads
-from qzoo.export._plan import make_plan
+from qzoo._core.timing import torch_threads
 from qzoo.export.aoti import compile_package
 from qzoo.export.onnx import to_onnx
-from qzoo.export.onnx_compare import compare_onnx_layers
+from qzoo.export.onnx.compare import compare_onnx_layers
+from qzoo.export.plan import make_plan
 from qzoo.export.torch_export import export_torch
+from qzoo.native.model import from_native, to_native
 from qzoo.reference import build_reference, compare_layers, native_outputs
 from qzoo.runtimes.base import CompiledModel
 from qzoo.runtimes.choice import choice_key

@@ -22,9 +22,9 @@ from zoo_cases import (
 )
 
 import qzoo
-from qzoo.artifact.native import from_native
 from qzoo.export.onnx import to_onnx
-from qzoo.images import load_image
+from qzoo.native.model import from_native
+from qzoo.pictures.images import load_image
 from qzoo.reference import build_reference
 from qzoo.runtimes import CompiledModel, openvino
 from qzoo.runtimes.footprint import footprint

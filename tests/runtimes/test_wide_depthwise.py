@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import qzoo
-from qzoo.artifact.native import from_native, has_wide_depthwise, to_native
 from qzoo.backends import SATURATING_ENGINES, available_engines
 from qzoo.errors import BackendWarning
+from qzoo.native.model import from_native, has_wide_depthwise, to_native
 from qzoo.reference import build_reference, compare_layers
 
 BOTH = {"onednn", "x86"} <= set(available_engines())

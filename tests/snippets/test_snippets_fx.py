@@ -23,7 +23,7 @@ from torch.ao.quantization import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from qzoo import resnet18
-from qzoo.artifact.native import from_native
+from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 
 

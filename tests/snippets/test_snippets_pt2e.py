@@ -18,8 +18,8 @@ from torch import nn
 
 import qzoo
 from qzoo import mobilenet_v2, resnet18
-from qzoo.artifact.native import to_native
-from qzoo.reference.pt2e import from_pt2e
+from qzoo.importers.pt2e import from_pt2e
+from qzoo.native.model import to_native
 
 pytest.importorskip("torchao", reason="the pt2e extra is not installed")
 from torchao.quantization import pt2e

@@ -11,15 +11,15 @@ import snippet_cases as cases
 import torch
 import trained_cases as trained
 import zoo_cases as zoo
+from qzoo.sharing.pretrained.convert import convert_checkpoint
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
 import qzoo
 import qzoo as models  # the tutorial's `import torchvision.models.quantization as models`
 from qzoo import ShuffleNet_V2_X0_5_QuantizedWeights, shufflenet_v2_x0_5
-from qzoo.artifact.native import from_native
-from qzoo.convert import convert_checkpoint
 from qzoo.datasets.digits import Digits
+from qzoo.native.model import from_native
 
 
 @pytest.mark.parametrize("index", [3, 77, 400])
@@ -101,7 +101,7 @@ def test_post_training_quantize_of_the_script(tmp_path: Path) -> None:
             assert torch.equal(again(images), wanted)
     artifact = convert_checkpoint(saved, model="shufflenet_v2_x0_5", backend="x86")
     with torch.no_grad():
-        assert torch.equal(qzoo.artifact.native.to_native(artifact)(images), wanted)
+        assert torch.equal(qzoo.native.model.to_native(artifact)(images), wanted)
 
 
 def test_qat_of_the_script(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_qat_of_the_script(tmp_path: Path) -> None:
             tmp_path / "checkpoint.pth", model="shufflenet_v2_x0_5", backend="x86", part=part
         )
         with torch.no_grad():
-            assert torch.equal(qzoo.artifact.native.to_native(artifact)(images), wanted)
+            assert torch.equal(qzoo.native.model.to_native(artifact)(images), wanted)
 
 
 # What follows is "Quantized Transfer Learning for Computer Vision", which PyTorch has deleted:

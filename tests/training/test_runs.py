@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from qzoo.artifact.format import Artifact
-from qzoo.checkpoint import load_float
 from qzoo.cli import main
 from qzoo.errors import ArgumentError
+from qzoo.importers.checkpoint import load_float
 from qzoo.training import Ranks, check_run, find_run, new_folder, open_run, transfer
 from qzoo.training.runs import clear
 

@@ -1,0 +1,218 @@
+"""What the exports that go through torch.export share: their arguments, graph, and metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .._core.process import undisturbed
+from ..artifact.format import Artifact
+from ..errors import ArgumentError
+from ..metadata import read_metadata
+from ..models.picture_size import picture_size
+from ..native.model import from_native, package_versions
+from ..reference import ReferenceModel, build_reference
+from ..weights import class_names
+
+aten = torch.ops.aten
+
+#: Larger batches than this are refused by files that take any batch size; torch.export wants a
+#: bound, and sizes beyond it would overflow 32-bit offsets.
+MAX_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to export.
+
+    Attributes:
+        artifact: The model's numbers.
+        size: Height and width of the pictures, in pixels.
+        batch_size: The only batch size that the file takes, or None for any up to `MAX_BATCH`.
+        preprocess: Whether the graph takes uint8 [N, H, W, 3] pictures and normalizes them itself,
+            instead of normalized float32 [N, 3, H, W].
+    """
+
+    artifact: Artifact
+    size: tuple[int, int]
+    batch_size: int | None
+    preprocess: bool
+
+    def graph(self, **options: Any) -> ReferenceModel:
+        """Returns the reference model, with the preprocessing in front if asked for.
+
+        Args:
+            **options: Keywords of `build_reference`.
+        """
+        reference = build_reference(self.artifact, **options)
+        if self.preprocess:
+            _prepend_preprocessing(reference)
+        return reference
+
+    def images(self, batch: int | None = None) -> Tensor:
+        """Returns blank pictures as the exported graph takes them.
+
+        Args:
+            batch: How many; None takes the fixed number, or 2 where any is allowed, because
+                torch.export would take a single one for a constant.
+        """
+        batch = batch or self.batch_size or 2
+        if self.preprocess:
+            return torch.zeros(batch, *self.size, 3, dtype=torch.uint8, device="cpu")
+        return torch.zeros(batch, 3, *self.size, dtype=torch.float32, device="cpu")
+
+    def export(self, module: nn.Module) -> Any:
+        """Returns `torch.export`'s program of a module that takes `images`."""
+        shapes = None
+        if self.batch_size is None:
+            shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
+        with torch.no_grad(), undisturbed():
+            return torch.export.export(module, (self.images(),), dynamic_shapes=shapes)
+
+    def metadata(self, **more: Any) -> dict[str, Any]:
+        """Returns what the file should say about itself, JSON values."""
+        info = self.artifact.info
+        return {
+            "producer": "qzoo",
+            "architecture": info.architecture,
+            "builder_kwargs": info.builder_kwargs,
+            "backend": info.backend,
+            "classes": class_names(info.classes),
+            "transforms": info.transforms,
+            "recipe": info.recipe,
+            "metrics": info.metrics,
+            "kept_in_float": self.artifact.float_layers,
+            "input": {
+                "dtype": "uint8" if self.preprocess else "float32",
+                "layout": "NHWC" if self.preprocess else "NCHW",
+                "batch_size": self.batch_size,
+                "height": self.size[0],
+                "width": self.size[1],
+                "preprocessing_inside": self.preprocess,
+            },
+            "made_with": self.artifact.versions,
+            "exported_with": package_versions(),
+            **more,
+        }
+
+    def metadata_json(self, **more: Any) -> str:
+        """Returns `metadata` as JSON text."""
+        return json.dumps(self.metadata(**more), ensure_ascii=False)
+
+
+def make_plan(
+    model: nn.Module | Artifact,
+    batch_size: int | None = None,
+    input_size: int | Sequence[int] | None = None,
+    preprocess: bool = False,
+) -> Plan:
+    """Checks the arguments that all exports share.
+
+    Args:
+        model: An artifact, a native int8 model, or a reference model.
+        batch_size: The only batch size to take; None for any.
+        input_size: Height and width of the pictures in pixels, or one number for both; None takes
+            what the model was made for.
+        preprocess: Whether to put the normalization into the graph.
+
+    Raises:
+        ArgumentError: Sizes below what the model takes, or preprocessing of a model that carries
+            no transforms.
+        ArtifactError: The model is not an int8 model of the zoo.
+    """
+    if isinstance(model, ReferenceModel):
+        model = model.artifact
+    artifact = model if isinstance(model, Artifact) else from_native(model)
+    if batch_size is not None and not (type(batch_size) is int and 1 <= batch_size <= MAX_BATCH):
+        raise ArgumentError(
+            f"batch_size must be a whole number from 1 to {MAX_BATCH} or None, not {batch_size!r}."
+        )
+    if preprocess and artifact.info.transforms is None:
+        raise ArgumentError(
+            "This model carries no transforms, so its preprocessing cannot go into the file: save "
+            "it with transforms={...}, or export with preprocess=False."
+        )
+    return Plan(artifact, _size(artifact, input_size), batch_size, preprocess)
+
+
+def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, int]:
+    height, width = picture_size(artifact, given)
+    least = read_metadata(artifact.info.architecture)["min_size"]
+    if height < least[0] or width < least[1]:
+        raise ArgumentError(
+            f"{artifact.info.architecture} takes pictures of at least {least[0]}x{least[1]} "
+            f"pixels, not {height}x{width}."
+        )
+    return (height, width)
+
+
+def output_path(path: Any, suffix: str) -> Path:
+    """Checks where a file is to go, before the work that it takes to make it.
+
+    Raises:
+        ArgumentError: The folder does not exist, or the name has another ending.
+    """
+    path = Path(path)
+    if path.suffix != suffix:
+        raise ArgumentError(f"The file must end in {suffix}, which {path.name!r} does not.")
+    if not path.parent.is_dir():
+        raise ArgumentError(f"Cannot write {path}: the folder {path.parent} does not exist.")
+    return path
+
+
+def _prepend_preprocessing(reference: ReferenceModel) -> None:
+    """Puts [N, H, W, 3] uint8 to normalized [N, 3, H, W] float32 in front of a graph, in place."""
+    transforms = reference.artifact.info.transforms
+    assert transforms is not None
+    std = torch.tensor(transforms["std"], dtype=torch.float64, device="cpu")
+    mean = torch.tensor(transforms["mean"], dtype=torch.float64, device="cpu")
+    buffers = {"pixel_gain": 1 / (255 * std), "pixel_offset": -mean / std}
+    for name, values in buffers.items():
+        reference.register_buffer(name, values.float().reshape(1, 3, 1, 1), persistent=False)
+    graph = reference.graph
+    pixels = next(iter(graph.nodes))
+    users = list(pixels.users)
+    with graph.inserting_after(pixels):
+        planes = graph.call_function(aten.permute.default, (pixels, [0, 3, 1, 2]))
+    with graph.inserting_after(planes):
+        real = graph.call_function(aten.to.dtype, (planes, torch.float32))
+    with graph.inserting_after(real):
+        gain = graph.get_attr("pixel_gain")
+    with graph.inserting_after(gain):
+        scaled = graph.call_function(aten.mul.Tensor, (real, gain))
+    with graph.inserting_after(scaled):
+        offset = graph.get_attr("pixel_offset")
+    with graph.inserting_after(offset):
+        x = graph.call_function(aten.add.Tensor, (scaled, offset))
+    for node in (planes, real, gain, scaled, offset, x):
+        node.meta["grid"] = None
+    for user in users:
+        user.replace_input_with(pixels, x)
+    reference.recompile()
+
+
+def layer_of(weight: Any) -> str:
+    """Returns the name of the layer whose dequantized weight a node of a reference graph is."""
+    return str(weight.args[0].target).removesuffix(".weight")
+
+
+def node_shapes(reference: ReferenceModel, images: Tensor) -> dict[Any, list[int]]:
+    """Returns the shape of every tensor in a graph, by node."""
+    shapes: dict[Any, list[int]] = {}
+
+    class Shapes(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            if isinstance(result, Tensor):
+                shapes[n] = list(result.shape)
+            return result
+
+    with torch.no_grad():
+        Shapes(reference).run(images)
+    return shapes

@@ -1,0 +1,207 @@
+"""From a state dict, as torchvision publishes or users save it, to an artifact.
+
+Two kinds are read: the int8 state dict of a converted model, and the float state dict of a model
+prepared for QAT (torchvision's MobileNetV3 file is one). Both arrive as plain integers and floats
+from the safe reader; no quantized dtype, tensor or op of PyTorch is used on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._core.files import File
+from ..artifact.format import Artifact, ModelInfo
+from ..artifact.layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
+from ..backends import get_backend
+from ..errors import ArtifactError
+from ..models.plan import plan
+from ..native.model import package_versions
+from ..registry import Entry, get_entry
+from .names import classes_of, unwrapped, warn_of_others
+from .pth import Checkpoint, QuantizedArray, read_checkpoint
+from .qat_state import QatState
+
+
+def read_published(path: str | os.PathLike[str] | File, weights: Any) -> Artifact:
+    """Reads the published .pth file of a weights member into an artifact.
+
+    Args:
+        path: The file, already verified, or the file itself where it is open already.
+        weights: The member of a `QuantizedWeightsEnum` whose file it is.
+
+    Raises:
+        ArtifactError: The file is damaged, hostile, or not for this architecture.
+    """
+    meta = weights.meta
+    info = ModelInfo(
+        meta["architecture"],
+        dict(meta["builder_kwargs"]),
+        meta["backend"],
+        classes="imagenet-1k",
+        transforms=weights.transforms().to_dict(),
+        recipe={"method": meta["method"], "url": meta["recipe"], "weights": repr(weights)},
+        metrics=meta["_metrics"],
+    )
+    return from_checkpoint(read_checkpoint(path), info, consume=True)
+
+
+def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = False) -> Artifact:
+    """Makes an artifact of a state dict.
+
+    Args:
+        checkpoint: What the safe reader found.
+        info: What the model is. A missing `num_classes` is taken from the classifier; a missing
+            backend from the weights (per channel: fbgemm, per tensor: qnnpack).
+        consume: Whether to empty `checkpoint.entries` on the way, so that each weight is in memory
+            once and not twice.
+
+    Raises:
+        ArtifactError: An entry is missing, superfluous, of the wrong kind, or of another shape
+            than the architecture's.
+        ArgumentError: The builder arguments in `info` do not build the architecture.
+        UnknownNameError: An unknown architecture or backend.
+    """
+    entry = get_entry(info.architecture)
+    if info.backend is not None:
+        get_backend(info.backend)
+    warn_of_others(checkpoint.entries)
+    entries = without_aux(entry, unwrapped(checkpoint.entries))
+    if consume:
+        checkpoint.entries.clear()
+    kwargs = {**info.builder_kwargs, **({"aux_logits": False} if entry.aux else {})}
+    fused, layers = plan(entry, kwargs)
+    head = [name for name, layer in layers.items() if layer.op == "linear"][-1]
+    if "num_classes" not in kwargs and (classes := classes_of(entries, head)) != 1000:
+        kwargs["num_classes"] = classes
+        fused, layers = plan(entry, kwargs)
+    qat = QatState.find(entries)
+    backend = info.backend or _guess_backend(entries, qat)
+    if qat is not None:
+        qat.use_eps(_batch_norm_eps(entry, kwargs))
+    reader = qat or _Int8State(entries)
+    found: dict[str, Layer] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        if layer.op in BARE_OPS:
+            found[name] = layer
+            continue
+        scale, zero_point = reader.output_range(name, backend)
+        found[name] = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
+        found[name].check(name)
+        if layer.op in ("conv2d", "linear"):
+            values, scales, zero_points, bias = reader.weight(
+                name, layer.op, _weight_shape(fused, name)
+            )
+            tensors |= weight_tensors(name, values, scales, zero_points, bias)
+    reader.check_all_used()
+    known = dataclasses.replace(info, builder_kwargs=kwargs, backend=backend)
+    return Artifact(known, found, tensors, package_versions())
+
+
+class _Int8State:
+    """Reads a converted model's state dict, taking out entry by entry."""
+
+    def __init__(self, entries: dict[str, Any]) -> None:
+        self._entries = entries
+
+    def output_range(self, name: str, backend: str) -> tuple[float, int]:
+        scale = float(self._number(f"{name}.scale"))
+        zero_point = float(self._number(f"{name}.zero_point"))
+        if not zero_point.is_integer():
+            raise ArtifactError(f"The zero point of layer {name!r} is {zero_point}, no integer.")
+        return scale, int(zero_point)
+
+    def weight(
+        self, name: str, op: str, shape: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        weight, bias = self._packed_linear(name) if op == "linear" else self._pair(name)
+        if not isinstance(weight, QuantizedArray) or weight.values.dtype != torch.int8:
+            raise ArtifactError(
+                f"The weight of layer {name!r} is not an int8 tensor: this is not the state dict "
+                "of a converted model."
+            )
+        check_weight_shape(name, weight.values, shape)
+        if weight.axis not in (None, 0):
+            raise ArtifactError(f"The weight of layer {name!r} has scales along another axis.")
+        if bias is not None and not (isinstance(bias, Tensor) and bias.is_floating_point()):
+            raise ArtifactError(f"The bias of layer {name!r} is not a float tensor.")
+        return weight.values, weight.scale, weight.zero_point, bias
+
+    def check_all_used(self) -> None:
+        if extra := list(self._entries):
+            raise ArtifactError(
+                f"The checkpoint has {len(extra)} entries that this architecture lacks, such as "
+                f"{extra[0][:100]!r}: it is for another architecture or other builder arguments."
+            )
+
+    def _packed_linear(self, name: str) -> tuple[Any, Any]:
+        """Finds a linear layer's parameters as versions 1, 2 and 3 of its format store them."""
+        inner = f"{name}._packed_params"
+        dtype = self._entries.pop(f"{inner}.dtype", "torch.qint8")
+        if dtype != "torch.qint8":
+            raise ArtifactError(f"Layer {name!r} stores {str(dtype)[:40]} weights, not int8 ones.")
+        packed = self._entries.pop(f"{inner}._packed_params", None)
+        if packed is not None:
+            if not isinstance(packed, tuple) or len(packed) != 2:
+                raise ArtifactError(f"Layer {name!r} has packed parameters of an unknown form.")
+            return packed
+        return self._pair(inner) if f"{inner}.weight" in self._entries else self._pair(name)
+
+    def _pair(self, name: str) -> tuple[Any, Any]:
+        if f"{name}.weight" not in self._entries:
+            raise ArtifactError(_missing(f"{name}.weight"))
+        return self._entries.pop(f"{name}.weight"), self._entries.pop(f"{name}.bias", None)
+
+    def _number(self, key: str) -> float:
+        if key not in self._entries:
+            raise ArtifactError(_missing(key))
+        value = self._entries.pop(key)
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+            return value.item()
+        if isinstance(value, (int, float)):
+            return value
+        raise ArtifactError(f"The entry {key!r} of the checkpoint is not a single number.")
+
+
+def _missing(key: str) -> str:
+    return (
+        f"The checkpoint lacks {key!r}: it is incomplete, of another architecture, or the float "
+        "state dict of a model that was never converted or prepared for QAT."
+    )
+
+
+def _weight_shape(fused: Any, name: str) -> tuple[int, ...]:
+    from ..native import eager
+
+    return tuple(eager.float_weights(fused, name)[0].shape)
+
+
+def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the epsilon of the batch norm that directly follows each layer, by layer name."""
+    eps, previous = {}, ""
+    for name, module in entry.skeleton(kwargs).named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            eps[previous] = module.eps
+        elif isinstance(module, nn.Conv2d):
+            previous = name
+    return eps
+
+
+def without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops auxiliary classifiers, which help in training from scratch only."""
+    aux = tuple(f"{name}." for name in entry.aux)
+    return {k: v for k, v in entries.items() if not k.startswith(aux)}
+
+
+def _guess_backend(entries: Mapping[str, Any], qat: QatState | None) -> str:
+    if qat is not None:
+        return qat.guess_backend()
+    arrays = (v[0] if isinstance(v, tuple) and v else v for v in entries.values())
+    per_channel = any(isinstance(v, QuantizedArray) and v.axis is not None for v in arrays)
+    return "fbgemm" if per_channel else "qnnpack"

@@ -1,0 +1,43 @@
+"""How large the pictures are that a stored model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..artifact.format import Artifact, ModelInfo
+from ..errors import ArgumentError
+from ..registry import get_entry
+
+
+def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -> tuple[int, int]:
+    """Returns height and width, in pixels, of the pictures that a model is to be ready for.
+
+    Args:
+        artifact: The model.
+        given: What the user wants, height and width or one number for both. None takes what the
+            model's transforms give or, where it carries none, those of torchvision's weights.
+
+    Raises:
+        ArgumentError: Sizes that are none.
+    """
+    if given is not None:
+        pair = [given, given] if isinstance(given, int) else list(given)
+        if len(pair) != 2 or not all(type(v) is int and v > 0 for v in pair):
+            raise ArgumentError(
+                f"input_size must be a height and width in pixels or one number, not {given!r}."
+            )
+        return (pair[0], pair[1])
+    side = usual_size(artifact.info)
+    return (side, side)
+
+
+def usual_size(info: ModelInfo) -> int:
+    """Returns height and width, in pixels, that a model's own transforms crop pictures to.
+
+    Args:
+        info: The model; where it carries no transforms, those of torchvision's weights count.
+    """
+    if info.transforms is not None:
+        return int(info.transforms["crop_size"])
+    published = get_entry(info.architecture).float_weights["DEFAULT"]
+    return int(published.transforms.keywords["crop_size"])

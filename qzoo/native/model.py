@@ -1,0 +1,294 @@
+"""The two ways between an artifact and a native int8 model, and `save` and `load` on top."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import os
+import platform
+import warnings
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from .._version import __version__
+from ..artifact.folders import int8_file
+from ..artifact.format import Artifact, ModelInfo
+from ..artifact.layers import Layer
+from ..artifact.qnnpack_sums import check_sums
+from ..backends import (
+    BACKENDS,
+    SATURATING_ENGINES,
+    available_engines,
+    default_backend,
+    get_backend,
+    quantized_engine,
+    run_engine,
+)
+from ..errors import ArgumentError, ArtifactError, BackendWarning, UnknownNameError
+from ..registry import get_entry
+from . import eager
+
+_INFO = "_qzoo_info"
+#: The engine that a native model's weights are packed for, which packed weights do not say.
+_ENGINE = "_qzoo_engine"
+
+
+def attach_info(model: nn.Module, info: ModelInfo) -> nn.Module:
+    """Writes on a model what it is; `model_info` reads it. Returns the model."""
+    setattr(model, _INFO, info)
+    return model
+
+
+def model_info(model: nn.Module) -> ModelInfo:
+    """Returns what a model of the zoo is.
+
+    Raises:
+        ArtifactError: The model does not come from one of qzoo's builders.
+    """
+    info = getattr(model, _INFO, None)
+    if not isinstance(info, ModelInfo):
+        raise ArtifactError(
+            f"This {type(model).__name__} was not made by one of qzoo's builders, so its "
+            "architecture is unknown: build it with qzoo (same names and keywords as torchvision) "
+            "and load your state_dict into it."
+        )
+    return info
+
+
+def package_versions() -> dict[str, str]:
+    """Returns the versions of qzoo, torch, torchvision and Python that run here."""
+    return {
+        "qzoo": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def to_native(artifact: Artifact, backend: str | None = None, consume: bool = False) -> nn.Module:
+    """Builds the native int8 model of an artifact: no float weights, no forward pass.
+
+    Args:
+        artifact: The stored model.
+        backend: Whose engine runs it; None takes the artifact's own backend. The numbers stay
+            those of the artifact.
+        consume: Whether to empty `artifact.tensors` on the way, so that each weight is in memory
+            once and not twice.
+
+    Returns:
+        The model in eval mode, for CPU tensors: float32 [N, 3, H, W] in, float32 logits out.
+
+    Raises:
+        ArtifactError: The artifact does not fit its architecture.
+        UnknownNameError: An unknown backend.
+    """
+    if backend is not None:
+        get_backend(backend)
+    info = artifact.info
+    skeleton = _skeleton(info)
+    wide = has_wide_depthwise(artifact)
+    if wide and backend in SATURATING_ENGINES:
+        warnings.warn(
+            f"The depthwise convolutions of the engine {backend} cut large sums of 8-bit "
+            f"activations off, which can change answers: leave backend out (it takes "
+            f"{info.backend}) unless you know that yours stay small.",
+            BackendWarning,
+            stacklevel=3,
+        )
+    return _build(skeleton, artifact, run_engine(backend or str(info.backend), wide), consume)
+
+
+def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) -> nn.Module:
+    with quantized_engine(engine):
+        tensors = artifact.tensors if consume else dict(artifact.tensors)
+        model = eager.build_native(skeleton, artifact.layers, tensors)
+    if engine == "qnnpack":
+        check_sums(functools.partial(_skeleton, artifact.info), artifact.layers)
+    setattr(model, _ENGINE, engine)
+    return attach_info(model, artifact.info)
+
+
+def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns a deep copy; weights are packed again for the engine that the model was built for.
+
+    PyTorch's int8 modules pack a copy's weights for the process's engine, which may round, and even
+    saturate, where the model's own does not.
+    """
+    twin = memo[id(model)] = type(model).__new__(type(model))
+    engine = getattr(model, _ENGINE, None)
+    with quantized_engine(engine) if engine else contextlib.nullcontext():
+        twin.__setstate__(copy.deepcopy(model.__dict__, memo))
+    return twin
+
+
+def pickled_parts(model: nn.Module) -> tuple[Artifact, str] | None:
+    """Returns what `unpickled` builds the model of; None for one that no artifact was built into.
+
+    PyTorch's int8 convolutions come out of a pickle without what every module needs to run.
+    """
+    engine = getattr(model, _ENGINE, None)
+    if engine is None:
+        return None
+    try:
+        return from_native(model), engine
+    except ArtifactError:  # a part was replaced by one of the user's own
+        return None
+
+
+def unpickled(artifact: Artifact, engine: str) -> nn.Module:
+    """Builds a pickled native model, for its own engine where this machine has it."""
+    if engine not in available_engines():
+        engine = run_engine(str(artifact.info.backend), has_wide_depthwise(artifact))
+    return _build(_skeleton(artifact.info), artifact, engine, consume=True)
+
+
+def has_wide_depthwise(artifact: Artifact) -> bool:
+    """Whether a model has depthwise convolutions whose inputs use all 8 bits."""
+    if BACKENDS[str(artifact.info.backend)].reduce_range:
+        return False
+    return any(
+        layer.op == "conv2d"
+        and layer.groups > 1
+        and layer.groups == len(artifact.tensors[f"{name}.weight"])
+        for name, layer in artifact.layers.items()
+    )
+
+
+def _skeleton(info: ModelInfo) -> nn.Module:
+    try:
+        entry = get_entry(info.architecture)
+    except UnknownNameError as error:
+        raise ArtifactError(f"The artifact is for an architecture unknown here: {error}") from None
+    try:
+        return entry.skeleton(info.builder_kwargs)
+    except ArgumentError as error:
+        raise ArtifactError(f"The artifact's builder arguments are of no use: {error}") from None
+
+
+def from_native(model: nn.Module, **info: Any) -> Artifact:
+    """Reads a native int8 model of the zoo into an artifact, without losing a bit.
+
+    Args:
+        model: What a builder returned, or what PyTorch's eager `convert` made of it.
+        **info: Fields of `ModelInfo` that replace what the model carries.
+
+    Raises:
+        ArtifactError: The model is not of the zoo, a layer of it is not int8, or a part of it was
+            replaced by one that its builder does not make.
+    """
+    known = dataclasses.replace(model_info(model), **info)
+    if known.backend is None:
+        # The numbers were chosen by the user's own flow, most likely for the engine it runs on.
+        engine = torch.backends.quantized.engine
+        known = dataclasses.replace(
+            known, backend=engine if engine in BACKENDS else default_backend()
+        )
+    layers, tensors = eager.read_native(model)
+    known = _with_own_head(known, layers, tensors, keep_classes="classes" in info)
+    # What cannot be loaded again must not be saved.
+    skeleton = _skeleton(known)
+    eager.check_fit(skeleton, layers, tensors)
+    _check_parts(model, skeleton, layers)
+    return Artifact(known, layers, tensors, package_versions())
+
+
+#: What pools go by.
+_SETTINGS = (
+    "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad",
+    "divisor_override", "output_size",
+)  # fmt: skip
+
+
+def _check_parts(model: nn.Module, skeleton: nn.Module, layers: dict[str, Layer]) -> None:
+    """Checks that what an artifact has no numbers of is as the builder makes it.
+
+    Args:
+        model: A native model.
+        skeleton: What its builder makes.
+        layers: What the artifact will hold of it.
+
+    Raises:
+        ArtifactError: A pool, an activation or a forward pass is another; the message names it.
+    """
+    own, builders = dict(model.named_modules()), dict(skeleton.named_modules())
+    for name in dict.fromkeys([*builders, *own]):
+        parents = [name[:at] for at, letter in enumerate(name) if letter == "."]
+        if name in layers or any(parent in layers for parent in parents):
+            continue  # what is inside of a layer is its own affair
+        found, wanted = _part(own.get(name)), _part(builders.get(name))
+        if found != wanted:
+            raise ArtifactError(
+                f"{name or 'The model'!r} of this int8 model is not what {type(skeleton).__name__} "
+                "has there, and an artifact holds no forward pass: put the builder's module back, "
+                "or quantize again."
+            )
+
+
+def _part(module: nn.Module | None) -> tuple[Any, ...]:
+    """Returns what decides what a module without numbers computes."""
+    if module is None:
+        return ()
+    values = [(key, getattr(module, key, None)) for key in _SETTINGS]
+    settings = [(k, v) for k, v in values if v is not None]
+    pairs = [(k, (v, v) if type(v) is int else v) for k, v in settings]
+    return (type(module).forward, module.__dict__.get("forward"), pairs)
+
+
+def _with_own_head(
+    info: ModelInfo, layers: dict[str, Layer], tensors: dict[str, Tensor], keep_classes: bool
+) -> ModelInfo:
+    """Takes note of a head that the user put in (`model.fc = nn.Linear(512, 10)`)."""
+    head = next((name for name in reversed(layers) if layers[name].op == "linear"), None)
+    logits = 1000 if head is None else len(tensors[f"{head}.weight"])
+    if logits == info.builder_kwargs.get("num_classes", 1000):
+        return info
+    kwargs = {**info.builder_kwargs, "num_classes": logits}
+    classes = info.classes if keep_classes else None
+    return dataclasses.replace(info, builder_kwargs=kwargs, classes=classes)
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
+    """Saves a native int8 model as an artifact file; `load` gives it back bit for bit.
+
+    Args:
+        model: What a builder with `quantize=True` returned, or what PyTorch's eager `convert` made
+            of a float model of the zoo.
+        path: The file to write, whole or not at all; usually ends in ".safetensors".
+        **info: Fields to record instead of what the model carries, such as
+            `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`,
+            `recipe={...}`, `backend="x86"`.
+
+    Raises:
+        ArtifactError: The model is not of the zoo, a layer is not int8, or the file cannot be
+            written.
+    """
+    from_native(model, **info).write(path)
+
+
+def load(path: str | os.PathLike[str], backend: str | None = None) -> nn.Module:
+    """Loads an artifact file as a native int8 model, ready to run.
+
+    Args:
+        path: A file that `save` wrote, or a folder of `save_pretrained` or `qzoo finetune`.
+        backend: Whose engine runs it; None takes the artifact's own backend or, where this
+            machine's PyTorch lacks its engine, another with a `BackendWarning`.
+
+    Returns:
+        The model in eval mode: float32 [N, 3, H, W] in, float32 logits out.
+
+    Raises:
+        ArtifactError: The file is missing, truncated, changed, of a later version, or for an
+            architecture that is not known here.
+        UnknownNameError: An unknown backend.
+    """
+    path = int8_file(path)
+    artifact = Artifact.read(path)
+    try:
+        return to_native(artifact, backend, consume=True)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from None

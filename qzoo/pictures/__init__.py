@@ -1,0 +1,1 @@
+"""Pictures: opened, prepared and classified."""

@@ -1,0 +1,1 @@
+"""Mixed precision: which layers lose most, and which to keep in float."""

@@ -1,0 +1,95 @@
+"""One range for a concatenation and all that is concatenated.
+
+Where branches carry the range of the concatenation that they end in, joining them is copying: no
+value is rounded a second time, and no runtime has to rescale. ShuffleNet's blocks pass half of
+their channels on untouched, so that all blocks of a stage come to share one range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import fx
+
+from ...artifact.layers import Layer
+from ...reference.trace import Recording
+from ..state import Quantization
+
+
+def share_ranges(state: Quantization) -> int:
+    """Gives every concatenation and the layers that it joins one common range.
+
+    Args:
+        state: The model, calibrated; its `ranges` are changed.
+
+    Returns:
+        How many layers share a range with another one.
+    """
+    groups = joined_layers(state.recording, state.layers, state.ranges)
+    for members, concatenations in groups:
+        # What a branch would clip less of, the concatenation clips all the same.
+        ends = [_ends(state, name) for name in concatenations]
+        low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+        common = _qparams(state, low, high)
+        for name in members:
+            state.ranges[name] = common
+    return sum(len(members) for members, _ in groups)
+
+
+def joined_layers(
+    recording: Recording, layers: Mapping[str, Layer], ranged: Collection[str]
+) -> list[tuple[list[str], list[str]]]:
+    """Finds the layers that concatenations join, directly or through each other.
+
+    Args:
+        recording: Which layer feeds which.
+        layers: Module name to layer.
+        ranged: Names of the layers with an output range.
+
+    Returns:
+        For each group all members' names, and the names of the concatenations among them.
+    """
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader.setdefault(name, name) != name:
+            name = leader[name]
+        return name
+
+    joined = [n for n in recording.graph.nodes if _is_cat(n, layers)]
+    for node in joined:
+        for part in node.args[1]:
+            leader[find(grid_source(part, ranged))] = find(str(node.target))
+    groups: dict[str, list[str]] = {}
+    for name in list(leader):
+        groups.setdefault(find(name), []).append(name)
+    concatenations = {str(node.target) for node in joined}
+    return [(members, [n for n in members if n in concatenations]) for members in groups.values()]
+
+
+def grid_source(node: fx.Node, ranged: Collection[str]) -> str:
+    """Returns the layer whose output range a recorded value lies in."""
+    while not (node.op == "call_module" and str(node.target) in ranged):
+        source = node.args[0]
+        assert isinstance(source, fx.Node), node
+        node = source
+    return str(node.target)
+
+
+def _is_cat(node: fx.Node, layers: Mapping[str, Layer]) -> bool:
+    functional = layers.get(str(node.target))
+    return functional is not None and functional.op == "functional" and "cat" in node.args[:1]
+
+
+def _ends(state: Quantization, name: str) -> tuple[float, float]:
+    scale, zero_point = state.ranges[name]
+    return -zero_point * scale, (state.grid.high - zero_point) * scale
+
+
+def _qparams(state: Quantization, low: float, high: float) -> tuple[float, int]:
+    scale, zero_point = state.grid.qparams(
+        torch.tensor([low], dtype=torch.float32, device="cpu"),
+        torch.tensor([high], dtype=torch.float32, device="cpu"),
+    )
+    return float(scale[0]), int(zero_point[0])

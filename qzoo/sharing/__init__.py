@@ -1,0 +1,1 @@
+"""Sharing: int8 models as folders and Hub repositories, their cards, and other people's files."""

@@ -1,0 +1,308 @@
+"""From files of every kind that holds a model to artifacts, and back to state dicts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._core import strict_json
+from .._core.files import File, RefusedError, not_opened, opened
+from ..artifact.format import Artifact, ModelInfo, canonical_json, check_info
+from ..artifact.tensor_file import read_metadata, read_tensors
+from ..errors import ArgumentError, ArtifactError, listed
+from ..importers.architecture import guess_architecture, recognize
+from ..importers.checkpoint import (
+    FLOAT_HEADER,
+    is_float_checkpoint,
+    load_float,
+    transform_input_keyword,
+)
+from ..importers.pth import Checkpoint, read_checkpoint
+from ..importers.published import from_checkpoint, read_published
+from ..native.model import model_info, to_native
+from ..registry import get_entry, get_weight, list_models
+from ..transforms import describe as describe_transforms
+from ..weights import QuantizedWeightsEnum, hash_in_name
+from .pretrained import find_artifact
+
+#: Under what the metadata of a state dict, and the header of an artifact, say what they hold.
+_INT8 = "qzoo"
+
+__all__ = [
+    "all_weights",
+    "check_model",
+    "convert_checkpoint",
+    "describe",
+    "guess_architecture",
+    "is_artifact",
+    "published_member",
+    "read_any",
+    "read_model",
+    "state_dict_bytes",
+]
+
+
+def is_artifact(path: Path) -> bool:
+    """Says whether a file is an artifact, or a folder one of a shared model, by its first bytes."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return True
+    try:
+        with File(path) as file:
+            return _begins_like_one(file)
+    except OSError:
+        return False
+
+
+def _begins_like_one(file: File) -> bool:
+    if file.path.suffix == ".safetensors":
+        return True
+    head = file.read_bytes(0, min(9, file.size))
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+
+def _holds_bare_tensors(file: File) -> bool:
+    """Says whether a safetensors file is a state dict that does not say what it is."""
+    try:
+        return not any(key.startswith("qzoo") for key in read_metadata(file))
+    except RefusedError:
+        return False
+
+
+def read_any(path: str | os.PathLike[str] | File, **options: Any) -> Artifact | nn.Module:
+    """Reads an int8 model, as `read_model` does, or a float one, as `load_float` does.
+
+    Args:
+        path: The file or folder, or the file itself where it is open already.
+        **options: Those of `convert_checkpoint`; `backend` is for int8 models, and `like` of a
+            float one may name float weights.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no model.
+        ArgumentError: The architecture cannot be told, or options do not fit the file.
+    """
+    if not isinstance(path, File) and Path(path).is_dir():
+        return read_model(path, **options)
+    with _opened(path) as file:
+        if not is_float_checkpoint(file, options.get("part")):
+            return read_model(file, **options)
+        if options.pop("backend", None) is not None:
+            raise ArgumentError(
+                f"{file.path} holds float weights, which are for no backend: drop backend."
+            )
+        like = options.pop("like", None)
+        if like is not None:
+            options["transforms"] = describe_transforms(get_weight(like).transforms)
+        return load_float(file, **options)
+
+
+def read_model(path: str | os.PathLike[str] | File, **options: Any) -> Artifact:
+    """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no int8 model.
+        ArgumentError: Options given for an artifact, which says all of that itself.
+    """
+    given = sorted(key for key, value in options.items() if value is not None)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(path, File) and Path(path).is_dir():
+            read = functools.partial(find_artifact, path)
+        else:
+            file = stack.enter_context(_opened(path))
+            if not _begins_like_one(file) or _holds_bare_tensors(file):
+                return convert_checkpoint(file, **options)
+            read = functools.partial(Artifact.read, file)
+        if given:
+            name = path.path if isinstance(path, File) else path
+            raise ArgumentError(
+                f"{name} is an artifact, which says itself what it is: drop {', '.join(given)}."
+            )
+        return read()
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str] | File) -> Iterator[File]:
+    """Opens a file once for all that is done with it: what it is, its hash, its contents."""
+    try:
+        with opened(path) as file:
+            yield file
+    except OSError as error:
+        raise ArtifactError(f"{path} {not_opened(error)}.") from None
+    except RefusedError as error:
+        raise ArtifactError(f"{path} {error}.") from None
+
+
+def convert_checkpoint(
+    path: str | os.PathLike[str] | File,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    backend: str | None = None,
+    classes: list[str] | None = None,
+    part: str | None = None,
+    transform_input: bool | None = None,
+    like: str | None = None,
+) -> Artifact:
+    """Makes an artifact of a published file, or of a user's own state dict.
+
+    A file that torchvision has published is known by its hash, and needs no options.
+
+    Args:
+        path: The file, of torch.save or safetensors, or the file itself where it is open already;
+            its state dict is that of a converted model or of one prepared for QAT.
+        model: The registry's name of the architecture; None guesses it from the weights.
+        num_classes: Of the classifier; None takes what the file holds.
+        backend: That the numbers were chosen for; None takes what the file notes or, where it does
+            not, guesses it from the granularity of scales.
+        classes: Names in the order of the logits.
+        part: Key of the state dict in a training checkpoint.
+        transform_input: Whether a GoogLeNet or Inception changes its input's normalization, which
+            no state dict tells.
+        like: Full name of int8 weights whose transforms the model shares.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no int8 model.
+        ArgumentError: The architecture cannot be guessed, or options do not fit it.
+        UnknownNameError: An unknown model, backend or weights.
+    """
+    options = (model, num_classes, backend, classes, part, transform_input, like)
+    with _opened(path) as file:
+        if all(option is None for option in options):
+            member = published_member(file)
+            if member is not None:
+                return read_published(file, member)
+        if part is None and _begins_like_one(file):
+            checkpoint = Checkpoint(dict(read_tensors(file).tensors), {})
+        else:
+            checkpoint = read_checkpoint(file, part)
+    name, kwargs = recognize(checkpoint.entries, model)
+    told = _noted(checkpoint, name, file)
+    if num_classes is not None:
+        kwargs["num_classes"] = num_classes
+    if transform_input is None:
+        transform_input = told.builder_kwargs.get("transform_input")
+    kwargs |= transform_input_keyword(name, transform_input)
+    transforms = told.transforms
+    if like is not None:
+        weights = get_weight(like)
+        if not isinstance(weights, QuantizedWeightsEnum):
+            raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
+        transforms = describe_transforms(weights.transforms)
+    info = dataclasses.replace(
+        told,
+        builder_kwargs=kwargs,
+        backend=backend or told.backend,
+        classes=classes or told.classes,
+        transforms=transforms,
+        recipe=told.recipe or {"converted_from": file.path.name},
+    )
+    return from_checkpoint(checkpoint, info, consume=True)
+
+
+def _noted(checkpoint: Checkpoint, name: str, file: File) -> ModelInfo:
+    """Returns what `state_dict_bytes` noted in a state dict, where it is of that architecture.
+
+    Raises:
+        ArtifactError: The note is damaged.
+    """
+    note = checkpoint.note(_INT8)
+    if note is None:
+        return ModelInfo(name)
+    try:
+        info = ModelInfo(**strict_json.parse(note))
+        check_info(info)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{file.path} has a damaged note of what it is: {error}.") from None
+    return info if info.architecture == name else ModelInfo(name)
+
+
+def state_dict_bytes(model: Artifact | nn.Module) -> bytes:
+    """Returns what `torch.save` writes of the state dict that torchvision's model loads.
+
+    What the model is (backend, classes, transforms, ...) is noted in the state dict's `_metadata`,
+    which torchvision passes over, and `convert_checkpoint` and `load_float` read.
+
+    Args:
+        model: An int8 model, or a float one of the zoo.
+
+    Raises:
+        ArtifactError: The artifact does not fit its architecture, or keeps layers in float, which
+            torchvision's int8 models cannot hold.
+    """
+    if isinstance(model, Artifact) and (kept := model.float_layers):
+        raise ArtifactError(
+            f"This model keeps {len(kept)} layers in float ({listed(kept, 1)}), which "
+            "torchvision's int8 models cannot hold: export it instead (qzoo export)."
+        )
+    buffer = io.BytesIO()
+    built = to_native(model) if isinstance(model, Artifact) else model
+    state: Any = built.state_dict()
+    key = _INT8 if isinstance(model, Artifact) else FLOAT_HEADER
+    state._metadata[key] = {"info": canonical_json(model_info(built).to_dict())}
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def published_member(file: File) -> QuantizedWeightsEnum | None:
+    """Returns the weights whose published file this is, known by its hash, or None."""
+    sha256 = file.sha256()
+    for member in all_weights():
+        known = member.meta.get("sha256") or member.meta.get("sha256_prefix")
+        if known and sha256.startswith(known) and not member.embedded:
+            return member
+    return None
+
+
+def all_weights() -> Iterator[QuantizedWeightsEnum]:
+    """Goes through the members of all int8 weight enums."""
+    for name in list_models(quantized=True):
+        yield from get_entry(name).weights  # type: ignore[misc]
+
+
+def check_model(path: Path) -> str:
+    """Reads a file as far as loading it would, and says in a few words what it is.
+
+    Raises:
+        ArtifactError: It is damaged, is not what its name says, or holds no model of the zoo.
+    """
+    if path.is_dir():
+        return _described(find_artifact(path))
+    with _opened(path) as file:
+        if _begins_like_one(file) and not is_float_checkpoint(file):
+            return _described(Artifact.read(file))
+        member = published_member(file)
+        if member is not None:
+            return f"{member!r}, {describe(read_published(file, member))}"
+        expected = hash_in_name(path)
+        if expected and not file.sha256().startswith(expected):
+            raise ArtifactError(
+                f"{path} does not have the hash that its name ends in; fetch it again."
+            )
+        try:
+            return describe(read_any(file))
+        except ArgumentError:
+            return "a readable checkpoint, of no model known here"
+
+
+def _described(artifact: Artifact) -> str:
+    to_native(artifact)  # says whether it fits its architecture
+    return describe(artifact)
+
+
+def describe(model: Artifact | nn.Module) -> str:
+    """Returns a few words on what an artifact or a float model is."""
+    if isinstance(model, nn.Module):
+        classes = model_info(model).builder_kwargs.get("num_classes", 1000)
+        return f"{model_info(model).architecture}, float, {classes} classes"
+    artifact, info = model, model.info
+    text = f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
+    kept = len(artifact.float_layers)
+    return f"{text}, {kept} of them kept in float" if kept else text
