@@ -30,6 +30,9 @@ SHARE = 0.6
 ROUNDS = 40
 #: The largest factor, and one over the smallest: nearly dead channels need no more.
 LIMIT = 32.0
+#: Channels whose weights are this many times larger where they are read than where they are made,
+#: or the other way round, are dead: scaled up, their biases would spoil the range of the others.
+DEAD = 8192.0
 #: Calibration images that the ranges of activations are taken from, at most.
 IMAGES = 256
 
@@ -96,8 +99,9 @@ def _by_weights(state: Quantization, groups: Channels) -> Tensor:
             now = weight * (logs[rows][:, None] - logs[columns]).exp()
             made.scatter_reduce_(0, rows, now.amax(dim=1), "amax")
             read.scatter_reduce_(0, columns.flatten(), now.flatten(), "amax")
-        both = (made > 0) & (read > 0)
-        logs += torch.where(both, (read / made).log() / 4, 0.0).nan_to_num(0.0)
+        gaps = read / made
+        alive = (made > 0) & (read > 0) & (gaps < DEAD) & (gaps > 1 / DEAD)
+        logs += torch.where(alive, gaps.log() / 4, 0.0).nan_to_num(0.0)
         logs[FIXED] = 0.0
     limit = float(torch.tensor(LIMIT, dtype=torch.float32, device="cpu").log())
     return logs.clamp(-limit, limit).exp()
