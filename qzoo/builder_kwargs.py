@@ -125,8 +125,8 @@ def validate_builder_kwargs(
     for key, value in kwargs.items():
         if key not in known:
             raise ArgumentError(
-                f"Cannot build {name}: it has no keyword {reprlib.repr(key)}."
-                + did_you_mean(str(key)[:80], known)
+                f"Cannot build {name} with {str(key)[:80]}={reprlib.repr(value)}: it has no "
+                f"keyword {reprlib.repr(key)}." + did_you_mean(str(key)[:80], known)
             )
         if not _RULES[key].fits(value):
             raise ArgumentError(

@@ -112,7 +112,10 @@ def load_float(
             built = _described_model(file, metadata[FLOAT_HEADER], entries)
             made = model_info(built).architecture
             if model is not None and get_entry(model).name != made:
-                raise ArgumentError(f"{file.path} holds a {made}, not a {model}: leave it out.")
+                raise ArgumentError(
+                    f"{file.path} holds a {made}, not a {model}: leave --model out (in Python, "
+                    "model=)."
+                )
             return built
     own = _state(file, entries)
     warn_of_others(entries)

@@ -19,24 +19,19 @@ from ..errors import ArtifactError
 CHECKPOINT = "checkpoint.pth"
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any], resume: str = "--resume") -> None:
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Writes all that a resumed run needs, whole or not at all.
 
     Args:
         path: The file; one that is there stays as it is until the new one is complete.
         state: Tensors, and plain values, lists and dictionaries of them.
-        resume: The option that goes on from it, for the message of an error.
 
     Raises:
         ArtifactError: The file cannot be written; an earlier one is still there.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    try:
-        write_atomically(path, cast("bytes", buffer.getbuffer()))
-    except ArtifactError as error:
-        earlier = f" The one before it is whole: make room, then {resume}."
-        raise ArtifactError(f"{error}{earlier if path.exists() else ''}") from None
+    write_atomically(path, cast("bytes", buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -145,8 +145,12 @@ class Trainer:
         }
         if self.ranks.first:
             path = self.output / checkpoint.CHECKPOINT
-            resume = f"--resume {path}" if self.script.endswith(".py") else "--resume"
-            checkpoint.save_checkpoint(path, state, resume)
+            try:
+                checkpoint.save_checkpoint(path, state)
+            except ArtifactError as error:
+                resume = f"--resume {path}" if self.script.endswith(".py") else "--resume"
+                earlier = f" The one before it is whole: make room, then {resume}."
+                raise ArtifactError(f"{error}{earlier if path.exists() else ''}") from None
 
     def load(self, path: Path) -> None:
         """Goes on from a checkpoint.

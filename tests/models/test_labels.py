@@ -107,7 +107,8 @@ def test_other_transforms_are_refused_or_warned_of(
 def test_what_calibrates_is_kept(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
-        random_picture().save(tmp_path / name / "1.png")
+        for number in (1, 2):
+            random_picture().save(tmp_path / name / f"{number}.png")
     options: dict[str, Any] = {"transforms": PRESET, "progress": False}
     model = digits_float()
     trained = qat.prepare(model, data=tmp_path, **options)
