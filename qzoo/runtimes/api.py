@@ -17,6 +17,7 @@ from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
 from ..models.picture_size import picture_size
+from ..native.markers import TORCH_AO
 from ..native.model import from_native
 from .base import CompiledModel
 from .measure import choose
@@ -32,6 +33,7 @@ class Runtime:
         packages: What must be installed.
         extra: The extra of qzoo that installs them.
         needs_compiler: Whether it needs a C++ compiler on the machine.
+        needs_torch_ao: Whether it needs PyTorch's own int8 modules.
         slow: Whether making a model ready takes so long that `auto` leaves it out unless asked.
     """
 
@@ -40,6 +42,7 @@ class Runtime:
     packages: tuple[str, ...] = ()
     extra: str = ""
     needs_compiler: bool = False
+    needs_torch_ao: bool = False
     slow: bool = False
 
     def missing(self) -> str | None:
@@ -50,6 +53,8 @@ class Runtime:
                     f"needs the package {package!r}, which is not installed: "
                     f'pip install "qzoo[{self.extra}]"'
                 )
+        if self.needs_torch_ao and not TORCH_AO:
+            return "needs torch.ao, which this PyTorch no longer has"
         if self.needs_compiler and not _has_compiler():
             return "needs a C++ compiler: install g++ or clang++, or name yours in CXX"
         return None
@@ -57,7 +62,7 @@ class Runtime:
 
 RUNTIMES = MappingProxyType(
     {
-        "torch": Runtime("torch_native", "TorchModel"),
+        "torch": Runtime("torch_native", "TorchModel", needs_torch_ao=True),
         "onnxruntime": Runtime(
             "onnxruntime", "OnnxruntimeModel", ("onnx", "onnxruntime"), "onnxruntime"
         ),

@@ -60,6 +60,11 @@ class CompiledModel(Labelled, abc.ABC):
         self.batch_size = batch_size
         self.size = picture_size(artifact, input_size)
         self.why: Choice | None = None
+        self._prepare()
+
+    @abc.abstractmethod
+    def _prepare(self) -> None:
+        """Makes the model ready for `artifact`, `threads`, `batch_size` and `size`."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Returns float32 logits [N, classes] of float32 images [N, 3, H, W].

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.optional import require
-from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..export.executorch import lower
 from ..export.plan import make_plan
@@ -72,20 +70,13 @@ class ExecutorchModel(CompiledModel):
 
     runtime = "executorch"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        batch_size: int | None = None,
-        input_size: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(artifact, threads, batch_size, input_size)
+    def _prepare(self) -> None:
         purpose = "The runtime 'executorch'"
         self._api = require("executorch.runtime", "executorch", purpose)
         self._native = require(
             "executorch.extension.pybindings.portable_lib", "executorch", purpose
         )
-        self._file = lower(make_plan(artifact, batch_size or 1, self.size))
+        self._file = lower(make_plan(self.artifact, self.batch_size or 1, self.size))
         self._loaded_at = -1
         self._forward: Any = None
         with _pool.lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from .._core.process import undisturbed
 from .._core.timing import torch_threads
-from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..export.aoti import compile_package
 from ..export.plan import MAX_BATCH, make_plan
@@ -46,22 +44,15 @@ class InductorModel(CompiledModel):
 
     runtime = "inductor"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        batch_size: int | None = None,
-        input_size: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(artifact, threads, batch_size, input_size)
-        plan = make_plan(artifact, batch_size, self.size)
-        runners = max(1, min(_MAX_RUNNERS, (os.cpu_count() or 1) // (threads or 1)))
+    def _prepare(self) -> None:
+        plan = make_plan(self.artifact, self.batch_size, self.size)
+        runners = max(1, min(_MAX_RUNNERS, (os.cpu_count() or 1) // (self.threads or 1)))
         with undisturbed():
             from torch._inductor.package import load_package
 
         with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
             package = Path(folder) / "model.pt2"
-            self._in_float = compile_package(plan, package, threads)
+            self._in_float = compile_package(plan, package, self.threads)
             # Loading unpacks the file, which is not needed any more afterwards.
             self._model = load_package(str(package), num_runners=runners)
 

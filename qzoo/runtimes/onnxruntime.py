@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor
 
 from .._core.optional import require
-from ..artifact.format import Artifact
 from ..backends import has_vnni
 from .base import CompiledModel
 from .source import OnnxSource
@@ -42,16 +40,9 @@ class OnnxruntimeModel(CompiledModel):
 
     runtime = "onnxruntime"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        batch_size: int | None = None,
-        input_size: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(artifact, threads, batch_size, input_size)
+    def _prepare(self) -> None:
         self._ort = require("onnxruntime", "onnxruntime", "The runtime 'onnxruntime'")
-        self._source = OnnxSource(artifact, self.runtime)
+        self._source = OnnxSource(self.artifact, self.runtime)
         self._lock = threading.Lock()
         self._sessions: dict[tuple[int, int], Any] = {}
         with self._explained(*self.size):

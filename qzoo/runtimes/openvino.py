@@ -6,14 +6,13 @@ import collections
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._core.optional import require
-from ..artifact.format import Artifact
 from .base import CompiledModel
 from .choice import usable_cores
 from .source import OnnxSource
@@ -44,21 +43,14 @@ class OpenvinoModel(CompiledModel):
 
     runtime = "openvino"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        batch_size: int | None = None,
-        input_size: int | Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(artifact, threads, batch_size, input_size)
+    def _prepare(self) -> None:
         self._ov = require("openvino", "openvino", "The runtime 'openvino'")
-        self._source = OnnxSource(artifact, self.runtime)
+        self._source = OnnxSource(self.artifact, self.runtime)
         self._lock = threading.Lock()
         self._forms: dict[_Shape, _Form] = {}
         with self._explained(*self.size):
-            rows, streams = division(batch_size or 1, threads or usable_cores())
-            for part in {rows, (batch_size or 1) % rows or rows}:
+            rows, streams = division(self.batch_size or 1, self.threads or usable_cores())
+            for part in {rows, (self.batch_size or 1) % rows or rows}:
                 self._form((part, *self.size, streams))
 
     def _run(self, x: Tensor) -> Tensor:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._core.timing import torch_threads
-from ..artifact.format import Artifact
 from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
 from ..native.model import has_wide_depthwise, to_native
 from .base import CompiledModel
@@ -35,23 +33,17 @@ class TorchModel(CompiledModel):
 
     runtime = "torch"
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        batch_size: int | None = None,
-        input_size: int | Sequence[int] | None = None,
-        engine: str | None = None,
-    ) -> None:
-        super().__init__(artifact, threads, batch_size, input_size)
+    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any) -> None:
+        self._wanted = engine
+        super().__init__(*args, **kwargs)
+
+    def _prepare(self) -> None:
         self.engines: Choice | None = None
         built: dict[str, CompiledModel] = {}
-        if engine is None:
-            engine = self._best_engine(built)
-        self.engine = engine
-        ready = built.get(engine)
+        self.engine = self._wanted or self._best_engine(built)
+        ready = built.get(self.engine)
         self.model: nn.Module = (
-            ready.model if isinstance(ready, TorchModel) else to_native(artifact, engine)
+            ready.model if isinstance(ready, TorchModel) else to_native(self.artifact, self.engine)
         )
 
     def _best_engine(self, built: dict[str, CompiledModel]) -> str:
@@ -68,7 +60,9 @@ class TorchModel(CompiledModel):
             return names[0]
 
         def build(engine: str) -> CompiledModel:
-            return TorchModel(self.artifact, self.threads, self.batch_size, self.size, engine)
+            return TorchModel(
+                self.artifact, self.threads, self.batch_size, self.size, engine=engine
+            )
 
         numbers = (self.threads, self.batch_size, self.size)
         self.engines = choose("engine", self.artifact, names, build, *numbers, built=built)
