@@ -47,15 +47,20 @@ class Backend:
 
     def qconfig(self) -> Any:
         """Returns PyTorch's default PTQ qconfig of this backend (histogram observers)."""
-        from .native import eager
-
-        return eager.default_qconfig(self.name)
+        return _eager().default_qconfig(self.name)
 
     def qat_qconfig(self) -> Any:
         """Returns PyTorch's default QAT qconfig of this backend (fused fake quantization)."""
-        from .native import eager
+        return _eager().default_qat_qconfig(self.name)
 
-        return eager.default_qat_qconfig(self.name)
+
+def _eager() -> Any:
+    from .native.markers import require_torch_ao
+
+    require_torch_ao("PyTorch's qconfig")
+    from .native import eager
+
+    return eager
 
 
 BACKENDS = MappingProxyType(

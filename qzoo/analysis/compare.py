@@ -25,7 +25,7 @@ from ..quantize.observers import Grid as IntegerGrid
 from ..quantize.ptq import own_transforms
 from ..quantize.simulate import Simulation
 from ..reference.compare import native_outputs
-from ..reference.ops import Grid
+from ..reference.ops import QUANTIZE, Grid
 from .measures import Error, ErrorMeter, Figures, Histogram, OutputRange, RangeMeter
 from .ranges import BestRange, best_ranges
 from .weights import WeightError, compare_weights
@@ -247,8 +247,7 @@ def _layer(
 
 def _integers(values: Tensor, grid: Grid) -> Tensor:
     """Returns the integers that values are rounded to, uint8."""
-    rounded = torch.quantize_per_tensor(values, grid.scale, grid.zero_point, torch.quint8)
-    return rounded.int_repr()
+    return QUANTIZE(values, *grid.arguments)
 
 
 def _real(integers: Tensor, grid: Grid) -> Tensor:

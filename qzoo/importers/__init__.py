@@ -1,1 +1,8 @@
 """Ways into the artifact: published and home-made files, and PyTorch's FX and PT2E graphs."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import module_getattr
+
+if not TYPE_CHECKING:
+    __getattr__ = module_getattr(__name__, __path__)

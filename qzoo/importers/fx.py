@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,10 +21,10 @@ from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
 from ..errors import ArtifactError
 from ..models.plan import plan
-from ..native import eager
 from ..native.fx import FUNCTIONALS, layer_tensors
+from ..native.layers import check_fit
 from ..native.model import package_versions
-from ..quantize.observers import Grid, Observer
+from ..native.values import QUANTIZE, scale_and_zero_point
 from ..reference.trace import Recording, record
 from ..registry import get_entry
 
@@ -48,7 +48,7 @@ def from_fx(
     info: ModelInfo,
     example: Tensor,
     batches: Iterable[Tensor],
-    grid: Grid,
+    make_observer: Callable[[], Any],
 ) -> Artifact:
     """Reads an int8 graph into an artifact.
 
@@ -57,7 +57,8 @@ def from_fx(
         info: What the model is.
         example: Some images, float32 [N, 3, H, W], as the graph takes them.
         batches: Calibration images, for ranges that the graph lacks.
-        grid: The integers of activations, for ranges that the graph lacks.
+        make_observer: Makes an observer (`qzoo.quantize.observers.Observer`) of activations, for
+            ranges that the graph lacks.
 
     Returns:
         The artifact. `info.recipe["changed"]` says, layer by layer, what is not exactly as in the
@@ -71,11 +72,11 @@ def from_fx(
     _, layers = plan(entry, info.builder_kwargs)
     recording = record(entry.skeleton(info.builder_kwargs), layers)
     reader = _Reader(converted, recording, layers)
-    reader.read(example, batches, grid)
+    reader.read(example, batches, make_observer)
     if reader.changed:
         info = dataclasses.replace(info, recipe={**info.recipe, "changed": reader.changed})
     skeleton = entry.skeleton(info.builder_kwargs)  # recording replaced the other one's parts
-    eager.check_fit(skeleton, reader.layers, reader.tensors)
+    check_fit(skeleton, reader.layers, reader.tensors)
     return Artifact(info, reader.layers, reader.tensors, package_versions())
 
 
@@ -99,7 +100,9 @@ class _Reader:
         self.grids: dict[Any, Range] = {}
         self.results: set[Any] = set()
 
-    def read(self, example: Tensor, batches: Iterable[Tensor], grid: Grid) -> None:
+    def read(
+        self, example: Tensor, batches: Iterable[Tensor], make_observer: Callable[[], Any]
+    ) -> None:
         """Reads everything."""
         self.grids = _grids(self.module, example)
         unknown: dict[Any, str] = {}
@@ -124,7 +127,7 @@ class _Reader:
         self._float_arithmetic()
         self._extra_roundings()
         if unknown:
-            for name, found in _measure(self.module, unknown, batches, grid).items():
+            for name, found in _measure(self.module, unknown, batches, make_observer).items():
                 self._set(name, found)
 
     def _set(self, name: str, found: Range) -> None:
@@ -168,7 +171,7 @@ class _Reader:
         grids: set[Range] = set()
         everywhere = True
         for user in node.users:
-            if user.target is torch.quantize_per_tensor:
+            if user.target is QUANTIZE:
                 grids.add(self.grids[user])
             elif self._moves(user):
                 further, rounded = self._after(user)
@@ -196,7 +199,7 @@ class _Reader:
     def _extra_roundings(self) -> None:
         """Notes roundings of the graph that no layer of an artifact does."""
         for node in self.module.graph.nodes:
-            if node.target is not torch.quantize_per_tensor or node.args[0] in self.results:
+            if node.target is not QUANTIZE or node.args[0] in self.results:
                 continue
             own, grid = self._own_grid(node.args[0]), self.grids[node]
             joined = all(FUNCTIONALS.get(u.target) == "cat" and self.grids[u] == grid
@@ -257,24 +260,22 @@ def _grids(module: fx.GraphModule, images: Tensor) -> dict[Any, Range]:
     grids: dict[Any, Range] = {}
 
     def watch(node: fx.Node, value: Any) -> None:
-        if not (isinstance(value, Tensor) and value.is_quantized):
-            return
-        if value.dtype != torch.quint8 or value.qscheme() != torch.per_tensor_affine:
-            raise ArtifactError(
-                f"The graph's {node.name} is {value.dtype}; an int8 artifact has quint8 "
-                "activations: use a QConfigMapping that observes them so."
-            )
-        grids[node] = (value.q_scale(), value.q_zero_point())
+        found = scale_and_zero_point(node.name, value)
+        if found is not None:
+            grids[node] = found
 
     _Watched(module, watch).run(images[:1])
     return grids
 
 
 def _measure(
-    module: fx.GraphModule, wanted: dict[Any, str], batches: Iterable[Tensor], grid: Grid
+    module: fx.GraphModule,
+    wanted: dict[Any, str],
+    batches: Iterable[Tensor],
+    make_observer: Callable[[], Any],
 ) -> dict[str, Range]:
     """Returns the ranges that cover the values of some nodes, by the layers' names."""
-    observers = {node: Observer(grid) for node in wanted}
+    observers = {node: make_observer() for node in wanted}
 
     def watch(node: fx.Node, value: Any) -> None:
         if node in observers:

@@ -21,7 +21,7 @@ from ..artifact.layers import RANGED_OPS, Layer, float_weight_tensors, weight_te
 from ..backends import default_backend
 from ..errors import ArtifactError
 from ..models.plan import plan
-from ..native import eager
+from ..native.layers import check_fit
 from ..native.model import model_info, package_versions
 from ..reference.ops import QUANTIZE, Grid
 from ..reference.rewrite import HARDSIGMOID_GRID
@@ -99,7 +99,7 @@ def from_pt2e(
     known = dataclasses.replace(known, backend=backend, recipe=recipe)
     known = dataclasses.replace(known, **info)
     skeleton = entry.skeleton(known.builder_kwargs)  # recording replaced the other one's parts
-    eager.check_fit(skeleton, reader.layers, reader.tensors)
+    check_fit(skeleton, reader.layers, reader.tensors)
     return Artifact(known, reader.layers, reader.tensors, package_versions())
 
 

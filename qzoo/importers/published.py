@@ -177,9 +177,9 @@ def _missing(key: str) -> str:
 
 
 def _weight_shape(fused: Any, name: str) -> tuple[int, ...]:
-    from ..native import eager
+    from ..native.layers import float_weights
 
-    return tuple(eager.float_weights(fused, name)[0].shape)
+    return tuple(float_weights(fused, name)[0].shape)
 
 
 def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,4 @@
-"""What qzoo uses of PyTorch's dynamic quantization (`torch.ao.quantization.quantize_dynamic`).
-
-One of the `_torch_ao*.py` files, the only ones that touch `torch.ao`.
-"""
+"""What qzoo uses of PyTorch's dynamic quantization (`torch.ao.quantization.quantize_dynamic`)."""
 
 from __future__ import annotations
 

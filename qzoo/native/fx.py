@@ -1,7 +1,4 @@
-"""What qzoo uses of PyTorch's FX graph mode quantization (`torch.ao.quantization.quantize_fx`).
-
-One of the `_torch_ao*.py` files, the only ones that touch `torch.ao`.
-"""
+"""What qzoo uses of PyTorch's FX graph mode quantization (`torch.ao.quantization.quantize_fx`)."""
 
 from __future__ import annotations
 

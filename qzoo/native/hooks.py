@@ -1,7 +1,4 @@
-"""Watches the layers of a fused float model, the FloatFunctionals of `torch.ao` among them.
-
-One of the `_torch_ao*.py` files, the only ones that touch `torch.ao`.
-"""
+"""Watches the layers of a fused float model, FloatFunctionals among them."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.ao.nn.quantized import FloatFunctional
+
+from .markers import FloatFunctional
 
 
 @contextlib.contextmanager

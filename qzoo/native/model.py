@@ -19,7 +19,6 @@ from .._version import __version__
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import Layer
-from ..artifact.qnnpack_sums import check_sums
 from ..backends import (
     BACKENDS,
     SATURATING_ENGINES,
@@ -31,7 +30,10 @@ from ..backends import (
 )
 from ..errors import ArgumentError, ArtifactError, BackendWarning, UnknownNameError
 from ..registry import get_entry
-from . import eager
+from .layers import check_fit
+from .markers import TORCH_AO, require_torch_ao
+from .qnnpack_sums import check_sums
+from .substitute import SubstituteModel, substitute
 
 _INFO = "_qzoo_info"
 #: The engine that a native model's weights are packed for, which packed weights do not say.
@@ -91,6 +93,9 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
         get_backend(backend)
     info = artifact.info
     skeleton = _skeleton(info)
+    if not TORCH_AO:
+        check_fit(skeleton, artifact.layers, artifact.tensors)
+        return attach_info(substitute(artifact, stacklevel=2), info)
     wide = has_wide_depthwise(artifact)
     if wide and backend in SATURATING_ENGINES:
         warnings.warn(
@@ -104,6 +109,8 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
 
 
 def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) -> nn.Module:
+    from . import eager
+
     with quantized_engine(engine):
         tensors = artifact.tensors if consume else dict(artifact.tensors)
         model = eager.build_native(skeleton, artifact.layers, tensors)
@@ -111,6 +118,17 @@ def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) 
         check_sums(functools.partial(_skeleton, artifact.info), artifact.layers)
     setattr(model, _ENGINE, engine)
     return attach_info(model, artifact.info)
+
+
+def is_int8(model: nn.Module) -> bool:
+    """Whether a model is a native int8 one, or stands in for one."""
+    if isinstance(model, SubstituteModel):
+        return True
+    if not TORCH_AO:
+        return False
+    from . import eager
+
+    return eager.is_quantized(model)
 
 
 def copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -142,6 +160,8 @@ def pickled_parts(model: nn.Module) -> tuple[Artifact, str] | None:
 
 def unpickled(artifact: Artifact, engine: str) -> nn.Module:
     """Builds a pickled native model, for its own engine where this machine has it."""
+    if not TORCH_AO:
+        return to_native(artifact)
     if engine not in available_engines():
         engine = run_engine(str(artifact.info.backend), has_wide_depthwise(artifact))
     return _build(_skeleton(artifact.info), artifact, engine, consume=True)
@@ -181,7 +201,13 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
         ArtifactError: The model is not of the zoo, a layer of it is not int8, or a part of it was
             replaced by one that its builder does not make.
     """
+    if isinstance(model, SubstituteModel):
+        artifact = model.artifact
+        return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, **info))
     known = dataclasses.replace(model_info(model), **info)
+    require_torch_ao(f"Reading a native {known.architecture}")
+    from . import eager
+
     if known.backend is None:
         # The numbers were chosen by the user's own flow, most likely for the engine it runs on.
         engine = torch.backends.quantized.engine
@@ -192,7 +218,7 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
     known = _with_own_head(known, layers, tensors, keep_classes="classes" in info)
     # What cannot be loaded again must not be saved.
     skeleton = _skeleton(known)
-    eager.check_fit(skeleton, layers, tensors)
+    check_fit(skeleton, layers, tensors)
     _check_parts(model, skeleton, layers)
     return Artifact(known, layers, tensors, package_versions())
 

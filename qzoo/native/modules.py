@@ -1,7 +1,4 @@
-"""PyTorch's native int8 modules, made of an artifact's plain numbers.
-
-One of the `_torch_ao*.py` files, the only ones that touch `torch.ao`.
-"""
+"""PyTorch's native int8 modules, made of an artifact's plain numbers."""
 
 from __future__ import annotations
 

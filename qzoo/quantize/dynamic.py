@@ -14,7 +14,7 @@ from torch import nn
 
 from ..backends import available_engines, default_backend, quantized_engine, run_engine
 from ..errors import ArgumentError, QuantizationWarning
-from ..native.dynamic import DYNAMIC_TYPES, make_dynamic
+from ..native.markers import require_torch_ao
 from .state import match_layers
 
 
@@ -89,6 +89,9 @@ def quantize_dynamic(
             asked for and has no int8 form.
         UnknownNameError: An unknown backend.
     """
+    require_torch_ao("Dynamic quantization")
+    from ..native.dynamic import DYNAMIC_TYPES, make_dynamic
+
     # What rounds inputs to 7 bits is x86's, where there is such an engine.
     usual = "x86" if "x86" in available_engines() else default_backend()
     engine = run_engine(backend or usual)

@@ -20,8 +20,8 @@ from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, float_weight_tensors
 from ..errors import ArgumentError, listed
 from ..models.picture_size import usual_size
-from ..native import eager
 from ..native.hooks import output_hooks
+from ..native.layers import float_weights
 from ..reference.rewrite import Rewriter
 from ..reference.trace import INPUT_AFFINE, Recording
 from .float_model import eval_copy, fuse
@@ -163,7 +163,7 @@ class _Check:
     def _weights(self, fused: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         for name, layer in self.layers.items():
             if layer.op in WEIGHTED_OPS:
-                weight, bias = eager.float_weights(fused, name)
+                weight, bias = float_weights(fused, name)
                 yield name, weight.detach(), None if bias is None else bias.detach()
 
     def _folded(self, node: fx.Node) -> bool:

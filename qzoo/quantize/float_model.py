@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, QuantizationWarning
-from ..native import eager
-from ..native.model import model_info
+from ..native.model import is_int8, model_info
 from ..registry import get_entry
 
 #: What layers hold that becomes part of an int8 model, under PyTorch's names.
@@ -44,7 +43,7 @@ def float_copy(model: nn.Module, stacklevel: int = 4) -> nn.Module:
         ArtifactError: The model does not come from one of qzoo's builders.
     """
     model_info(model)
-    if eager.is_quantized(model):
+    if is_int8(model):
         raise ArgumentError(
             "This model is already int8: quantize the float model that it was made from."
         )

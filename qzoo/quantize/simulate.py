@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from ..artifact.format import Artifact
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS
 from ..errors import ArgumentError
-from ..native import eager
+from ..native.layers import float_weights
 from ..reference.build import build_reference
 from ..reference.ops import QUANTIZE, Grid
 from ..reference.trace import INPUT_AFFINE
@@ -271,7 +271,7 @@ def _weighted(artifact: Artifact) -> list[str]:
 
 def _float_pair(fused: nn.Module, name: str, artifact: Artifact) -> tuple[Tensor, Tensor | None]:
     try:
-        weight, bias = eager.float_weights(fused, name)
+        weight, bias = float_weights(fused, name)
     except AttributeError:
         weight, bias = None, None
     expected = artifact.tensors[f"{name}.weight"].shape

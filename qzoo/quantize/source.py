@@ -14,7 +14,7 @@ from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
 from ..backends import Backend
 from ..errors import ArgumentError, ArtifactError
 from ..models.picture_size import usual_size
-from ..native import eager
+from ..native.layers import check_fit, float_weights, plan_layers
 from ..native.model import model_info
 from ..reference.trace import Recording, record
 from ..registry import get_entry
@@ -88,7 +88,7 @@ def fused_layers(fused: nn.Module) -> dict[str, Layer]:
         ArgumentError: A part of it has no int8 form.
     """
     try:
-        return eager.plan_layers(fused)
+        return plan_layers(fused)
     except ArtifactError as error:
         raise ArgumentError(f"This model cannot be quantized: {error}") from None
 
@@ -135,12 +135,12 @@ def _check_layers(
                 "one Linear."
             )
     weights = {
-        f"{name}.weight": eager.float_weights(fused, name)[0]
+        f"{name}.weight": float_weights(fused, name)[0]
         for name, layer in layers.items()
         if layer.op in WEIGHTED_OPS
     }
     try:
-        eager.check_fit(skeleton, layers, weights)
+        check_fit(skeleton, layers, weights)
     except ArtifactError as error:
         reason = unlike_builder(plain) or str(error).rstrip(".")
         raise ArgumentError(
@@ -166,7 +166,7 @@ def int8_info(
         kwargs["aux_logits"] = False
     classes = info.classes
     heads = [name for name, layer in layers.items() if layer.op == "linear"]
-    logits = len(eager.float_weights(fused, heads[-1])[0]) if heads else None
+    logits = len(float_weights(fused, heads[-1])[0]) if heads else None
     if heads and logits != kwargs.get("num_classes", 1000):
         kwargs["num_classes"] = logits
         classes = None

@@ -15,8 +15,8 @@ from ..artifact.format import Artifact
 from ..artifact.layers import Layer, weight_tensors
 from ..backends import Backend
 from ..errors import ArgumentError, did_you_mean, listed
-from ..native import eager
 from ..native.hooks import output_hooks
+from ..native.layers import float_weights, set_float_bias
 from ..native.model import package_versions
 from ..reference.biases import with_room_for_biases
 from .data import Calibration
@@ -81,24 +81,24 @@ class Quantization:
 
     def weight(self, name: str) -> Tensor:
         """Returns the float weight of a layer; writing into it changes the model."""
-        return eager.float_weights(self.fused, name)[0].data
+        return float_weights(self.fused, name)[0].data
 
     def bias(self, name: str) -> Tensor:
         """Returns the float bias of a layer, float32 [C]; writing into it changes the model.
 
         A layer without one gets zeros.
         """
-        bias = eager.float_weights(self.fused, name)[1]
+        bias = float_weights(self.fused, name)[1]
         if bias is None:
             zeros = torch.zeros(len(self.weight(name)), dtype=torch.float32, device="cpu")
-            bias = eager.set_float_bias(self.fused, name, zeros)
+            bias = set_float_bias(self.fused, name, zeros)
         return bias.data
 
     def int8_bias(self, name: str) -> Tensor | None:
         """Returns the bias that the int8 layer adds, float32 [C], or None."""
         if name in self.biases:
             return self.biases[name]
-        bias = eager.float_weights(self.fused, name)[1]
+        bias = float_weights(self.fused, name)[1]
         return None if bias is None else bias.data
 
     def integers(self, name: str) -> Tensor:

@@ -1,5 +1,8 @@
 """The reference model: an artifact's numbers as quantize and dequantize around float ops."""
 
+from typing import TYPE_CHECKING
+
+from .._core.lazy import module_getattr
 from .build import ReferenceModel, build_reference
 from .compare import LayerDifference, compare_layers, differences, native_outputs, reference_outputs
 
@@ -12,3 +15,6 @@ __all__ = [
     "native_outputs",
     "reference_outputs",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = module_getattr(__name__, __path__)

@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 
 from ..backends import native_call
 from ..errors import ArgumentError
+from ..native.substitute import SubstituteModel
+from ..native.values import integers, with_integers
 from .build import ReferenceModel
 from .ops import QUANTIZE
 from .trace import INPUT_AFFINE
@@ -51,7 +53,8 @@ def native_outputs(
     """Runs a native model and returns the integers after every recorded call.
 
     Args:
-        native: The native int8 model that `reference` stands for.
+        native: The native int8 model that `reference` stands for. Where PyTorch has none any more
+            (`SubstituteModel`), the reference model itself is run.
         reference: A reference model of the same architecture.
         x: Images, float32 [N, 3, H, W] on the CPU.
         inputs: Step name to the integers, uint8, to continue with after it instead of its own;
@@ -61,6 +64,8 @@ def native_outputs(
         The step's name to its output's integers, uint8; calls that give no quantized tensor are
         left out.
     """
+    if isinstance(native, SubstituteModel):
+        return reference_outputs(reference, x, None if inputs is None else dict(inputs))
     steps: dict[str, Tensor] = {}
     with torch.no_grad(), native_call():
         _NativeInterpreter(native, reference, steps, inputs or {}).run(x)
@@ -128,8 +133,8 @@ def differences(
     """
     calls = {node.meta["step"]: node for node in reference.recording.graph.nodes}
     found = []
-    for name, integers in given.items():
-        gap = (integers.cpu().int() - expected[name].int()).abs()
+    for name, values in given.items():
+        gap = (values.cpu().int() - expected[name].int()).abs()
         steps, share = int(gap.max()), float((gap > 0).double().mean())
         op = _describe(calls[name], reference)
         found.append(LayerDifference(name, op, steps, share, gap.numel()))
@@ -151,13 +156,12 @@ class _NativeInterpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, Tensor) and result.is_quantized:
+        found = integers(result)
+        if found is not None:
             step = n.meta["step"]
-            self.steps[step] = result.int_repr()
+            self.steps[step] = found
             if step in self.inputs:
-                return torch._make_per_tensor_quantized_tensor(
-                    self.inputs[step], result.q_scale(), result.q_zero_point()
-                )
+                return with_integers(result, self.inputs[step])
         return result
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..native import eager
+from ..native.decomposed import OPERATORS
 
-eager.register_decomposed_operators()
-QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
-DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
-DEQUANTIZE_CHANNELS = torch.ops.quantized_decomposed.dequantize_per_channel.default
+QUANTIZE = OPERATORS.quantize_per_tensor.default
+DEQUANTIZE = OPERATORS.dequantize_per_tensor.default
+DEQUANTIZE_CHANNELS = OPERATORS.dequantize_per_channel.default
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The safe reader of `torch.save` files: plain integers out, no pickle code run."""
 
-from qzoo.importers.pth.reader import read_checkpoint
-from qzoo.importers.pth.values import Checkpoint, QuantizedArray, Value
+from .reader import read_checkpoint
+from .values import Checkpoint, QuantizedArray, Value
 
 __all__ = ["Checkpoint", "QuantizedArray", "Value", "read_checkpoint"]

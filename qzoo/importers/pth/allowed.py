@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from qzoo.importers.pth.inert import (
+from .inert import (
     Dtype,
     Foreign,
     Function,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from qzoo._core.files import RefusedError
+from ..._core.files import RefusedError
 
 __all__ = ["RefusedError"]
 

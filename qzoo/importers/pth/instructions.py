@@ -7,8 +7,8 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qzoo.importers.pth.allowed import find_global
-from qzoo.importers.pth.inert import (
+from .allowed import find_global
+from .inert import (
     MAX_INT_BYTES,
     MAX_KEY,
     Dtype,
@@ -23,7 +23,7 @@ from qzoo.importers.pth.inert import (
 )
 
 if TYPE_CHECKING:
-    from qzoo.importers.pth.unpickler import Unpickler
+    from .unpickler import Unpickler
 
 Handler = Callable[["Unpickler"], None]
 

@@ -7,15 +7,9 @@ elements and its little-endian bytes (`torch.serialization._legacy_save`).
 
 from __future__ import annotations
 
-from qzoo._core.files import File, Span
-from qzoo.importers.pth.inert import (
-    MAX_PICKLE_BYTES,
-    RefusedError,
-    StorageRef,
-    TruncatedError,
-    shown,
-)
-from qzoo.importers.pth.unpickler import Unpickler
+from ..._core.files import File, Span
+from .inert import MAX_PICKLE_BYTES, RefusedError, StorageRef, TruncatedError, shown
+from .unpickler import Unpickler
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _PROTOCOL_VERSION = 1001

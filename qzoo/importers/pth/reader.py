@@ -5,21 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from qzoo._core.files import File, Span, not_opened, opened
-from qzoo.errors import ArtifactError
-from qzoo.importers.pth.inert import (
-    Foreign,
-    Namespace,
-    OddKey,
-    OrderedItems,
-    RefusedError,
-    TensorRef,
-    shown,
-)
-from qzoo.importers.pth.legacy import read_legacy
-from qzoo.importers.pth.tensors import Converter
-from qzoo.importers.pth.values import Checkpoint
-from qzoo.importers.pth.zipped import MAGIC, read_zip
+from ..._core.files import File, Span, not_opened, opened
+from ...errors import ArtifactError
+from .inert import Foreign, Namespace, OddKey, OrderedItems, RefusedError, TensorRef, shown
+from .legacy import read_legacy
+from .tensors import Converter
+from .values import Checkpoint
+from .zipped import MAGIC, read_zip
 
 # Where training scripts put the state dict, the most wanted first: what was trained before averages
 # of it. One may lie in another ("ema" holding "module"), but not endlessly.

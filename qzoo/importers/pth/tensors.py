@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from qzoo._core.files import File, Span
-from qzoo.importers.pth.allowed import never_run
-from qzoo.importers.pth.inert import (
+from ..._core.files import File, Span
+from .allowed import never_run
+from .inert import (
     MAX_DEPTH,
     MAX_DIMENSIONS,
     MAX_INSTRUCTIONS,
@@ -24,7 +24,7 @@ from qzoo.importers.pth.inert import (
     TensorRef,
     shown,
 )
-from qzoo.importers.pth.values import QuantizedArray, Value
+from .values import QuantizedArray, Value
 
 
 class Converter:

@@ -12,14 +12,8 @@ from __future__ import annotations
 import pickletools
 import struct
 
-from qzoo.importers.pth.inert import (
-    MAX_INSTRUCTIONS,
-    MAX_NAME,
-    RefusedError,
-    StorageRef,
-    TruncatedError,
-)
-from qzoo.importers.pth.instructions import HANDLERS, unknown_instruction
+from .inert import MAX_INSTRUCTIONS, MAX_NAME, RefusedError, StorageRef, TruncatedError
+from .instructions import HANDLERS, unknown_instruction
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from qzoo._core.files import File, Span
-from qzoo.importers.pth.inert import (
+from ..._core.files import File, Span
+from .inert import (
     MAX_PICKLE_BYTES,
     MAX_ZIP_DIRECTORY,
     MAX_ZIP_ENTRIES,
@@ -20,7 +20,7 @@ from qzoo.importers.pth.inert import (
     StorageRef,
     shown,
 )
-from qzoo.importers.pth.unpickler import Unpickler
+from .unpickler import Unpickler
 
 MAGIC = b"PK\x03\x04"
 _END = struct.Struct("<4s4H2IH")

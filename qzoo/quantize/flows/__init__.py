@@ -15,11 +15,11 @@ from ...artifact.layers import WEIGHTED_OPS
 from ...backends import Backend, quantized_engine, run_engine
 from ...errors import ArgumentError
 from ...importers.pt2e import from_pt2e
-from ...native import eager
+from ...native.markers import require_torch_ao
 from ...native.model import attach_info, from_native
 from ..data import Calibration
 from ..faithful import check_all_ran
-from ..observers import Grid
+from ..observers import Grid, Observer
 from ..source import Source, open_source, ranged_layers
 from ..state import match_layers
 from ..steps.calibrate import forward
@@ -72,6 +72,9 @@ def _eager(
             'keep_float goes with qzoo\'s own steps or with flow="fx" and "pt2e", not with '
             "PyTorch's eager observers: leave one of them out."
         )
+    require_torch_ao('The recipe "torchvision"')
+    from ...native import eager
+
     source = open_source(model, backend, calibration)
     observed: Any = source.fused
     eager.insert_observers(observed, backend.qconfig())
@@ -93,6 +96,7 @@ def _fx(
     keep_float: Collection[str],
     settings: Any,
 ) -> Artifact:
+    require_torch_ao('flow="fx"')
     from ...importers.fx import from_fx
     from ...native import fx
 
@@ -112,7 +116,8 @@ def _fx(
     with quantized_engine(run_engine(backend.name)):
         converted = fx.convert_graph(prepared)
         images = _Images(calibration, "measure ranges", progress, before)
-        return from_fx(converted, source.info, example, images, Grid(0, backend.activation_max))
+        grid = Grid(0, backend.activation_max)
+        return from_fx(converted, source.info, example, images, lambda: Observer(grid))
 
 
 def _pt2e(

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.shufflenetv2 import channel_shuffle
 
 from ...errors import ArgumentError
-from ...native import eager
+from ...native.layers import float_weights
 from ...reference.trace import INPUT_AFFINE
 from ..state import Quantization
 from .layers import Average, Hardsigmoid, Input, Output, Weighted, gain_of, make_weighted
@@ -225,7 +225,7 @@ def build_graph(
     """
 
     def shapes(name: str, _: str | None) -> tuple[Tensor, Tensor | None]:
-        return eager.float_weights(state.fused, name)
+        return float_weights(state.fused, name)
 
     ranges = Ranges(0, state.grid, learned=False)
     builder = GraphBuilder(state, ranges, index, norms, shapes, nn.Module())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...artifact.format import Artifact
 from ...artifact.layers import WEIGHTED_OPS
 from ...errors import ArgumentError
-from ...native import eager
+from ...native.layers import float_weights
 from ...native.model import from_native
 from ...reference.build import ReferenceModel
 from ..state import Quantization, spread
@@ -83,7 +83,7 @@ class Folded:
 
     def __call__(self, name: str, norm: str | None) -> tuple[Tensor, Tensor | None]:
         """Returns weight and bias of the layer `name`."""
-        return eager.float_weights(self._state.fused, name)
+        return float_weights(self._state.fused, name)
 
 
 class Unfolded:
@@ -104,7 +104,7 @@ class Unfolded:
 
     def __call__(self, name: str, norm: str | None) -> tuple[Tensor, Tensor | None]:
         """Returns weight and bias of the layer `name`; what PTQ did to the bias goes to `norm`."""
-        folded, folded_bias = eager.float_weights(self._state.fused, name)
+        folded, folded_bias = float_weights(self._state.fused, name)
         if norm is None:
             return folded, folded_bias
         layer: Any = self._plain.get_submodule(name)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..artifact.layers import RANGED_OPS, Layer
 from ..errors import ArtifactError
-from .layers import RANGED_OPS, Layer
 
 #: How an addend's scale may relate to the sum's: pytorch_qnnp_create_add_nc_q8 refuses others.
 LOWEST, HIGHEST = 2.0**-14, 2.0**8

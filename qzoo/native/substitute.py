@@ -1,0 +1,125 @@
+"""What stands in for a native int8 model where PyTorch has no `torch.ao` any more."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..artifact.format import Artifact
+from ..artifact.layers import RANGED_OPS
+from ..errors import BackendWarning, MissingDependencyError
+
+
+class SubstituteModel(nn.Module):
+    """An int8 model that another runtime executes; call it like the native one.
+
+    Float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. Its `state_dict` holds the
+    artifact's plain integers under the names that PyTorch's native model has for them. It cannot be
+    trained.
+
+    Attributes:
+        classes: Names of the classes; None where nobody named them.
+        transforms: How pictures are prepared, as the artifact says it.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__()
+        self._info, self._layers, self._versions = artifact.info, artifact.layers, artifact.versions
+        self._compiled: Any = None
+        for name in artifact.layers:
+            _module_at(self, name)
+        for name, tensor in artifact.tensors.items():
+            path, _, leaf = name.rpartition(".")
+            _module_at(self, path).register_buffer(leaf, tensor.clone())
+        for name, layer in artifact.layers.items():
+            if layer.op in RANGED_OPS:
+                holder = _module_at(self, name)
+                scale = torch.tensor(layer.scale, dtype=torch.float64, device="cpu")
+                zero_point = torch.tensor(layer.zero_point, dtype=torch.int64, device="cpu")
+                holder.register_buffer("scale", scale)
+                holder.register_buffer("zero_point", zero_point)
+        self.eval()
+
+    @property
+    def artifact(self) -> Artifact:
+        """The numbers that the model holds now, as an artifact."""
+        state = dict(self.state_dict())
+        layers = {
+            name: dataclasses.replace(
+                layer,
+                scale=float(state.pop(f"{name}.scale")),
+                zero_point=int(state.pop(f"{name}.zero_point")),
+            )
+            if layer.op in RANGED_OPS
+            else layer
+            for name, layer in self._layers.items()
+        }
+        return Artifact(self._info, layers, state, self._versions)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Takes over the integers of another model of the same architecture."""
+        self._compiled = None
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns float32 logits [N, classes] of float32 images [N, 3, H, W].
+
+        Raises:
+            MissingDependencyError: No other runtime is installed here.
+            ArgumentError: A tensor that the runtime does not take.
+        """
+        if self._compiled is None:
+            from .. import runtimes  # the one import upwards: this model runs where others do
+
+            names = runtimes.available_runtimes()
+            if not names:
+                raise MissingDependencyError(
+                    "This PyTorch has no torch.ao, so an int8 model needs another runtime, and "
+                    "none is installed: pip install onnxruntime onnx"
+                )
+            self._compiled = runtimes.compile(self.artifact, runtime=names[0])
+        result: Tensor = self._compiled(x)
+        return result
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **info: Any) -> None:
+        """Saves the model as a folder to share; see `qzoo.save_pretrained`."""
+        from ..sharing import save_pretrained
+
+        save_pretrained(self, folder, **info)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled model belongs to its process; a copy compiles its own.
+        return {**self.__dict__, "_compiled": None}
+
+
+def substitute(artifact: Artifact, stacklevel: int) -> SubstituteModel:
+    """Returns the stand-in of a native model, with a warning that says so.
+
+    Args:
+        artifact: The stored model.
+        stacklevel: Stack level of the warning, counted from this function's caller.
+    """
+    warnings.warn(
+        "This PyTorch has no torch.ao, which native int8 models are made of: the model holds the "
+        "same integers and runs on another installed runtime instead (see qzoo.compile).",
+        BackendWarning,
+        stacklevel=stacklevel + 1,
+    )
+    return SubstituteModel(artifact)
+
+
+def _module_at(root: nn.Module, path: str) -> nn.Module:
+    """Returns the module at a path below `root`, making plain ones where there is none."""
+    for name in filter(None, path.split(".")):
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root._modules[name]  # type: ignore[assignment]
+    return root
