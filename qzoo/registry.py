@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
-from ._weights_enum import WeightsEnum
-from .builder_kwargs import validate_builder_kwargs
+from ._core.lazy import stub_names
 from .errors import ArgumentError, UnknownNameError, did_you_mean
 
-Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ._weights_enum import WeightsEnum
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -52,49 +54,13 @@ class Entry:
         Raises:
             ArgumentError: The keywords do not build this model, or one of absurd depth or size.
         """
-        validate_builder_kwargs(self.name, self.construct, kwargs)
-        drawing = {"init_weights": False} if self.aux else {}
-        try:
-            with torch.device("meta"), _BoundedWork():
-                model = self.construct(**{**kwargs, **drawing}).eval()
-        except BUILD_ERRORS as error:
-            raise ArgumentError(build_failure(self.name, kwargs, error)) from None
-        if (size := sum(p.numel() for p in model.parameters())) > MAX_PARAMETERS:
-            raise ArgumentError(
-                f"Cannot build {self.name} with these keywords: it would have {size:,} parameters, "
-                f"and {MAX_PARAMETERS:,} are allowed."
-            )
-        return model
+        from .models.skeleton import make_skeleton
+
+        return make_skeleton(self, kwargs)
 
 
 #: What torchvision's constructors and PyTorch raise for keywords that make no sense.
 BUILD_ERRORS = (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError)
-#: Calls of torch functions while a skeleton is built; the largest model of the zoo needs 5,200.
-MAX_BUILD_CALLS = 50_000
-#: Of a model that a file asks for; the largest of the zoo has 127 million.
-MAX_PARAMETERS = 500_000_000
-
-
-#: What fills weights with first values: on the meta device slow, and of no effect.
-_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
-
-
-class _BoundedWork(TorchFunctionMode):
-    """Ends a construction that goes on and on, as an artifact's keywords may make it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.calls += 1
-        if self.calls > MAX_BUILD_CALLS:
-            raise ValueError("the model would have far more layers than any of the zoo")
-        if func in _DRAWS:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def build_failure(name: str, kwargs: Mapping[str, Any], error: BaseException) -> str:
@@ -107,11 +73,27 @@ def build_failure(name: str, kwargs: Mapping[str, Any], error: BaseException) ->
 _ENTRIES: dict[str, Entry] = {}
 
 
+def _builders() -> set[str]:
+    """Returns the names of all builders, without importing the files that define them."""
+    return {name for name in _families() if name.islower()} | set(_ENTRIES)
+
+
+def _families() -> dict[str, str]:
+    """Returns the public names of the model files, each with the module that defines it."""
+    return stub_names(f"{__package__}.models", Path(__file__).parent / "models")
+
+
 def _entries() -> dict[str, Entry]:
     """Returns all entries; the model files make them when they are imported."""
-    from . import models  # noqa: F401
-
+    for name in _builders() - set(_ENTRIES):
+        _load(name)
     return _ENTRIES
+
+
+def _load(name: str) -> None:
+    # As an attribute of the package: a file may be called as one of its builders (googlenet), and
+    # importing it alone would leave the file under that name.
+    getattr(importlib.import_module(f"{__package__}.models"), name)
 
 
 def register_model(
@@ -140,13 +122,14 @@ def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
     """
     key = name.lower() if isinstance(name, str) else getattr(name, "__name__", str(name))
     key = key.removeprefix("quantized_")
-    entry = _entries().get(key)
-    if entry is None:
+    if key not in _ENTRIES and key in _builders():
+        _load(key)
+    if key not in _ENTRIES:
         raise UnknownNameError(
-            f"Unknown model {str(name)[:80]!r}.{did_you_mean(key, _ENTRIES)}"
+            f"Unknown model {str(name)[:80]!r}.{did_you_mean(key, _builders())}"
             " Call qzoo.list_models() (or run: qzoo list) to see them all."
         )
-    return entry
+    return _ENTRIES[key]
 
 
 def list_models(
@@ -163,13 +146,13 @@ def list_models(
     """
     include = [include] if isinstance(include, str) else include
     exclude = [exclude] if isinstance(exclude, str) else exclude
-    names = set(_entries())
+    names = _builders()
     if include is not None:
         names = {n for pattern in include for n in fnmatch.filter(names, pattern)}
     for pattern in exclude or ():
         names -= set(fnmatch.filter(names, pattern))
     if quantized is not None:
-        names = {n for n in names if bool(_ENTRIES[n].weights.__members__) == quantized}
+        names = {n for n in names if bool(get_entry(n).weights.__members__) == quantized}
     return sorted(names)
 
 

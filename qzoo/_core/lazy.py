@@ -1,16 +1,52 @@
-"""Submodules that are imported when they are first used as attributes of their package."""
+"""Public names that are imported when they are first used (PEP 562).
+
+A package's stub, `__init__.pyi`, is the one list of them: type checkers and editors read it, and so
+does `attach`. A line `from .resnet import *` stands for the `__all__` of that file.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 
 def public_modules(path: Iterable[str]) -> set[str]:
     """Returns the names of the public modules in a package's folder."""
     return {m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_")}
+
+
+@functools.cache
+def stub_names(package: str, folder: Path) -> dict[str, str]:
+    """Returns the names in a package's stub, each with the module that defines it; imports nothing.
+
+    Args:
+        package: The package's name.
+        folder: Where its stub lies.
+    """
+    found: dict[str, str] = {}
+    for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = f"{package}.{node.module}"
+            for alias in node.names:
+                stars = _star_names(module, folder.joinpath(*node.module.split(".")))
+                found |= dict.fromkeys(stars if alias.name == "*" else [alias.name], module)
+    return found
+
+
+def _star_names(module: str, path: Path) -> list[str]:
+    if (path / "__init__.pyi").is_file():
+        return list(stub_names(module, path))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return []
 
 
 def module_getattr(package: str, path: Iterable[str]) -> Callable[[str], Any]:
@@ -27,3 +63,30 @@ def module_getattr(package: str, path: Iterable[str]) -> Callable[[str], Any]:
         return importlib.import_module(f"{package}.{name}")
 
     return getattr_
+
+
+def attach(package: str, path: list[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Makes the `__getattr__` and `__dir__` of a package whose names are those of its stub.
+
+    Args:
+        package: The package's `__name__`.
+        path: Its `__path__`.
+    """
+    submodule = module_getattr(package, path)
+
+    def names() -> dict[str, str]:
+        return stub_names(package, Path(path[0]))
+
+    def getattr_(name: str) -> Any:
+        if name == "__all__":
+            return sorted(names())
+        if name.startswith("_") or name not in names():
+            return submodule(name)  # or says that there is none
+        value = getattr(importlib.import_module(names()[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def dir_() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *public_modules(path), *names()})
+
+    return getattr_, dir_

@@ -1,1 +1,8 @@
 """The stored format: int8 models as plain integers, in and out."""
+
+from typing import TYPE_CHECKING
+
+from .._core.lazy import module_getattr
+
+if not TYPE_CHECKING:
+    __getattr__ = module_getattr(__name__, __path__)

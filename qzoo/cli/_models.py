@@ -15,8 +15,8 @@ from ..errors import ArgumentError, ArtifactError, UnknownNameError
 from ..importers.checkpoint import is_float_checkpoint, load_float
 from ..native.model import attach_info, load, model_info, to_native
 from ..registry import get_entry, get_model
+from ..sharing import from_pretrained
 from ..sharing.convert import is_artifact, read_model
-from ..sharing.pretrained import from_pretrained
 from ..transforms import ImageClassification, describe
 from ._options import WEIGHTS_ENDINGS
 from ._output import print_warning

@@ -17,7 +17,7 @@ from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
 from ..backends import Backend, default_backend, get_backend
 from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
-from ..native import eager
+from ..native.layers import float_weights
 from ..native.model import attach_info, to_native
 from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
 from ..transforms import describe
@@ -62,8 +62,8 @@ def build_model(
     classes = kwargs.get("num_classes", 1)
     if not isinstance(classes, numbers.Integral) or isinstance(classes, bool) or classes < 1:
         raise ArgumentError(
-            f"num_classes should be a whole number above 0, not {classes!r}. Models without a head "
-            "(feature extractors) cannot be quantized and stored yet."
+            f"Cannot build {name}: num_classes should be a whole number above 0, not {classes!r}. "
+            "Models without a head (feature extractors) cannot be quantized and stored yet."
         )
     if backend is not None:
         get_backend(backend)
@@ -200,7 +200,7 @@ def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) 
     generator = torch.Generator().manual_seed(0)
     for name, layer in layers.items():
         if layer.op in ("conv2d", "linear"):
-            weight, bias = eager.float_weights(fused, name)
+            weight, bias = float_weights(fused, name)
             tensors |= _random_weight(name, weight, bias, backend, generator)
     return to_native(Artifact(ModelInfo(entry.name, plain, backend.name), layers, tensors))
 

@@ -17,7 +17,7 @@ from ..artifact.format import ModelInfo
 from ..backends import native_call
 from ..errors import ArtifactError
 from ..labels import Labelled
-from ..native.eager import DeQuantStub, QuantStub, fuse
+from ..native.markers import DeQuantStub, QuantStub, fuse
 from ..native.model import attach_info, copy_model, model_info, pickled_parts, unpickled
 
 
@@ -74,14 +74,14 @@ class QuantizableMixin(Labelled, nn.Module):
         return super().__reduce_ex__(protocol) if parts is None else (unpickled, parts)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **info: Any) -> None:
-        """Saves an int8 model as a folder to share; see `qzoo.sharing.pretrained.save_pretrained`."""
-        from ..sharing.pretrained import save_pretrained
+        """Saves an int8 model as a folder to share; see `qzoo.sharing.save_pretrained`."""
+        from ..sharing import save_pretrained
 
         save_pretrained(self, folder, **info)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Pushes an int8 model to the Hub; see `qzoo.sharing.pretrained.push_to_hub`. Returns its address."""
-        from ..sharing.pretrained import push_to_hub
+        """Pushes an int8 model to the Hub; see `qzoo.sharing.push_to_hub`. Returns its address."""
+        from ..sharing import push_to_hub
 
         return push_to_hub(self, repo_id, **options)
 

@@ -16,12 +16,18 @@ from torchvision.models.googlenet import (
     InceptionAux,
 )
 
-from ..native.eager import FloatFunctional
+from ..native.markers import FloatFunctional
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._common import ConvBnReluMixin, QuantizableMixin, replace_relu
 from ._docs import share_docs
+
+__all__ = [
+    "GoogLeNet_QuantizedWeights",
+    "QuantizableGoogLeNet",
+    "googlenet",
+]
 
 
 class QuantizableBasicConv2d(ConvBnReluMixin, BasicConv2d):

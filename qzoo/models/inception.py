@@ -10,12 +10,18 @@ from torch import Tensor
 from torchvision.models import Inception_V3_Weights
 from torchvision.models import inception as tv
 
-from ..native.eager import FloatFunctional
+from ..native.markers import FloatFunctional
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._common import ConvBnReluMixin, QuantizableMixin, replace_relu
 from ._docs import share_docs
+
+__all__ = [
+    "Inception_V3_QuantizedWeights",
+    "QuantizableInception3",
+    "inception_v3",
+]
 
 
 class QuantizableBasicConv2d(ConvBnReluMixin, tv.BasicConv2d):

@@ -10,12 +10,18 @@ from torchvision.models import MobileNet_V2_Weights
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.ops.misc import Conv2dNormActivation
 
-from ..native.eager import FloatFunctional, fuse
+from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._common import SequentialForwardMixin, replace_relu, width_multipliers
 from ._docs import share_docs
+
+__all__ = [
+    "MobileNet_V2_QuantizedWeights",
+    "QuantizableMobileNetV2",
+    "mobilenet_v2",
+]
 
 
 class QuantizableInvertedResidual(InvertedResidual):

@@ -11,12 +11,20 @@ from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_We
 from torchvision.models.mobilenetv3 import InvertedResidual, MobileNetV3, _mobilenet_v3_conf
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
-from ..native.eager import FloatFunctional, fuse
+from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._common import SequentialForwardMixin, replace_relu, width_multipliers
 from ._docs import share_docs
+
+__all__ = [
+    "MobileNet_V3_Large_QuantizedWeights",
+    "MobileNet_V3_Small_QuantizedWeights",
+    "QuantizableMobileNetV3",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+]
 
 
 class QuantizableSqueezeExcitation(SqueezeExcitation):

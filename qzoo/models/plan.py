@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..artifact.layers import Layer
-from ..native import eager
+from ..native.layers import plan_layers
 from ..registry import Entry
 
 
@@ -30,4 +30,4 @@ def plan(entry: Entry, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, 
     fused: Any = entry.skeleton(kwargs)
     with torch.device("meta"):
         fused.fuse_model(is_qat=False)
-    return fused, eager.plan_layers(fused)
+    return fused, plan_layers(fused)

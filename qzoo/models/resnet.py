@@ -16,12 +16,26 @@ from torchvision.models import (
 )
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from ..native.eager import FloatFunctional, fuse
+from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._common import SequentialForwardMixin, replace_relu
 from ._docs import share_docs
+
+__all__ = [
+    "QuantizableResNet",
+    "ResNet18_QuantizedWeights",
+    "ResNet34_QuantizedWeights",
+    "ResNet50_QuantizedWeights",
+    "ResNet101_QuantizedWeights",
+    "ResNet152_QuantizedWeights",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+]
 
 
 class QuantizableBasicBlock(BasicBlock):

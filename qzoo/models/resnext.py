@@ -19,6 +19,19 @@ from ._build import build_model
 from ._docs import share_docs
 from .resnet import QuantizableBottleneck, QuantizableResNet, bottleneck_widths
 
+__all__ = [
+    "ResNeXt50_32X4D_QuantizedWeights",
+    "ResNeXt101_32X8D_QuantizedWeights",
+    "ResNeXt101_64X4D_QuantizedWeights",
+    "Wide_ResNet50_2_QuantizedWeights",
+    "Wide_ResNet101_2_QuantizedWeights",
+    "resnext50_32x4d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "wide_resnet50_2",
+    "wide_resnet101_2",
+]
+
 
 class ResNeXt50_32X4D_QuantizedWeights(QuantizedWeightsEnum):
     """Int8 weights; their facts are in weights_meta/resnext50_32x4d.json."""

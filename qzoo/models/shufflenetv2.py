@@ -14,12 +14,24 @@ from torchvision.models import (
 )
 from torchvision.models.shufflenetv2 import InvertedResidual, ShuffleNetV2, channel_shuffle
 
-from ..native.eager import FloatFunctional, fuse
+from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
 from ._common import SequentialForwardMixin, replace_relu
 from ._docs import share_docs
+
+__all__ = [
+    "QuantizableShuffleNetV2",
+    "ShuffleNet_V2_X0_5_QuantizedWeights",
+    "ShuffleNet_V2_X1_0_QuantizedWeights",
+    "ShuffleNet_V2_X1_5_QuantizedWeights",
+    "ShuffleNet_V2_X2_0_QuantizedWeights",
+    "shufflenet_v2_x0_5",
+    "shufflenet_v2_x1_0",
+    "shufflenet_v2_x1_5",
+    "shufflenet_v2_x2_0",
+]
 
 
 class QuantizableInvertedResidual(InvertedResidual):

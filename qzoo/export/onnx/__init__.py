@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..._core.files import write_atomically
+from ..._core.lazy import module_getattr
 from ...artifact.format import Artifact
 from ...errors import ArgumentError, MissingDependencyError
 from ...native.model import package_versions
@@ -22,6 +23,8 @@ from ...weights import class_names
 
 if TYPE_CHECKING:
     import onnx
+else:
+    __getattr__ = module_getattr(__name__, __path__)
 
 #: HardSwish came with opset 14; the forms written here are those of all later ones.
 MIN_OPSET = 14
