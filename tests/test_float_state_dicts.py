@@ -15,13 +15,13 @@ import safetensors.torch
 import torch
 import torchvision
 import zoo_cases as zoo
-from qzoo.sharing.pretrained.convert import convert_checkpoint, read_any, state_dict_bytes
 from torch import nn
 
 import qzoo
 from qzoo.importers.architecture import recognize
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
 from qzoo.native.model import model_info
+from qzoo.sharing.convert import convert_checkpoint, read_any, state_dict_bytes
 
 SMALL = "shufflenet_v2_x0_5"
 IMAGES = zoo.small_images(SMALL)

@@ -58,7 +58,7 @@ class Things:
         self.data = [(x, int(y)) for x, y in zip(self.images, self.labels, strict=True)]
         self.model: Any = zoo.float_model(NAME, num_classes=5)
         self.artifact = from_native(ptq(self.model, self.images, recipe="fast", progress=False))
-        self.int8: Any = qzoo.native.model.to_native(self.artifact)
+        self.int8: Any = qzoo.artifact.native.to_native(self.artifact)
         self.file, self.float_file = folder / "int8.safetensors", folder / "float.safetensors"
         qzoo.save(self.int8, self.file)
         save_float(self.model, self.float_file)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from qzoo.sharing.pretrained.model_card import make_config
 from torch.utils.data import Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
@@ -20,6 +19,7 @@ from qzoo.artifact.seen import Notes, check_seen, file_sha256, files_of, hashes,
 from qzoo.errors import ArtifactError, ImageError
 from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.native.model import model_info
+from qzoo.sharing.model_card import make_config
 
 
 def digest(number: int) -> bytes:

@@ -37,11 +37,11 @@ from format_helpers import (
     take_apart,
     tiny_artifact,
 )
-from qzoo.sharing.pretrained.convert import check_model
 from zoo_cases import quiet, small_images
 
 import qzoo
 from qzoo.native.model import from_native, to_native
+from qzoo.sharing.convert import check_model
 
 DTYPES = (torch.int8, torch.uint8, torch.int64, torch.half, torch.float32, torch.float64,
           torch.bool, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # fmt: skip

@@ -17,8 +17,6 @@ import torch
 from format_helpers import TINY, Parts, put_together, take_apart
 from mixed_cases import KEPT, Mixed, keep_float, mixed
 from mutations import Mutator, ends_cleanly
-from qzoo.sharing.pretrained.convert import check_model, state_dict_bytes
-from qzoo.sharing.pretrained.model_card import make_card, make_config
 from torch import Tensor, nn
 from zoo_cases import eager_ptq, engine, float_model, quiet, small_images
 
@@ -27,6 +25,8 @@ from qzoo.artifact import format as artifact_format
 from qzoo.artifact.layers import Layer
 from qzoo.native.float_layer import FloatConv2d, FloatLayer, FloatLinear
 from qzoo.native.model import from_native, to_native
+from qzoo.sharing.convert import check_model, state_dict_bytes
+from qzoo.sharing.model_card import make_card, make_config
 
 case = functools.cache(mixed)
 

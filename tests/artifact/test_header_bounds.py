@@ -258,7 +258,7 @@ def test_verify_goes_on_after_any_bad_file(
     (folder / "z.safetensors").write_bytes(content)
     (tmp_path / "empty").mkdir()
 
-    from qzoo.sharing.pretrained import convert
+    from qzoo.sharing import convert
 
     check = convert.check_model
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from format_helpers import TINY
-from qzoo.sharing.pretrained.convert import check_model, read_any, read_model, state_dict_bytes
 from torch import Tensor
 from zoo_cases import quiet, small_images, uncalibrated
 
@@ -25,6 +24,7 @@ from qzoo._core.files import File, RefusedError
 from qzoo.importers import checkpoint
 from qzoo.importers.pth import read_checkpoint
 from qzoo.native.model import from_native, to_native
+from qzoo.sharing.convert import check_model, read_any, read_model, state_dict_bytes
 
 
 def artifact(seed: int, backend: str = "x86") -> qzoo.Artifact:

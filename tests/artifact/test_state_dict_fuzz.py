@@ -30,7 +30,6 @@ import pytest
 import safetensors.torch
 import torch
 from format_helpers import HOSTILE_KWARGS, TINY
-from qzoo.sharing.pretrained.convert import check_model, read_any
 from torch import Tensor, nn
 
 import qzoo
@@ -39,6 +38,7 @@ from qzoo.importers.checkpoint import is_float_checkpoint, load_float
 from qzoo.importers.pth import read_checkpoint
 from qzoo.importers.published import from_checkpoint
 from qzoo.native.model import to_native
+from qzoo.sharing.convert import check_model, read_any
 
 NAME = "mobilenet_v2"
 DTYPES = (

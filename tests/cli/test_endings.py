@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from qzoo.sharing.pretrained.convert import read_model
 
 import qzoo
 from qzoo.artifact.format import Artifact
@@ -17,6 +16,7 @@ from qzoo.cli._endings import ENDINGS, check_ending, format_of
 from qzoo.cli.export import FORMATS
 from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.quantize import ptq
+from qzoo.sharing.convert import read_model
 
 INT8 = str(Path(qzoo.__file__).parent / "embedded" / "shufflenet_v2_x0_5_digits_x86.safetensors")
 CLASSES = [f"digit {i}" for i in range(10)]

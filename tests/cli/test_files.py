@@ -19,14 +19,14 @@ from urllib.parse import urlsplit
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from qzoo.sharing.pretrained.convert import guess_architecture
 from torch.ao import quantization as tq
 from torchvision.models import quantization as tv
 
 import qzoo
 from qzoo.cli import main
 from qzoo.native.model import model_info
-from qzoo.sharing.pretrained import pretrained as sharing
+from qzoo.sharing import pretrained
+from qzoo.sharing.convert import guess_architecture
 
 DIGITS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 
@@ -303,19 +303,19 @@ def test_verify_files_and_folders(own):
 
 def test_push(monkeypatch, own):
     pushed: list[Any] = []
-    push_artifact = sharing.push_artifact
+    push_artifact = pretrained.push_artifact
 
     def record(artifact: Any, repo: str, **options: Any) -> str:
         pushed.append((artifact.info.architecture, repo, options))
         return "https://hub/commit/1"
 
-    monkeypatch.setattr("qzoo.sharing.pretrained.push_artifact", record)
+    monkeypatch.setattr("qzoo.sharing.push_artifact", record)
     int8().save_pretrained("shared")
     assert good("push", "shared", "org/name", "--private") == "https://hub/commit/1\n"
     name, repo, options = pushed[0]
     assert (name, repo, options["private"]) == ("shufflenet_v2_x0_5", "org/name", True)
     assert "does not exist" in refused("push", "gone.safetensors", "org/name") or not pushed[1:]
-    monkeypatch.setattr("qzoo.sharing.pretrained.push_artifact", push_artifact)
+    monkeypatch.setattr("qzoo.sharing.push_artifact", push_artifact)
     assert "cannot be the name" in refused("push", "shared", "a/b/c")
     monkeypatch.setenv("QZOO_OFFLINE", "1")
     assert "QZOO_OFFLINE is set" in refused("push", "shared", "org/name")

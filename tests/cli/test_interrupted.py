@@ -30,7 +30,7 @@ INTERRUPTED = """
     ("when", "arguments"),
     [
         ("click", ["--help"]),
-        ("torch", ["list"]),
+        ("torch", ["classify", "none.png", "--model", "resnet18"]),
         ("qzoo.models.resnet", ["demo"]),
         ("qzoo._core.timing", ["demo", "--json"]),
     ],

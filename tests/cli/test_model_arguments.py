@@ -75,7 +75,7 @@ def test_commands_take_an_int8_model_in_every_place(
     assert code == 0 and json.loads(out)[0]["runtime"] == "torch", err
     pushed = []
     monkeypatch.setattr(
-        "qzoo.sharing.pretrained.push_artifact", lambda *args, **_: pushed.append(args) or "url"
+        "qzoo.sharing.push_artifact", lambda *args, **_: pushed.append(args) or "url"
     )
     code, out, err = run("push", model, "org/name", "--json")
     assert code == 0 and json.loads(out) == {"repo": "org/name", "commit": "url"}, err

@@ -21,13 +21,13 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from qzoo.sharing.pretrained.model_card import make_card
 
 import qzoo
 from qzoo import ArgumentError, ArtifactError, DownloadError, UploadError
 from qzoo.native.model import from_native
 from qzoo.safe_text import printable
-from qzoo.sharing.pretrained import pretrained as sharing
+from qzoo.sharing import pretrained
+from qzoo.sharing.model_card import make_card
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 PRESET = {
@@ -255,7 +255,7 @@ def test_what_cannot_be_loaded(model, tmp_path, monkeypatch):
     for wrong in ("resnet18", "a/b/c", "./gone", "/gone/away", "~/gone", "", "https://x/a/b"):
         with pytest.raises(ArgumentError, match="neither an existing folder nor the name"):
             qzoo.from_pretrained(wrong)
-    monkeypatch.setattr(sharing, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(pretrained, "MAX_FILE_BYTES", 1000)
     with pytest.raises(ArtifactError, match="more than the 1000"):
         qzoo.from_pretrained(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").write_bytes(b"\x80\x02pickle")

@@ -397,7 +397,7 @@ FIRST_USE = """
 import logging, random, sys, warnings
 import numpy, torch
 import qzoo
-from qzoo.native.model import from_native
+from qzoo.artifact.native import from_native
 from qzoo.quantize import ptq
 
 def state():

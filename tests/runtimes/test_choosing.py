@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import qzoo
-from qzoo.native import model as native
 from qzoo.native.model import from_native
+from qzoo.native.model import to_native as to_native_model
 from qzoo.runtimes import api, choice, measure, torch_native
 
 
@@ -249,7 +249,7 @@ def test_the_engine_is_chosen_by_measuring(monkeypatch: pytest.MonkeyPatch) -> N
 
     def to_native(artifact: qzoo.Artifact, engine: str) -> torch.nn.Module:
         built.append(engine)
-        return native.to_native(artifact, engine)
+        return to_native_model(artifact, engine)
 
     monkeypatch.setattr(torch_native, "to_native", to_native)
     model = qzoo.compile(digits(), "torch", threads=1, input_size=32)

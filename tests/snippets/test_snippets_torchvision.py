@@ -11,7 +11,6 @@ import snippet_cases as cases
 import torch
 import trained_cases as trained
 import zoo_cases as zoo
-from qzoo.sharing.pretrained.convert import convert_checkpoint
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,7 @@ import qzoo as models  # the tutorial's `import torchvision.models.quantization 
 from qzoo import ShuffleNet_V2_X0_5_QuantizedWeights, shufflenet_v2_x0_5
 from qzoo.datasets.digits import Digits
 from qzoo.native.model import from_native
+from qzoo.sharing.convert import convert_checkpoint
 
 
 @pytest.mark.parametrize("index", [3, 77, 400])
