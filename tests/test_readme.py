@@ -48,6 +48,7 @@ def brought_by(extras: str) -> set[str]:
     return {MODULES[package] for package in packages}
 
 
+@pytest.mark.extended
 def test_snippets_run_in_what_the_first_command_sets_up(tmp_path: Path) -> None:
     first = next(line for line in README.splitlines() if "qzoo demo" in line and "venv" in line)
     brought = brought_by(re.search(r'"\.\[([\w,]+)\]"', first)[1])  # type: ignore[index]

@@ -31,8 +31,8 @@ INTERRUPTED = """
     [
         ("click", ["--help"]),
         ("torch", ["classify", "none.png", "--model", "resnet18"]),
-        ("qzoo.models.resnet", ["demo"]),
-        ("qzoo._core.timing", ["demo", "--json"]),
+        pytest.param("qzoo.models.resnet", ["demo"], marks=pytest.mark.extended),
+        pytest.param("qzoo._core.timing", ["demo", "--json"], marks=pytest.mark.extended),
     ],
 )
 def test_while_it_starts(when: str, arguments: list[str]) -> None:

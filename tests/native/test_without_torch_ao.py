@@ -117,5 +117,6 @@ def test_models_are_quantized_saved_run_classified_and_trained(
     run(END_TO_END, str(tmp_path), builder, folder=tmp_path)
 
 
+@pytest.mark.extended
 def test_a_model_of_the_zoo_runs_is_copied_exported_and_analyzed(tmp_path: Path) -> None:
     run(READY_MADE, folder=tmp_path)
