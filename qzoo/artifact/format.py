@@ -104,6 +104,14 @@ class Artifact:
         check_tensors(self.layers, self.tensors)
         _check_classes(self.info.classes, self.layers, self.tensors)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the tensors by value: what was read from one file shares one piece of memory.
+
+        Handed to a process that `multiprocessing` spawns, PyTorch would pass a descriptor for each.
+        """
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in self.tensors.items()}
+        return _unpickled, (self.info, self.layers, arrays, self.versions)
+
     @property
     def float_layers(self) -> list[str]:
         """Names of the layers that keep float32 weights, in the architecture's order."""
@@ -163,6 +171,13 @@ class Artifact:
             raise ArtifactError(
                 f"Cannot read the artifact {shown}: {error.strerror or error}."
             ) from None
+
+
+def _unpickled(
+    info: ModelInfo, layers: dict[str, Layer], arrays: dict[str, Any], versions: dict[str, str]
+) -> Artifact:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Artifact(info, layers, tensors, versions)
 
 
 def _from_file(file: File) -> Artifact:

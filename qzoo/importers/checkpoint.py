@@ -286,7 +286,8 @@ def _built(file: File, entries: Mapping[str, Any], info: ModelInfo) -> nn.Module
     own = {**without_aux(entry, entries), **{k: v for k, v in entries.items() if k in wanted}}
     if problem := _misfit(wanted, own) or _misnamed(info, own):
         raise ArtifactError(f"{file.path} does not fit {entry.name}: {problem}")
-    model = model.to_empty(device="cpu")
+    # In float32, whatever the process makes by default.
+    model = model.float().to_empty(device="cpu")
     # Files from before PyTorch 0.4.1 do not count batches.
     zero = torch.tensor(0, dtype=torch.int64, device="cpu")
     model.load_state_dict({key: own.get(key, zero) for key in wanted})

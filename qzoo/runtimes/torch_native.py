@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._core.timing import torch_threads
+from ..artifact.format import Artifact
 from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
 from ..native.model import has_wide_depthwise, to_native
 from .base import CompiledModel
@@ -33,9 +35,16 @@ class TorchModel(CompiledModel):
 
     runtime = "torch"
 
-    def __init__(self, *args: Any, engine: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
+        engine: str | None = None,
+    ) -> None:
         self._wanted = engine
-        super().__init__(*args, **kwargs)
+        super().__init__(artifact, threads, batch_size, input_size)
 
     def _prepare(self) -> None:
         self.engines: Choice | None = None
