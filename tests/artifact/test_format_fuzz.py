@@ -13,7 +13,7 @@ from mutations import KINDS, MOST_BYTES, cases, ends_cleanly, peak
 
 @pytest.mark.parametrize(
     ("count", "seed", "deep"),
-    [(400, 2026, 40), pytest.param(10_000, 2027, 20, marks=pytest.mark.extended)],
+    [(400, 2026, 40), pytest.param(10_000, 2027, 20, marks=pytest.mark.slow)],
 )
 def test_mutated_artifacts(count: int, seed: int, deep: int, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"

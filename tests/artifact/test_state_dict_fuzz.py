@@ -1,8 +1,8 @@
 """5,000 hand-made state dicts, float, int8 and QAT: each is read or refused with a QzooError.
 
 Unlike those of test_pth_fuzz.py, the files are what `torch.save` and safetensors really write, of
-values that no model has. The full count runs among the extended tests; by hand, with the slowest
-files and the memory (`pytest -s` prints them for the tests, too):
+values that no model has. The full count runs by hand (pytest -m slow, or, with the slowest
+files and the memory, as below):
 
     python tests/artifact/test_state_dict_fuzz.py 5000 2026
 """
@@ -376,7 +376,7 @@ def run(count: int, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(5000, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("count", [120, pytest.param(5000, marks=pytest.mark.slow)])
 def test_hand_made_state_dicts(count: int, tmp_path: Path) -> None:
     figures = run(count, 2026, tmp_path)
     print(figures)

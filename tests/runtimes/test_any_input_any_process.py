@@ -81,7 +81,7 @@ def test_nan_and_infinity_are_refused(kind: str, artifact: qzoo.Artifact) -> Non
         "torch",
         "onnxruntime",
         "openvino",
-        *(pytest.param(n, marks=pytest.mark.extended) for n in LONG),
+        *LONG,
     ],
 )
 def test_compiled_models_are_copied_whole(runtime: str, artifact: qzoo.Artifact) -> None:
