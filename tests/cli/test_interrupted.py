@@ -12,6 +12,9 @@ import pytest
 INTERRUPTED = """
     import os, signal, sys
 
+    # Whoever starts the tests in the background has their processes ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     class Interrupt:
         when = sys.argv.pop(1)
 
