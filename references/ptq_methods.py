@@ -71,7 +71,10 @@ def _is_text(node: ast.stmt) -> bool:
 
 
 _ALWAYS = ("qzoo/models/_common.py", "references/ptq_case.py")
-_QZOO = ("references/ptq_own.py", "qzoo/quantize/*.py", "qzoo/_torch_ao*.py", "qzoo/artifact/*.py")
+_QZOO = (
+    "references/ptq_own.py",
+    *("qzoo/quantize/**/*.py", "qzoo/native/*.py", "qzoo/artifact/*.py"),
+)
 
 
 def _onnxruntime(**settings: Any) -> Method:
