@@ -11,21 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..artifact.format import Artifact
+from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS
 from ..errors import BackendWarning, MissingDependencyError
+from ..labels import Labelled
 
 
-class SubstituteModel(nn.Module):
+class SubstituteModel(Labelled, nn.Module):
     """An int8 model that another runtime executes; call it like the native one.
 
     Float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. Its `state_dict` holds the
     artifact's plain integers under the names that PyTorch's native model has for them. It cannot be
     trained.
-
-    Attributes:
-        classes: Names of the classes; None where nobody named them.
-        transforms: How pictures are prepared, as the artifact says it.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -45,6 +42,9 @@ class SubstituteModel(nn.Module):
                 holder.register_buffer("scale", scale)
                 holder.register_buffer("zero_point", zero_point)
         self.eval()
+
+    def _model_info(self) -> ModelInfo:
+        return self._info
 
     @property
     def artifact(self) -> Artifact:

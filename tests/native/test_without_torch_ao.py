@@ -38,6 +38,7 @@ preset = ImageClassification(crop_size=48, resize_size=48).to_dict()
 qzoo.save(int8, path, classes=["a", "b", "c", "d"], transforms=preset)
 again = qzoo.load(path)
 assert torch.equal(again(pictures), int8(pictures))
+assert again.classes == ["a", "b", "c", "d"] and again.transforms.to_dict() == preset
 assert again.artifact.tensors.keys() == int8.artifact.tensors.keys()
 assert all(not t.is_quantized for t in again.state_dict().values())
 compiled = qzoo.compile(path, runtime="onnxruntime", threads=1)
