@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._core.lazy import stub_names
 from .errors import ArgumentError, UnknownNameError, did_you_mean
+from .metadata import read_metadata
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,21 +115,34 @@ def register_model(
     return register
 
 
-def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
-    """Returns the registry's entry for a model name, in any case, or a builder.
+def model_name(name: str | Callable[..., nn.Module]) -> str:
+    """Returns how the registry spells the name of a model; imports nothing.
+
+    Args:
+        name: The name, in any case, or a builder.
 
     Raises:
         UnknownNameError: No such model; the message suggests the nearest names.
     """
     key = name.lower() if isinstance(name, str) else getattr(name, "__name__", str(name))
     key = key.removeprefix("quantized_")
-    if key not in _ENTRIES and key in _builders():
-        _load(key)
-    if key not in _ENTRIES:
+    if key not in _builders():
         raise UnknownNameError(
             f"Unknown model {str(name)[:80]!r}.{did_you_mean(key, _builders())}"
             " Call qzoo.list_models() (or run: qzoo list) to see them all."
         )
+    return key
+
+
+def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
+    """Returns the registry's entry for a model name, in any case, or a builder.
+
+    Raises:
+        UnknownNameError: No such model; the message suggests the nearest names.
+    """
+    key = model_name(name)
+    if key not in _ENTRIES:
+        _load(key)
     return _ENTRIES[key]
 
 
@@ -152,8 +166,14 @@ def list_models(
     for pattern in exclude or ():
         names -= set(fnmatch.filter(names, pattern))
     if quantized is not None:
-        names = {n for n in names if bool(get_entry(n).weights.__members__) == quantized}
+        names = {n for n in names if _has_int8_weights(n) == quantized}
     return sorted(names)
+
+
+def _has_int8_weights(name: str) -> bool:
+    if name in _ENTRIES:
+        return bool(_ENTRIES[name].weights.__members__)
+    return bool(read_metadata(name)["weights"])
 
 
 def get_model_builder(name: str) -> Callable[..., nn.Module]:

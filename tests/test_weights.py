@@ -43,7 +43,10 @@ def test_metadata_file_is_valid(path: Path, validator: Any) -> None:
     assert [e.message for e in validator.iter_errors(data)] == []
     assert data["architecture"] == path.stem
     assert data["default"] is None or data["default"] in data["weights"]
-    assert data["float_weights"] == get_entry(path.stem).float_weights.__name__
+    entry = get_entry(path.stem)  # what `qzoo info` and `list` say without importing it
+    assert data["float_weights"] == entry.float_weights.__name__
+    assert entry.weights.__name__ == data["float_weights"].replace("_Weights", "_QuantizedWeights")
+    assert set(data["weights"]) | {"DEFAULT"} == set(entry.weights.__members__) | {"DEFAULT"}
 
 
 def test_every_architecture_has_a_file() -> None:

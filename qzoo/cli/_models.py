@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,44 +10,15 @@ from typing import Any
 from torch import nn
 
 from ..artifact.folders import float_file, int8_file
-from ..errors import ArgumentError, ArtifactError, UnknownNameError
+from ..errors import ArgumentError, ArtifactError
 from ..importers.checkpoint import is_float_checkpoint, load_float
 from ..native.model import attach_info, load, model_info, to_native
 from ..registry import get_entry, get_model
 from ..sharing import from_pretrained
 from ..sharing.convert import is_artifact, read_model
 from ..transforms import ImageClassification, describe
-from ._options import WEIGHTS_ENDINGS
+from ._names import HUB, is_name
 from ._output import print_warning
-
-#: What a repository on the Hugging Face Hub begins with.
-HUB = "hf://"
-
-
-def is_name(model: str) -> bool:
-    """Says whether a MODEL argument means a model of the zoo instead of a file or folder.
-
-    Raises:
-        UnknownNameError: It is neither, and does not look like a path.
-    """
-    path = Path(model)
-    separators = [s for s in (os.sep, os.altsep) if s]
-    if model.startswith(HUB) or path.suffix in WEIGHTS_ENDINGS or path.is_file():
-        return False
-    if any(s in model for s in separators):
-        return False
-    try:
-        get_entry(model)
-    except UnknownNameError as error:
-        if path.is_dir():
-            return False
-        raise UnknownNameError(f"{error} There is no file or folder of this name either.") from None
-    return True
-
-
-def short_name(model: str) -> str:
-    """Returns what a file that is made of a MODEL is called, without its ending."""
-    return get_entry(model).name if is_name(model) else Path(model).resolve().stem
 
 
 def load_model(

@@ -104,7 +104,8 @@ def evaluate(
     from ..datasets.sources import open_data
     from ..native.model import model_info
     from ..runtimes.api import compile
-    from ._models import is_float_file, is_name, load_float_model, load_model
+    from ._models import is_float_file, load_float_model, load_model
+    from ._names import is_name
 
     opened = open_data(data)
     is_float = as_float or is_float_file(model, told.get("part"))

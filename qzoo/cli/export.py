@@ -94,7 +94,8 @@ def export(
     """
     target = target or _format_of(out)
     from ..runtimes.api import to_artifact
-    from ._models import load_model, short_name
+    from ._models import load_model
+    from ._names import short_name
 
     row = FORMATS[target]
     path = out or Path(short_name(model) + row.suffix)

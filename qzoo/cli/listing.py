@@ -7,6 +7,8 @@ from typing import Any
 import click
 
 from ..metadata import read_metadata
+from ..registry import list_models, model_name
+from ._names import is_name
 from ._options import complete_models, json_option, model_place, takes
 from ._output import print_json, print_line, print_table
 
@@ -28,8 +30,6 @@ def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: boo
     Example:
       qzoo list "resnet*" --quantized
     """
-    from ..registry import list_models
-
     wanted = [pattern.lower() for pattern in patterns]
     names = list_models(include=wanted or None, quantized=quantized)
     rows = [_row(name, weights) for name in names for weights in _weights(name) or [None]]
@@ -57,8 +57,6 @@ def info(model: str, as_json: bool) -> None:
       qzoo info resnet50
       qzoo info photos-mobilenet_v2/int8.safetensors
     """
-    from ._models import is_name
-
     if not is_name(model):
         facts = _file_facts(model)
         if as_json:
@@ -66,27 +64,26 @@ def info(model: str, as_json: bool) -> None:
         else:
             _print_file(facts)
         return
-    from ..registry import get_entry
-
-    entry = get_entry(model)
-    meta = read_metadata(entry.name)
+    name = model_name(model)
+    meta = read_metadata(name)
     if as_json:
         print_json(meta)
         return
     print_line(
-        f"{entry.name}: {meta['num_params']:,} parameters, {meta['gmacs']} GMACs, smallest input "
+        f"{name}: {meta['num_params']:,} parameters, {meta['gmacs']} GMACs, smallest input "
         f"{meta['min_size'][0]}x{meta['min_size'][1]}"
     )
     print_line(f"float weights: torchvision.models.{meta['float_weights']}")
     if not meta["weights"]:
         print_line(
             "int8 weights: none published yet; make some with "
-            f"qzoo quantize {entry.name} --data PICTURES -o {entry.name}.safetensors"
+            f"qzoo quantize {name} --data PICTURES -o {name}.safetensors"
         )
-    for name, weights in meta["weights"].items():
-        default = " (DEFAULT)" if name == meta["default"] else ""
+    enum = meta["float_weights"].replace("_Weights", "_QuantizedWeights")
+    for member, weights in meta["weights"].items():
+        default = " (DEFAULT)" if member == meta["default"] else ""
         print_line()
-        print_line(f"{entry.weights.__name__}.{name}{default}")
+        print_line(f"{enum}.{member}{default}")
         for key, value in _facts(weights):
             print_line(f"  {key:<12} {value}")
 

@@ -101,7 +101,7 @@ def test_missing_and_superfluous_words(arguments: tuple[str, ...], words: str) -
     assert code == 2 and out == "" and words in err and "Traceback" not in err
 
 
-def test_help_and_completion_wait_for_no_torch() -> None:
+def test_help_completion_list_and_info_wait_for_no_torch() -> None:
     code = """
 import sys
 from click.shell_completion import ShellComplete
@@ -111,6 +111,12 @@ for name in ["", *main.commands]:
     assert CliRunner().invoke(main, [*filter(None, [name]), "--help"]).exit_code == 0, name
 complete = ShellComplete(main, {}, "qzoo", "_QZOO_COMPLETE").get_completions
 assert complete(["info"], "resnet5") and complete(["classify", "-m", "resnet50", "-w"], "I")
+commands = [["list"], ["list", "res*", "--quantized"], ["list", "--float-only", "--json"]]
+for name in ("resnet50", "ResNet18", "googlenet", "mobilenet_v3_large", "wide_resnet50_2"):
+    commands += [["info", name], ["info", "--json", name]]
+for words in commands:
+    assert CliRunner().invoke(main, words).exit_code == 0, words
+assert "Did you mean" in CliRunner().invoke(main, ["info", "resnet5"]).stderr
 assert not {"torch", "torchvision", "numpy"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
