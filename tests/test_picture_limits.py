@@ -27,7 +27,7 @@ from qzoo.errors import ArgumentError, ImageError
 from qzoo.native.model import attach_info, model_info
 from qzoo.pictures.images import FORMATS, MAX_MEMORY, load_image
 from qzoo.quantize import ptq
-from qzoo.quantize.labelled import open_labelled
+from qzoo.quantize.data import open_labelled
 from qzoo.training.sources import train_transforms
 from qzoo.transforms import ImageClassification
 

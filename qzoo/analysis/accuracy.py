@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..datasets.evaluate import Metrics
-from ..quantize.labelled import LabelledImages
+from ..quantize.data import LabelledImages
 from ..quantize.mixed.damage import first_answers
 from .measures import Figures
 

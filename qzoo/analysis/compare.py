@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..native.model import from_native, model_info, to_native
-from ..quantize.labelled import open_labelled
+from ..quantize.data import open_labelled
 from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.mixed.replay import simulate
 from ..quantize.observers import MSE
@@ -121,7 +121,7 @@ def compare(
     Args:
         model: The float model that was quantized; left as it was.
         int8: The native int8 model or its artifact.
-        data: Images, as `qzoo.quantize.labelled.open_labelled` takes them.
+        data: Images, as `qzoo.quantize.data.open_labelled` takes them.
         images: How many of them to use at most.
         seed: Seed of their choice.
         transform: Makes tensors of pictures; None takes the model's own transforms.

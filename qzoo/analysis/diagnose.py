@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..artifact.format import Artifact
 from ..native.model import from_native, model_info, package_versions, to_native
-from ..quantize.labelled import open_labelled
+from ..quantize.data import open_labelled
 from ..quantize.mixed.replay import simulate
 from ..quantize.mixed.sensitivity import Sensitivity, measure_sensitivity
 from ..quantize.ptq import own_transforms

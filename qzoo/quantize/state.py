@@ -20,9 +20,9 @@ from ..native.layers import float_weights, set_float_bias
 from ..native.model import package_versions
 from ..reference.biases import with_room_for_biases
 from .data import Calibration
-from .float_model import fused_copy as fused_copy
 from .observers import Grid
 from .source import open_source, ranged_layers
+from .source.float_model import fused_copy as fused_copy
 
 #: Weights are symmetric, without the -128 that has no positive counterpart.
 WEIGHT_GRID = Grid(-127, 127, symmetric=True)

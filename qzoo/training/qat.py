@@ -17,7 +17,7 @@ from ..datasets.evaluate import Metrics
 from ..native.model import from_native, model_info, save, to_native
 from ..quantize import RECIPES, ptq, qat
 from ..quantize.qat.model import InTraining
-from ..quantize.ranks import spread_calibration
+from ..quantize.steps.ranks import spread_calibration
 from .checkpoint import resume_path
 from .distributed import Ranks
 from .files import digest

@@ -22,7 +22,7 @@ from ..importers.checkpoint import load_float, save_float
 from ..native.model import attach_info, model_info, save
 from ..pictures.folders import same_names
 from ..quantize import ptq
-from ..quantize.ranks import spread_calibration
+from ..quantize.steps.ranks import spread_calibration
 from ..runtimes.api import compile
 from ..transforms import ImageClassification
 from ..weights import class_names

@@ -22,8 +22,7 @@ from qzoo.errors import ArgumentError, DataWarning
 from qzoo.native.model import model_info
 from qzoo.pictures.folders import halves, places_of, read_folder, same_names
 from qzoo.quantize import ptq, tune
-from qzoo.quantize.data import open_calibration
-from qzoo.quantize.labelled import open_labelled
+from qzoo.quantize.data import open_calibration, open_labelled
 from qzoo.transforms import ImageClassification
 
 CAFE = unicodedata.normalize("NFC", "café")

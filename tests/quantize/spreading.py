@@ -15,7 +15,7 @@ import torch.distributed as dist
 import qzoo
 from qzoo.native.model import from_native
 from qzoo.quantize import OBSERVERS, make_observer
-from qzoo.quantize.ranks import all_reduce_ranges, spread_calibration
+from qzoo.quantize.steps.ranks import all_reduce_ranges, spread_calibration
 
 
 def batches() -> list[torch.Tensor]:

@@ -11,10 +11,10 @@ from zoo_cases import SLIM, float_model, small_images
 
 from qzoo.backends import get_backend
 from qzoo.quantize import RECIPES, ptq
-from qzoo.quantize.channels import FIXED, Channels
 from qzoo.quantize.data import open_calibration
 from qzoo.quantize.state import Quantization
 from qzoo.quantize.steps.calibrate import choose_weight_scales
+from qzoo.quantize.steps.channels import FIXED, Channels
 from qzoo.quantize.steps.equalize import equalize
 
 

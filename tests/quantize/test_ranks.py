@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qzoo.quantize import OBSERVERS, Grid, make_observer
 from qzoo.quantize.observers import BINS, HistogramObserver
-from qzoo.quantize.ranks import all_reduce_ranges
+from qzoo.quantize.steps.ranks import all_reduce_ranges
 
 DRIVER = Path(__file__).with_name("spreading.py")
 HISTOGRAMS = [name for name, kind in OBSERVERS.items() if issubclass(kind, HistogramObserver)]

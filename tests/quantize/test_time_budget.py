@@ -15,8 +15,7 @@ from qzoo.cli.tune import missed
 from qzoo.datasets.evaluate import points
 from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
-from qzoo.quantize.data import open_calibration
-from qzoo.quantize.labelled import open_labelled
+from qzoo.quantize.data import open_calibration, open_labelled
 
 IMAGES = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(20) % 4

@@ -18,9 +18,9 @@ from ...importers.pt2e import from_pt2e
 from ...native.markers import require_torch_ao
 from ...native.model import attach_info, from_native
 from ..data import Calibration
-from ..faithful import check_all_ran
 from ..observers import Grid, Observer
 from ..source import Source, open_source, ranged_layers
+from ..source.faithful import check_all_ran
 from ..state import match_layers
 from ..steps.calibrate import forward
 

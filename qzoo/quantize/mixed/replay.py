@@ -13,10 +13,10 @@ from ...artifact.format import Artifact
 from ...backends import get_backend
 from ...errors import ArgumentError
 from ...native.model import model_info
-from ..channels import FIXED, Channels
 from ..data import Calibration, nothing
 from ..simulate import Simulation, int8_weight
 from ..state import Quantization
+from ..steps.channels import FIXED, Channels
 from ..steps.equalize import columns_of, scale_layer
 
 #: Passes over the layers; the second one knows what layers further on say of a channel.

@@ -29,8 +29,7 @@ from ...datasets.holdout import HELD_OUT, divide
 from ...datasets.sources import Relabelled, open_folder
 from ...errors import ArgumentError, QuantizationWarning
 from ...native.model import from_native, model_info, to_native
-from ..data import open_calibration, stratified, targets_of
-from ..labelled import LabelledImages, open_labelled
+from ..data import LabelledImages, open_calibration, open_labelled, stratified, targets_of
 from ..ptq import check_counts, own_transforms, ptq
 from ..recipes import Recipe, get_recipe
 from ..simulate import Simulation

@@ -26,9 +26,9 @@ from ...errors import ArgumentError, UnknownNameError, did_you_mean
 from ...native.model import attach_info, to_native
 from ...transforms import ImageClassification
 from ..data import nothing, open_calibration
-from ..float_model import float_copy
 from ..ptq import own_transforms, with_transforms
 from ..recipes import STEPS, get_recipe
+from ..source.float_model import float_copy
 from ..state import Quantization
 from .frozen import keep_frozen
 from .graph import GraphBuilder

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...artifact.format import Artifact
 from ...artifact.layers import SMALLEST_SCALE
 from ...errors import ArgumentError
-from ..float_model import is_finite
+from ..source.float_model import is_finite
 from ..state import Quantization, spread
 from .fake_quantize import WEIGHT_MAX
 from .layers import Weighted, gain_of

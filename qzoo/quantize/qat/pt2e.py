@@ -22,8 +22,8 @@ from torch import Tensor, fx, nn
 from ...artifact.format import Artifact
 from ...errors import ArgumentError, QuantizationWarning, listed
 from ...importers.pt2e import from_pt2e
-from ..float_model import float_copy
 from ..flows import pt2e
+from ..source.float_model import float_copy
 from ..state import Quantization
 from .convert import check_converged
 from .model import InTraining

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from ..._core.process import plain_defaults
 from ...errors import ArgumentError
-from ..faithful import cannot_process, check_all_ran
 from ..observers import Observer, make_observer
-from ..ranks import all_reduce_ranges, turns
+from ..source.faithful import cannot_process, check_all_ran
 from ..state import WEIGHT_GRID, Quantization
+from .ranks import all_reduce_ranges, turns
 
 
 def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:

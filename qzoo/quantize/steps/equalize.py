@@ -20,9 +20,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..channels import FIXED, Channels
 from ..state import Quantization
 from .calibrate import forward
+from .channels import FIXED, Channels
 
 #: How far activations are evened out: 0 leaves them alone, 1 gives all channels the same range.
 SHARE = 0.6

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artifact.layers import SMALLEST_SCALE
-from ..errors import ArgumentError, UnknownNameError, did_you_mean
+from ...artifact.layers import SMALLEST_SCALE
+from ...errors import ArgumentError, UnknownNameError, did_you_mean
 from .clipping import entropy_range, mse_range, percentile_range
 
 #: Bins of a histogram: eight for each of the 256 integers, which tells rounding errors apart.

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..artifact.format import ModelInfo
-from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
-from ..backends import Backend
-from ..errors import ArgumentError, ArtifactError
-from ..models.picture_size import usual_size
-from ..native.layers import check_fit, float_weights, plan_layers
-from ..native.model import model_info
-from ..reference.trace import Recording, record
-from ..registry import get_entry
-from .data import Calibration
+from ...artifact.format import ModelInfo
+from ...artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
+from ...backends import Backend
+from ...errors import ArgumentError, ArtifactError
+from ...models.picture_size import usual_size
+from ...native.layers import check_fit, float_weights, plan_layers
+from ...native.model import model_info
+from ...reference.trace import Recording, record
+from ...registry import get_entry
+from ..data import Calibration
 from .faithful import check_same_answers, noise
 from .float_model import float_copy, fuse, unlike_builder
 

@@ -14,8 +14,8 @@ import torch
 from torch import fx, nn
 from torchvision.models.shufflenetv2 import channel_shuffle
 
-from ..reference.trace import INPUT_AFFINE
-from .state import Quantization
+from ...reference.trace import INPUT_AFFINE
+from ..state import Quantization
 
 #: The group of all channels that cannot be scaled: images, logits, gates, hard swish.
 FIXED = 0

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..artifact.format import ModelInfo
-from ..datasets.pairs import batch_pair, image_and_label
-from ..datasets.sources import Relabelled, open_folder
-from ..errors import ArgumentError
-from .data import check_images, image_tensor, stratified, targets_of
+from ...artifact.format import ModelInfo
+from ...datasets.pairs import batch_pair, image_and_label
+from ...datasets.sources import Relabelled, open_folder
+from ...errors import ArgumentError
+from .calibration import check_images, image_tensor, stratified, targets_of
 
 Batch = tuple[Tensor, Tensor | None]
 #: Images that take less than this are read once and kept, in bytes.

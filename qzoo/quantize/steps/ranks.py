@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from .observers import Observer
+from ..observers import Observer
 
 _SPREAD = ContextVar("spread", default=False)
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, QuantizationWarning
-from ..native.model import is_int8, model_info
-from ..registry import get_entry
+from ...errors import ArgumentError, QuantizationWarning
+from ...native.model import is_int8, model_info
+from ...registry import get_entry
 
 #: What layers hold that becomes part of an int8 model, under PyTorch's names.
 _NUMBERS = ("weight", "bias", "running_mean", "running_var")

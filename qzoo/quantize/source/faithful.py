@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..artifact.format import Artifact, ModelInfo
-from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, float_weight_tensors
-from ..errors import ArgumentError, listed
-from ..models.picture_size import usual_size
-from ..native.hooks import output_hooks
-from ..native.layers import float_weights
-from ..reference.rewrite import Rewriter
-from ..reference.trace import INPUT_AFFINE, Recording
+from ...artifact.format import Artifact, ModelInfo
+from ...artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, float_weight_tensors
+from ...errors import ArgumentError, listed
+from ...models.picture_size import usual_size
+from ...native.hooks import output_hooks
+from ...native.layers import float_weights
+from ...reference.rewrite import Rewriter
+from ...reference.trace import INPUT_AFFINE, Recording
 from .float_model import eval_copy, fuse
 
 #: Largest difference of a module's outputs, as a share of their size: a 40th of an int8 step.

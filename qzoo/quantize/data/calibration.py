@@ -17,11 +17,11 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..artifact.seen import files_of
-from ..datasets.pairs import image_and_label, not_a_tensor, wrong_channels
-from ..errors import ArgumentError, QuantizationWarning
-from ..pictures.folders import halves, read_folder
-from ..pictures.images import SUFFIXES, transformed
+from ...artifact.seen import files_of
+from ...datasets.pairs import image_and_label, not_a_tensor, wrong_channels
+from ...errors import ArgumentError, QuantizationWarning
+from ...pictures.folders import halves, read_folder
+from ...pictures.images import SUFFIXES, transformed
 
 #: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
 LARGEST = 50.0
