@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 import pytest
-from zoo_cases import BUILDERS
 
 import qzoo
 from qzoo.builder_kwargs import builder_keywords, validate_builder_kwargs
 from qzoo.registry import get_entry
+from tests.helpers.zoo import BUILDERS
 
 
 def refused(name: str, kwargs: dict[str, Any]) -> str:

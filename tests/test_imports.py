@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import qzoo
+from tests.helpers.places import PACKAGE
 
-ROOT = Path(qzoo.__file__).parent
 #: From the ground up: a room imports those before it, never those behind it.
 ORDER = [
     *("_version", "safe_text", "errors", "_core", "hub", "metadata", "builder_kwargs", "backends"),
@@ -58,8 +57,8 @@ def room(module: str) -> str:
 def modules() -> dict[str, Path]:
     """Returns the package's modules by name, without the "qzoo." in front."""
     found = {}
-    for path in ROOT.rglob("*.py"):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__")
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__")
         found[name.rstrip(".")] = path
     return found
 
@@ -79,7 +78,7 @@ def _imports(tree: ast.AST, late: bool = False) -> Iterator[tuple[ast.stmt, bool
 def imported(name: str) -> Iterator[Import]:
     """Yields a module's imports of others of the package."""
     path = MODULES[name]
-    package = ["qzoo", *path.relative_to(ROOT).parts[:-1]]
+    package = ["qzoo", *path.relative_to(PACKAGE).parts[:-1]]
     for node, late in _imports(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import qzoo
+from tests.helpers.places import PACKAGE, ROOT
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "references" / "README.md"]
 #: Dotted names of modules and functions, as the documents write them in code.
 DOCUMENTED = sorted(
@@ -57,7 +57,7 @@ def test_documented_names_resolve(name: str) -> None:
 
 
 def test_every_public_module_is_an_attribute_and_every_public_name_is_listed() -> None:
-    modules = public_modules("qzoo", Path(qzoo.__file__).parent)
+    modules = public_modules("qzoo", PACKAGE)
     assert "qzoo.runtimes.openvino" in modules and "qzoo.quantize.recipes" in modules
     missing = [name for name in modules if resolve(name) is None]
     assert not missing

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zoo_cases as zoo
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,9 +24,10 @@ from qzoo.importers.pth import read_checkpoint
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq, qat, quantize_dynamic, quantize_weight_only
 from qzoo.reference import build_reference
+from tests.helpers import zoo
+from tests.helpers.places import PACKAGE
 
 NAME = "shufflenet_v2_x0_5"
-SOURCE = Path(qzoo.__file__).parent
 
 
 @contextlib.contextmanager
@@ -219,7 +219,7 @@ MAKING = (
 
 def test_every_tensor_names_its_dtype_and_device() -> None:
     found = []
-    for path in sorted(SOURCE.rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
@@ -228,7 +228,7 @@ def test_every_tensor_names_its_dtype_and_device() -> None:
                 wanted = {"device"} if node.func.attr == "as_tensor" else {"dtype", "device"}
                 missing = wanted - {keyword.arg for keyword in node.keywords}
                 if missing:
-                    found.append(f"{path.relative_to(SOURCE)}:{node.lineno} {sorted(missing)}")
+                    found.append(f"{path.relative_to(PACKAGE)}:{node.lineno} {sorted(missing)}")
     assert not found
 
 

@@ -12,12 +12,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from zoo_cases import BUILDERS, TORCHVISION, uncalibrated
 
 import qzoo
 from qzoo.registry import register_model
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers.places import ROOT
+from tests.helpers.zoo import BUILDERS, TORCHVISION, uncalibrated
 
 
 def test_all_models_are_listed_in_order() -> None:

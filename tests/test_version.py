@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import qzoo
 from qzoo.native.model import package_versions
 from qzoo.runtimes.choice import version
+from tests.helpers.places import ROOT
 
 
 def test_version() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", qzoo.__version__) and "__version__" in dir(qzoo)
     assert package_versions()["qzoo"] == version("qzoo") == qzoo.__version__
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'dynamic = ["version"]' in project and not re.search(r"(?m)^version =", project)
 
 

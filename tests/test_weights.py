@@ -12,12 +12,12 @@ import torch
 import torchvision
 from PIL import Image
 from torchvision.models import Weights, WeightsEnum
-from zoo_cases import BUILDERS, TORCHVISION
 
 import qzoo
 from qzoo.registry import get_entry
+from tests.helpers.places import ROOT
+from tests.helpers.zoo import BUILDERS, TORCHVISION
 
-ROOT = Path(__file__).parent.parent
 META = ROOT / "weights_meta"
 FILES = sorted(p for p in META.glob("*.json") if p.name != "schema.json")
 FACTS = ROOT.parent / "shared" / "facts" / "torchvision_quantized_weights.json"

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import qzoo
-
-ROOT = Path(__file__).parent.parent
+from tests.helpers.places import ROOT
 
 
 @pytest.fixture(scope="module")

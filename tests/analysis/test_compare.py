@@ -9,7 +9,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from zoo_cases import float_model, small_images
 
 from qzoo.analysis import compare
 from qzoo.analysis.accuracy import paired_interval
@@ -20,6 +19,7 @@ from qzoo.quantize import Recipe, ptq
 from qzoo.quantize.mixed.replay import simulate
 from qzoo.quantize.state import fused_copy
 from qzoo.reference.ops import Grid
+from tests.helpers.zoo import float_model, small_images
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import dataclasses
 
 import pytest
 import torch
-from trained_cases import digits, digits_model
-from zoo_cases import float_model, small_images
 
 from qzoo.analysis import analyze
 from qzoo.analysis.compare import compare_layers
@@ -16,6 +14,8 @@ from qzoo.artifact.format import Artifact
 from qzoo.native.model import from_native, to_native
 from qzoo.quantize import measure_sensitivity, ptq
 from qzoo.quantize.mixed.replay import simulate
+from tests.helpers.trained import digits, digits_model
+from tests.helpers.zoo import float_model, small_images
 
 #: Model, and one layer of every kind that it has.
 CASES = {

@@ -12,7 +12,6 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from trained_cases import digits, digits_model
 
 from qzoo.analysis import analyze
 from qzoo.analysis.report.charts import profile
@@ -20,6 +19,7 @@ from qzoo.analysis.report.svg import Canvas, ticks
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 from qzoo.safe_text import printable
+from tests.helpers.trained import digits, digits_model
 
 VOID = {"meta", "br"}
 

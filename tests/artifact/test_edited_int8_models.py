@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from zoo_cases import small_images, uncalibrated
 
 import qzoo
 from qzoo.errors import ArtifactError
 from qzoo.native.model import from_native, to_native
 from qzoo.reference import build_reference
+from tests.helpers.zoo import small_images, uncalibrated
 
 MODELS = {name: uncalibrated(name, num_classes=5) for name in ("resnet18", "mobilenet_v3_small")}
 

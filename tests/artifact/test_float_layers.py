@@ -14,11 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from format_helpers import TINY, Parts, put_together, take_apart
-from mixed_cases import KEPT, Mixed, keep_float, mixed
-from mutations import Mutator, ends_cleanly
 from torch import Tensor, nn
-from zoo_cases import eager_ptq, engine, float_model, quiet, small_images
 
 import qzoo
 from qzoo.artifact import format as artifact_format
@@ -27,6 +23,11 @@ from qzoo.native.float_layer import FloatConv2d, FloatLayer, FloatLinear
 from qzoo.native.model import from_native, to_native
 from qzoo.sharing.convert import check_model, state_dict_bytes
 from qzoo.sharing.model_card import make_card, make_config
+from tests.helpers import places
+from tests.helpers.artifact_fuzz import Mutator, ends_cleanly
+from tests.helpers.artifact_parts import TINY, Parts, put_together, take_apart
+from tests.helpers.mixed import KEPT, Mixed, keep_float, mixed
+from tests.helpers.zoo import eager_ptq, engine, float_model, quiet, small_images
 
 case = functools.cache(mixed)
 
@@ -81,7 +82,7 @@ def test_layout_is_the_documented_one(tiny: qzoo.Artifact) -> None:
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_files_without_such_layers_are_what_they_were(name: str) -> None:
     """The embedded models were written before there was a version 2."""
-    (file,) = (Path(qzoo.__file__).parent / "embedded").glob(f"{name}*.safetensors")
+    (file,) = places.EMBEDDED.glob(f"{name}*.safetensors")
     artifact = qzoo.Artifact.read(file)
     assert artifact.version == 1 and artifact.float_layers == []
     assert artifact.to_bytes() == file.read_bytes()

@@ -10,13 +10,20 @@ from typing import Any
 
 import pytest
 import torch
-from format_helpers import HOSTILE_KWARGS, TINY, checksum, put_together, take_apart, tiny_artifact
 from safetensors.torch import save
-from zoo_cases import quiet, small_images, uncalibrated
 
 import qzoo
 from qzoo.artifact import format as artifact_format
 from qzoo.native.model import from_native
+from tests.helpers.artifact_parts import (
+    HOSTILE_KWARGS,
+    TINY,
+    checksum,
+    put_together,
+    take_apart,
+    tiny_artifact,
+)
+from tests.helpers.zoo import quiet, small_images, uncalibrated
 
 
 @pytest.fixture(scope="module")

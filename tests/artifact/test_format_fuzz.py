@@ -1,6 +1,6 @@
 """Mutated artifacts: each is read, run and used, or refused with a QzooError.
 
-tests/artifact/mutations.py makes them, and runs 10,000 by hand, with times and memory.
+tests/helpers/artifact_fuzz.py makes them, and runs 10,000 by hand, with times and memory.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutations import KINDS, MOST_BYTES, cases, ends_cleanly, peak
+
+from tests.helpers.artifact_fuzz import KINDS, MOST_BYTES, cases, ends_cleanly, peak
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from format_helpers import Parts, checksum, put_together, take_apart, tiny_artifact
 
 import qzoo
 from qzoo._core import strict_json
@@ -19,6 +18,7 @@ from qzoo.artifact.layers import LARGEST_SCALE, SMALLEST_SCALE
 from qzoo.artifact.tensor_file import read_tensors
 from qzoo.cli import main
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
+from tests.helpers.artifact_parts import Parts, checksum, put_together, take_apart, tiny_artifact
 
 PRESET = qzoo.transforms.ImageClassification(crop_size=32, resize_size=36).to_dict()
 Change = Callable[[Parts], object]

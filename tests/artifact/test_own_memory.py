@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from format_helpers import TINY
 from torch import Tensor
-from zoo_cases import quiet, small_images, uncalibrated
 
 import qzoo
 from qzoo._core.files import File, RefusedError
@@ -25,6 +23,8 @@ from qzoo.importers import checkpoint
 from qzoo.importers.pth import read_checkpoint
 from qzoo.native.model import from_native, to_native
 from qzoo.sharing.convert import check_model, read_any, read_model, state_dict_bytes
+from tests.helpers.artifact_parts import TINY
+from tests.helpers.zoo import quiet, small_images, uncalibrated
 
 
 def artifact(seed: int, backend: str = "x86") -> qzoo.Artifact:

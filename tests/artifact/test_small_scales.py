@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from format_helpers import put_together, take_apart, tiny_artifact
 from torch import Tensor, nn
-from trained_cases import digits, digits_model
-from zoo_cases import quiet, small_images
 
 import qzoo
 from qzoo.artifact.layers import SMALLEST_SCALE, raised
 from qzoo.native.model import from_native, to_native
 from qzoo.quantize import ptq, qat
+from tests.helpers.artifact_parts import put_together, take_apart, tiny_artifact
+from tests.helpers.trained import digits, digits_model
+from tests.helpers.zoo import quiet, small_images
 
 BACKENDS = ["fbgemm", "x86", "onednn", "qnnpack"]
 

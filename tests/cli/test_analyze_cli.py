@@ -6,7 +6,6 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from trained_cases import digits_model, imbalance
 
 from qzoo.artifact.format import Artifact
 from qzoo.cli import main
@@ -14,6 +13,7 @@ from qzoo.datasets.digits import Digits
 from qzoo.importers.checkpoint import save_float
 from qzoo.native.model import save
 from qzoo.quantize import ptq
+from tests.helpers.trained import digits_model, imbalance
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from PIL import Image
 import qzoo
 from qzoo.classify import classify
 from qzoo.cli import main
+from tests.helpers.places import DIGITS
 
-DIGITS = sorted((Path(qzoo.__file__).parent / "embedded" / "digits").glob("*.png"))
 MODEL = ("--model", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
 
 

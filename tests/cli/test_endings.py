@@ -17,8 +17,9 @@ from qzoo.cli.export import FORMATS
 from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.quantize import ptq
 from qzoo.sharing.convert import read_model
+from tests.helpers import places
 
-INT8 = str(Path(qzoo.__file__).parent / "embedded" / "shufflenet_v2_x0_5_digits_x86.safetensors")
+INT8 = str(places.INT8)
 CLASSES = [f"digit {i}" for i in range(10)]
 
 

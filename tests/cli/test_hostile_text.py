@@ -18,14 +18,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-import qzoo
 from qzoo.artifact.format import Artifact
 from qzoo.cli import main
 from qzoo.cli._output import print_csv, print_json, print_line, print_table, print_warning
 from qzoo.hub import cache
 from qzoo.registry import get_weight
+from tests.helpers.places import DIGITS, PACKAGE
 
-DIGITS = sorted((Path(qzoo.__file__).parent / "embedded" / "digits").glob("*.png"))
 #: Every kind of character that a terminal obeys or hides, and rich's own markup.
 HOSTILE = "\x1b[31m\r\n\t\x00\x7f\x9b2J\u202eexe\u2066\u200e\u2028[red]x[/red]:smile:"
 
@@ -201,7 +200,7 @@ def test_the_lines_of_training() -> None:
 
 def test_commands_print_in_one_place_only() -> None:
     """Else what is shown would have to be made safe in every one of them."""
-    folder = Path(qzoo.__file__).parent / "cli"
+    folder = PACKAGE / "cli"
     files = [path for path in folder.glob("*.py") if path.name != "_output.py"]
     assert len(files) > 10
     for path in files:

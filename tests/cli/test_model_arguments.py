@@ -12,10 +12,10 @@ from click.testing import CliRunner
 import qzoo
 from qzoo.cli import main
 from qzoo.importers.checkpoint import load_float, save_float
+from tests.helpers import places
 
-FOLDER = Path(qzoo.__file__).parent / "embedded"
-ARTIFACT = FOLDER / "shufflenet_v2_x0_5_digits_x86.safetensors"
-PICTURE = str(sorted((FOLDER / "digits").glob("*.png"))[0])
+ARTIFACT = places.INT8
+PICTURE = str(places.DIGITS[0])
 
 
 def run(*args: object) -> tuple[int, str, str]:

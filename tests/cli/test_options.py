@@ -6,7 +6,6 @@ import os
 import pty
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -23,10 +22,10 @@ from qzoo.datasets.sources import NAMED_DATA
 from qzoo.quantize.flows import FLOWS
 from qzoo.quantize.recipes import RECIPES
 from qzoo.runtimes.api import RUNTIMES
+from tests.helpers import places
 
-FOLDER = Path(qzoo.__file__).parent / "embedded"
-INT8 = str(FOLDER / "shufflenet_v2_x0_5_digits_x86.safetensors")
-DIGITS = sorted(str(p) for p in (FOLDER / "digits").glob("*.png"))
+INT8 = str(places.INT8)
+DIGITS = list(map(str, places.DIGITS))
 COMMANDS = sorted(main.commands)
 
 

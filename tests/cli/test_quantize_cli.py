@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import trained_cases as trained
 from click.testing import CliRunner
 from PIL import Image
 
@@ -19,6 +18,7 @@ from qzoo.datasets import Digits
 from qzoo.importers.checkpoint import save_float
 from qzoo.quantize import ptq
 from qzoo.transforms import ImageClassification
+from tests.helpers import places, trained
 
 ZOO = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
 
@@ -214,7 +214,7 @@ OUT = ("-o", "@/int8.safetensors")
     ],
 )  # fmt: skip
 def test_refusals(arguments: tuple[str, ...], words: str, checkpoint: Path, tmp_path: Path) -> None:
-    int8 = Path(qzoo.__file__).parent / "embedded" / "shufflenet_v2_x0_5_digits_x86.safetensors"
+    int8 = places.INT8
     (tmp_path / "junk.safetensors").write_bytes(b"no weights")
     grey = Image.fromarray(np.full((40, 40), 90, dtype=np.uint8))
     for place in ("pictures", "others/cats", "others/dogs", "halves/train/0", "broken/3"):

@@ -19,9 +19,9 @@ from qzoo.cli.export import FORMATS
 from qzoo.export.openvino import export_openvino
 from qzoo.native.model import from_native
 from qzoo.transforms import ImageClassification
+from tests.helpers.places import DIGITS
 
 MODEL = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
-DIGITS = sorted((Path(qzoo.__file__).parent / "embedded" / "digits").glob("*.png"))
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-import trained_cases as trained
 from click.testing import CliRunner, Result
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
@@ -31,6 +30,7 @@ from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.recipes import Recipe
+from tests.helpers import trained
 
 NAMES = ("eight", "one", "seven", "zero")
 SIZE = 32

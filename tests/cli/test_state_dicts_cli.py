@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-import zoo_cases as zoo
 from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
 from qzoo.cli import main
 from qzoo.native.model import model_info
+from tests.helpers import zoo
 
 NAME = "shufflenet_v2_x0_5"
 

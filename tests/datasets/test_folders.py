@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trained_cases import digits_model
 
 from qzoo.analysis import analyze, compare
 from qzoo.artifact.format import ModelInfo
@@ -24,6 +23,7 @@ from qzoo.pictures.folders import halves, places_of, read_folder, same_names
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.data import open_calibration, open_labelled
 from qzoo.transforms import ImageClassification
+from tests.helpers.trained import digits_model
 
 CAFE = unicodedata.normalize("NFC", "café")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
@@ -20,6 +19,7 @@ from qzoo.native.model import from_native
 from qzoo.reference import build_reference
 from qzoo.registry import list_models
 from qzoo.transforms import ImageClassification
+from tests.helpers import zoo
 
 PIXELS = 64
 TRANSFORMS = ImageClassification(crop_size=PIXELS, resize_size=72).to_dict()

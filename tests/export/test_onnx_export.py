@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
@@ -21,6 +20,7 @@ from qzoo.export.onnx.compare import compare_onnx_layers
 from qzoo.native.model import from_native, to_native
 from qzoo.reference import ReferenceModel, build_reference, native_outputs
 from qzoo.transforms import ImageClassification
+from tests.helpers import zoo
 
 onnx = pytest.importorskip("onnx")
 

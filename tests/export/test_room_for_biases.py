@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo_cases import ENGINES, float_model, small_images
 
 import qzoo
 from qzoo.artifact.format import Artifact
@@ -20,6 +19,7 @@ from qzoo.native.model import from_native, to_native
 from qzoo.quantize import ptq, state
 from qzoo.reference import build_reference
 from qzoo.reference.biases import BIAS_MAX, widened, with_room_for_biases
+from tests.helpers.zoo import ENGINES, float_model, small_images
 
 #: Largest bias in steps; scales are float32.
 MOST = BIAS_MAX * (1 + 1e-6)

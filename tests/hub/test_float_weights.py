@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 
 import qzoo
 from qzoo.weights import float_state_dict
+from tests.helpers import zoo
 
 MEMBER: Any = qzoo.registry.get_entry("shufflenet_v2_x0_5").float_weights["IMAGENET1K_V1"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
-from zoo_cases import BUILDERS, TORCHVISION, quiet, small_images, uncalibrated
 
 import qzoo
 from qzoo import backends
+from tests.helpers.zoo import BUILDERS, TORCHVISION, quiet, small_images, uncalibrated
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import nn
 
 import qzoo
 from qzoo.native.model import from_native, model_info
+from tests.helpers import zoo
 
 NAMES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.intrinsic.qat import ConvBn2d, ConvBnReLU2d
 from torch.overrides import TorchFunctionMode
-from zoo_cases import BUILDERS, WITH_AUX, float_model, quiet, small_images
 
 import qzoo
+from tests.helpers.zoo import BUILDERS, WITH_AUX, float_model, quiet, small_images
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU)
 ACTIVATION_FUNCTIONS = {

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.ao.nn import quantized as nnq
 from torch.ao.quantization import get_default_qconfig_mapping
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
-from zoo_cases import (
+
+import qzoo
+from tests.helpers.zoo import (
     BUILDERS,
     ENGINES,
     SLIM,
@@ -24,8 +26,6 @@ from zoo_cases import (
     uncalibrated,
     with_large,
 )
-
-import qzoo
 
 ENGINE = "x86" if "x86" in ENGINES else ENGINES[0]
 #: Quantization noise of random networks on random pictures; a layer gone wrong leaves 0 dB.

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from zoo_cases import (
+
+import qzoo
+from tests.helpers.zoo import (
     BUILDERS,
     ENGINES,
     SLIM,
@@ -20,8 +22,6 @@ from zoo_cases import (
     small_images,
     uncalibrated,
 )
-
-import qzoo
 
 #: Loads every artifact of a folder and stores its logits beside it.
 CHILD = """

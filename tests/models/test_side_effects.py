@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from zoo_cases import BUILDERS, ENGINES, engine, small_images, uncalibrated
 
 import qzoo
 from qzoo._core.optional import require
@@ -27,6 +26,7 @@ from qzoo._core.process import quiet, undisturbed
 from qzoo._core.timing import torch_threads
 from qzoo.native import eager
 from qzoo.runtimes.torch_native import TorchModel
+from tests.helpers.zoo import BUILDERS, ENGINES, engine, small_images, uncalibrated
 
 OTHER_ENGINE = next((e for e in ENGINES if e != torch.backends.quantized.engine), ENGINES[0])
 

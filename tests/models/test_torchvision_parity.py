@@ -9,7 +9,9 @@ import torch
 import torchvision.models.quantization as tvq
 from torch import nn
 from torchvision.models import WeightsEnum
-from zoo_cases import (
+
+import qzoo
+from tests.helpers.zoo import (
     ENGINES,
     TORCHVISION,
     WITH_AUX,
@@ -22,8 +24,6 @@ from zoo_cases import (
     vary,
     with_large,
 )
-
-import qzoo
 
 
 def torchvision_model(name: str, **kwargs: Any) -> nn.Module:

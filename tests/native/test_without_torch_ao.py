@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.helpers.places import ROOT
+
 BUILDERS = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
 
 END_TO_END = """
 import sys, warnings
-import without_torch_ao
+import tests.helpers.without_torch_ao
 import torch, qzoo
 from PIL import Image
 from qzoo.quantize import ptq, qat
@@ -63,7 +64,7 @@ print("done")
 
 READY_MADE = """
 import warnings
-import without_torch_ao
+import tests.helpers.without_torch_ao
 import copy, torch, qzoo
 from qzoo.analysis import analyze
 from qzoo.export.onnx import export_onnx
@@ -100,7 +101,7 @@ def run(code: str, *arguments: str, folder: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
     )

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor, nn
 from torch.ao.nn.quantized import dynamic as nnqd
 from torch.ao.quantization import quantize_dynamic as pytorch_dynamic
@@ -15,6 +14,7 @@ from torch.ao.quantization import quantize_dynamic as pytorch_dynamic
 import qzoo
 from qzoo.errors import QuantizationWarning
 from qzoo.quantize import quantize_dynamic
+from tests.helpers import zoo
 
 
 class Speech(nn.Module):

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from zoo_cases import float_model, small_images
 
 from qzoo.analysis import analyze
 from qzoo.errors import ArgumentError
 from qzoo.quantize import ptq, qat, tune
+from tests.helpers.zoo import float_model, small_images
 
 IMAGES = small_images("resnet18", 4)
 

@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
-from zoo_cases import SLIM, float_model, small_images
 
 from qzoo.backends import get_backend
 from qzoo.quantize import RECIPES, ptq
@@ -16,6 +15,7 @@ from qzoo.quantize.state import Quantization
 from qzoo.quantize.steps.calibrate import choose_weight_scales
 from qzoo.quantize.steps.channels import FIXED, Channels
 from qzoo.quantize.steps.equalize import equalize
+from tests.helpers.zoo import SLIM, float_model, small_images
 
 
 def prepared(name: str, backend: str) -> Quantization:

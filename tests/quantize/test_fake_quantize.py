@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor, nn
 
 from qzoo.quantize import qat
@@ -18,6 +17,7 @@ from qzoo.quantize.qat.fake_quantize import (
     round_weight,
 )
 from qzoo.reference.ops import fake_quantize
+from tests.helpers import zoo
 
 
 def values(*shape: int, seed: int = 0, spread: float = 3.0) -> Tensor:

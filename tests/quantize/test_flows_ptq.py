@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor, nn
 from torch.ao.quantization import (
     default_dynamic_qconfig,
@@ -21,6 +20,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 import qzoo
 from qzoo.native.model import from_native, model_info
 from qzoo.quantize import ptq
+from tests.helpers import zoo
 
 ENGINE = "onednn" if "onednn" in zoo.ENGINES else zoo.ENGINES[0]
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from zoo_cases import float_model, small_images
 
 from qzoo.errors import ArgumentError
 from qzoo.quantize import ptq, qat
+from tests.helpers.zoo import float_model, small_images
 
 IMAGES = small_images("resnet18", 4)
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
-from zoo_cases import float_model, small_images
 
 import qzoo
 from qzoo.errors import ArgumentError, QuantizationWarning
 from qzoo.quantize import ptq
 from qzoo.quantize.data import stratified
+from tests.helpers.zoo import float_model, small_images
 
 NAME = "shufflenet_v2_x0_5"
 

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
-from zoo_cases import float_model, small_images
 
 import qzoo
 from qzoo.errors import ArgumentError, ArtifactError, ImageError, QuantizationWarning
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq
 from qzoo.transforms import ImageClassification
+from tests.helpers.zoo import float_model, small_images
 
 NAME = "resnet18"
 PRESET = ImageClassification(crop_size=32, resize_size=32)

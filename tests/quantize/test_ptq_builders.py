@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo_cases import BUILDERS, WITH_AUX, float_model, small_images
 
 import qzoo
 from qzoo.backends import default_backend, get_backend
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq
+from tests.helpers.zoo import BUILDERS, WITH_AUX, float_model, small_images
 
 #: Least power of what tells the images' logits apart over that of the int8 model's error, in dB. A
 #: layer's rounding leaves about 40, of which every layer on the way takes something. Measured: 10

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
@@ -18,6 +17,7 @@ from qzoo.datasets.evaluate import evaluate
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq, qat
 from qzoo.reference import build_reference
+from tests.helpers import zoo
 
 SMALL = "resnet18"
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq, qat
+from tests.helpers import zoo
 
 SMALL = "shufflenet_v2_x0_5"
 

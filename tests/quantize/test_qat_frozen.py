@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import nn
 
 from qzoo.errors import QuantizationWarning
 from qzoo.quantize import qat
+from tests.helpers import zoo
 
 
 def with_frozen_body(name: str) -> nn.Module:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import nn
 
 import qzoo
 from qzoo.native.model import from_native
 from qzoo.quantize import qat
+from tests.helpers import zoo
 
 pytest.importorskip("torchao", reason="the pt2e extra is not installed")
 SMALL = "mobilenet_v3_small"

@@ -15,8 +15,8 @@ from torch import Tensor
 from qzoo.quantize import OBSERVERS, Grid, make_observer
 from qzoo.quantize.observers import BINS, HistogramObserver
 from qzoo.quantize.steps.ranks import all_reduce_ranges
+from tests.helpers import spreading
 
-DRIVER = Path(__file__).with_name("spreading.py")
 HISTOGRAMS = [name for name, kind in OBSERVERS.items() if issubclass(kind, HistogramObserver)]
 
 
@@ -98,7 +98,7 @@ def test_a_constant_lies_in_one_narrow_bin(value: float) -> None:
 def test_ptq_in_two_processes_gives_the_bytes_of_one(tmp_path: Path) -> None:
     for world in (1, 2):
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", str(DRIVER), str(tmp_path), str(world)],
+            [sys.executable, "-W", "ignore", spreading.__file__, str(tmp_path), str(world)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,

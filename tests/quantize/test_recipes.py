@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-from zoo_cases import float_model, small_images
 
 import qzoo
 from qzoo import backends
@@ -15,6 +14,7 @@ from qzoo.errors import ArgumentError
 from qzoo.native.model import from_native
 from qzoo.quantize import RECIPES, Recipe, ptq, qat
 from qzoo.runtimes import onnxruntime
+from tests.helpers.zoo import float_model, small_images
 
 MODEL, IMAGES = float_model("shufflenet_v2_x0_5", num_classes=5), small_images("resnet18", 8)
 

@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from zoo_cases import float_model, small_images
 
 from qzoo.errors import ArgumentError
 from qzoo.native.model import from_native
@@ -14,6 +13,7 @@ from qzoo.quantize import measure_sensitivity, ptq
 from qzoo.quantize.mixed.damage import DamageMeter
 from qzoo.quantize.mixed.replay import simulate
 from qzoo.quantize.simulate import FLOAT
+from tests.helpers.zoo import float_model, small_images
 
 NAMES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet")
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import TensorDataset
-from zoo_cases import float_model, small_images
 
 from qzoo.cli.tune import missed
 from qzoo.datasets.evaluate import points
 from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.data import open_calibration, open_labelled
+from tests.helpers.zoo import float_model, small_images
 
 IMAGES = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(20) % 4

@@ -12,8 +12,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from trained_cases import PAIRS, digits, digits_model, imbalance
-from zoo_cases import float_model, small_images
 
 import qzoo
 from qzoo.datasets.evaluate import evaluate
@@ -23,6 +21,8 @@ from qzoo.quantize import ptq, tune
 from qzoo.quantize.mixed.replay import simulate
 from qzoo.quantize.mixed.tune import with_float
 from qzoo.quantize.recipes import Recipe
+from tests.helpers.trained import PAIRS, digits, digits_model, imbalance
+from tests.helpers.zoo import float_model, small_images
 
 PLANTED = {name for pair in PAIRS for name in pair}
 

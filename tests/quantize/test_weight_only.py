@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
 from qzoo.errors import QuantizationWarning
 from qzoo.quantize import quantize_weight_only
+from tests.helpers import zoo
 
 pytest.importorskip("torchao", reason="the pt2e extra is not installed")
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import nn
 from torch.fx import graph_module
 
@@ -20,6 +19,7 @@ import qzoo
 from qzoo.native.model import from_native, to_native
 from qzoo.reference import ReferenceModel, build_reference, compare_layers
 from qzoo.reference.ops import DEQUANTIZE, QUANTIZE, Grid, fake_quantize
+from tests.helpers import zoo
 
 SMALL = "shufflenet_v2_x0_5"
 

@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from qzoo.importers.checkpoint import load_float
+from tests.helpers.places import REFERENCES
 
-SCRIPTS = Path(__file__).parent.parent.parent / "references"
 MODEL = "shufflenet_v2_x0_5"
 #: Of each tool the quickest ways; the others differ in one argument.
 TESTED = (
@@ -34,7 +34,7 @@ NAMES = (
 def scripts() -> Iterator[dict[str, ModuleType]]:
     """The scripts as modules; what they set for their process is undone afterwards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(SCRIPTS))
+        patch.syspath_prepend(str(REFERENCES))
         threads, state = torch.get_num_threads(), torch.get_rng_state()
         yield {name: importlib.import_module(name) for name in NAMES}
         torch.set_num_threads(threads)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-REFERENCES = Path(__file__).parent.parent.parent / "references"
+from tests.helpers import parallel
+from tests.helpers.places import REFERENCES
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 OPTIONS = [
     *("--model", "resnet18", "--epochs", "2", "--lr", "0.001", "--train-crop-size", "64"),
@@ -65,9 +67,8 @@ def both(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.extended
 def test_two_processes_compute_what_one_does(pictures: Path, tmp_path: Path) -> None:
     """In double precision, where what differs is not rounding."""
-    driver = Path(__file__).with_name("parallel.py")
     done = subprocess.run(
-        list(map(str, [sys.executable, "-W", "ignore", driver, pictures, tmp_path])),
+        list(map(str, [sys.executable, "-W", "ignore", parallel.__file__, pictures, tmp_path])),
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import trained_cases as trained
-from calling import call, fail, rows, succeed
 
 import qzoo
 from qzoo.artifact.format import Artifact
@@ -16,6 +14,8 @@ from qzoo.datasets.evaluate import evaluate
 from qzoo.importers.checkpoint import save_float
 from qzoo.quantize import qat
 from qzoo.transforms import ImageClassification
+from tests.helpers import trained
+from tests.helpers.calling import call, fail, rows, succeed
 
 SIZE = "32"
 TINY = [

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_pictures
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.helpers.pictures import write_pictures
+from tests.helpers.places import ROOT
+
 COMMANDS = [
     line
     for block in re.findall(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-REFERENCES = Path(__file__).parent.parent.parent / "references"
-DRIVER = Path(__file__).with_name("killing.py")
+from tests.helpers import killing
+from tests.helpers.places import REFERENCES
 
 #: Everything that draws random numbers or keeps a state: dropout, augmentation, mixing, momentum,
 #: averaged weights, a schedule.
@@ -29,7 +29,7 @@ OPTIONS = [
 
 def run(script: str, *options: object, kills: int = 0, seed: int = 0) -> str:
     """Runs a script, killing it so many times; returns what it and the driver printed."""
-    words = [sys.executable, DRIVER, REFERENCES, kills, seed, script, *options]
+    words = [sys.executable, killing.__file__, REFERENCES, kills, seed, script, *options]
     done = subprocess.run(
         list(map(str, words)),
         capture_output=True,

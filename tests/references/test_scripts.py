@@ -27,8 +27,8 @@ from qzoo.artifact.format import Artifact
 from qzoo.datasets.fractals import FractalsConfig
 from qzoo.errors import ArgumentError, ArtifactError
 from qzoo.training import sources
+from tests.helpers.places import REFERENCES
 
-SCRIPTS = Path(__file__).parent.parent.parent / "references"
 TINY = [
     *("--data", "digits", "--model", "shufflenet_v2_x0_5", "--batch-size", "128", "--lr", "0.1"),
     *("--train-crop-size", "16", "--augment", "none", "--seed", "3", "--threads", "1"),
@@ -38,7 +38,7 @@ TINY = [
 def run(script: str, *options: object) -> str:
     """Runs a script in a process of its own; returns what it printed."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / script), *map(str, options)],
+        [sys.executable, str(REFERENCES / script), *map(str, options)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -55,7 +55,7 @@ _SCRIPTS = ("train", "ptq", "embed_digits")
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The scripts as modules; what they set for their process is undone afterwards."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.syspath_prepend(str(REFERENCES))
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     yield {"engine": training, "sources": sources} | {
         n: importlib.import_module(n) for n in _SCRIPTS

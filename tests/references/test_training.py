@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import calling
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from tests.helpers import calling
 
 TINY = [
     *("--model", "shufflenet_v2_x0_5", "--batch-size", "8", "--lr", "0.05", "--workers", "0"),

@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import trained_cases as trained
-from calling import fail, rows, succeed, untouched_process
 from click.testing import CliRunner, Result
 
 import qzoo
@@ -27,6 +25,8 @@ from qzoo.errors import ArgumentError
 from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.native.model import model_info
 from qzoo.training import Finished
+from tests.helpers import trained
+from tests.helpers.calling import fail, rows, succeed, untouched_process
 
 TINY = [
     *(

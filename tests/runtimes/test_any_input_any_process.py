@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
 from qzoo.native.model import from_native, to_native
 from qzoo.reference import build_reference
 from qzoo.runtimes.torch_native import TorchModel
+from tests.helpers import zoo
 
 NAME = "shufflenet_v2_x0_5"
 LONG = [pytest.param(name, marks=pytest.mark.extended) for name in ("inductor", "executorch")]

@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
@@ -16,6 +15,7 @@ from qzoo.artifact.format import Artifact
 from qzoo.native.model import from_native
 from qzoo.reference import build_reference
 from qzoo.registry import list_models
+from tests.helpers import zoo
 
 pytest.importorskip("executorch")
 

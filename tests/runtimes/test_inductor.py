@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor
 
 import qzoo
@@ -21,6 +20,7 @@ from qzoo.export.plan import make_plan
 from qzoo.native.model import from_native, to_native
 from qzoo.registry import list_models
 from qzoo.runtimes.inductor import InductorModel
+from tests.helpers import zoo
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN"

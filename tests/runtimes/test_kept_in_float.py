@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixed_cases import KEPT, Mixed, mixed
 from torch import Tensor
-from zoo_cases import quiet
 
 import qzoo
 from qzoo._core.timing import torch_threads
@@ -27,6 +25,8 @@ from qzoo.runtimes.base import CompiledModel
 from qzoo.runtimes.choice import choice_key
 from qzoo.runtimes.torch_native import TorchModel
 from qzoo.transforms import ImageClassification
+from tests.helpers.mixed import KEPT, Mixed, mixed
+from tests.helpers.zoo import quiet
 
 case = functools.cache(mixed)
 #: Single steps that realisations round apart grow from layer to layer.

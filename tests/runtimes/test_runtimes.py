@@ -11,15 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo_cases import (
-    BUILDERS,
-    eager_ptq,
-    float_model,
-    quiet,
-    small_images,
-    uncalibrated,
-    with_large,
-)
 
 import qzoo
 from qzoo.export.onnx import to_onnx
@@ -31,6 +22,16 @@ from qzoo.runtimes.footprint import footprint
 from qzoo.runtimes.openvino import OpenvinoModel
 from qzoo.runtimes.torch_native import TorchModel
 from qzoo.transforms import ImageClassification
+from tests.helpers.places import DIGITS
+from tests.helpers.zoo import (
+    BUILDERS,
+    eager_ptq,
+    float_model,
+    quiet,
+    small_images,
+    uncalibrated,
+    with_large,
+)
 
 QUICK = ("torch", "onnxruntime", "openvino")
 #: Single steps that runtimes round apart grow over up to 150 layers; tests/export looks at each
@@ -54,8 +55,7 @@ def digits() -> qzoo.Artifact:
 def pictures() -> Tensor:
     """Returns the bundled scans of digits, [10, 3, 64, 64], as the model takes them."""
     preset = ImageClassification.from_dict(digits().info.transforms or {})
-    files = sorted((Path(qzoo.__file__).parent / "embedded" / "digits").glob("*.png"))
-    return torch.stack([preset(load_image(file)) for file in files])
+    return torch.stack([preset(load_image(file)) for file in DIGITS])
 
 
 def images(batch: int, side: int = 32) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import snippet_cases as cases
 import torch
-import trained_cases as trained
-import zoo_cases as zoo
 from torch import nn
 from torch.ao.nn.quantized import dynamic as nnqd
 
 from qzoo.quantize import quantize_dynamic
+from tests.helpers import snippets as cases
+from tests.helpers import trained, zoo
 
 
 def test_page() -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import snippet_cases as cases
 import torch
-import trained_cases as trained
-import zoo_cases as zoo
 from torch import nn
 
 import qzoo
 from qzoo import mobilenet_v2, resnet18
+from tests.helpers import snippets as cases
+from tests.helpers import trained, zoo
 
 criterion = nn.CrossEntropyLoss()
 #: Of a MobileNetV2 with four blocks in the place of seventeen.

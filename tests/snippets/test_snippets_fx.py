@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import snippet_cases as cases
 import torch
-import trained_cases as trained
-import zoo_cases as zoo
 from torch import nn
 from torch.ao.nn.quantized import dynamic as nnqd
 from torch.ao.quantization import (
@@ -25,6 +22,8 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from qzoo import resnet18
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq
+from tests.helpers import snippets as cases
+from tests.helpers import trained, zoo
 
 
 def calibrate(model: nn.Module, data_loader: Any) -> None:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import snippet_cases as cases
 import torch
-import zoo_cases as zoo
 from torch import nn
 
 import qzoo
 from qzoo import mobilenet_v2, resnet18
 from qzoo.importers.pt2e import from_pt2e
 from qzoo.native.model import to_native
+from tests.helpers import snippets as cases
+from tests.helpers import zoo
 
 pytest.importorskip("torchao", reason="the pt2e extra is not installed")
 from torchao.quantization import pt2e

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import snippet_cases as cases
 import torch
-import trained_cases as trained
-import zoo_cases as zoo
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
@@ -20,6 +17,8 @@ from qzoo import ShuffleNet_V2_X0_5_QuantizedWeights, shufflenet_v2_x0_5
 from qzoo.datasets.digits import Digits
 from qzoo.native.model import from_native
 from qzoo.sharing.convert import convert_checkpoint
+from tests.helpers import snippets as cases
+from tests.helpers import trained, zoo
 
 
 @pytest.mark.parametrize("index", [3, 77, 400])

@@ -19,8 +19,8 @@ from qzoo.datasets import Digits
 from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArtifactError
 from qzoo.registry import get_entry, list_models
+from tests.helpers.places import DIGITS
 
-PACKAGE = Path(qzoo.__file__).parent
 HELD_OUT = "digits (held-out 25 %)"
 EMBEDDED = [m for name in list_models() for m in get_entry(name).weights if m.embedded]
 LIMIT_BYTES = 2_000_000
@@ -79,12 +79,11 @@ def test_bundled_file_is_verified(
 
 
 def test_bundled_pictures_are_held_out_and_classified() -> None:
-    files = sorted((PACKAGE / "embedded" / "digits").glob("*.png"))
-    assert len(files) == 10
+    assert len(DIGITS) == 10
     held_out = Digits("test")
     member = qzoo.ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1
     model, preset = qzoo.shufflenet_v2_x0_5(weights=member, quantize=True), member.transforms()
-    for file in files:
+    for file in DIGITS:
         match = re.fullmatch(r"digit-(\d)-(\d{4})\.png", file.name)
         assert match is not None
         label, place = int(match[1]), held_out.indices.index(int(match[2]))

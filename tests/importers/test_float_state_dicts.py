@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-import zoo_cases as zoo
 from torch import nn
 
 import qzoo
@@ -22,6 +21,7 @@ from qzoo.importers.architecture import recognize
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
 from qzoo.native.model import model_info
 from qzoo.sharing.convert import convert_checkpoint, read_any, state_dict_bytes
+from tests.helpers import zoo
 
 SMALL = "shufflenet_v2_x0_5"
 IMAGES = zoo.small_images(SMALL)

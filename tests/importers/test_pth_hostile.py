@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from pth_helpers import Call, Stored, pickled, refused, write
 
 from qzoo.errors import ArtifactError
 from qzoo.importers.pth import inert, read_checkpoint
+from tests.helpers.pth import Call, Stored, pickled, refused, write
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

@@ -4,7 +4,7 @@ Unlike those of test_pth_fuzz.py, the files are what `torch.save` and safetensor
 values that no model has. The full count runs by hand (pytest -m slow, or, with the slowest
 files and the memory, as below):
 
-    python tests/artifact/test_state_dict_fuzz.py 5000 2026
+    python -m tests.importers.test_state_dict_fuzz 5000 2026
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import published_helpers as ph
 import pytest
 import safetensors.torch
 import torch
-from format_helpers import HOSTILE_KWARGS, TINY
 from torch import Tensor, nn
 
 import qzoo
@@ -39,6 +37,8 @@ from qzoo.importers.pth import read_checkpoint
 from qzoo.importers.published import from_checkpoint
 from qzoo.native.model import to_native
 from qzoo.sharing.convert import check_model, read_any
+from tests.helpers import published as ph
+from tests.helpers.artifact_parts import HOSTILE_KWARGS, TINY
 
 NAME = "mobilenet_v2"
 DTYPES = (

@@ -16,7 +16,6 @@ import torch
 from click.testing import CliRunner
 from PIL import EpsImagePlugin, Image
 from torch.utils.data import Dataset
-from trained_cases import digits_model
 
 import qzoo
 from qzoo.classify import classify
@@ -30,6 +29,7 @@ from qzoo.quantize import ptq
 from qzoo.quantize.data import open_labelled
 from qzoo.training.sources import train_transforms
 from qzoo.transforms import ImageClassification
+from tests.helpers.trained import digits_model
 
 PRESET = ImageClassification(crop_size=32, resize_size=32)
 #: Reads files in a process of its own; prints by how many MB that has grown after each of them.

@@ -15,7 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-REFERENCES = Path(__file__).parent.parent.parent / "references"
+from tests.helpers.places import REFERENCES
 
 
 @contextmanager

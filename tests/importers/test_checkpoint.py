@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import zoo_cases as zoo
 
 import qzoo
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
 from qzoo.native.model import model_info
+from tests.helpers import places, zoo
 
 
 def test_weights_and_description_come_back(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_weights_and_description_come_back(tmp_path: Path) -> None:
 
 
 def test_other_files_are_told_apart(tmp_path: Path) -> None:
-    int8 = Path(qzoo.__file__).parent / "embedded" / "shufflenet_v2_x0_5_digits_x86.safetensors"
+    int8 = places.INT8
     other = tmp_path / "other.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(2)}, other)
     junk = tmp_path / "junk"

@@ -11,11 +11,11 @@ import functools
 from typing import Any
 
 import torch
-import trained_cases as trained
-import zoo_cases as zoo
 from torch import Tensor, nn
 from torch.ao.nn import quantized as nnq
 from torch.utils.data import DataLoader
+
+from tests.helpers import trained, zoo
 
 ENGINE = "x86" if "x86" in zoo.ENGINES else zoo.ENGINES[0]
 

@@ -2,7 +2,7 @@
 
 Run by hand, each case is timed and its memory measured:
 
-    python tests/artifact/mutations.py --count 10000 --seed 1
+    python -m tests.helpers.artifact_fuzz --count 10000 --seed 1
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from format_helpers import (
+import qzoo
+from qzoo.native.model import from_native, to_native
+from qzoo.sharing.convert import check_model
+from tests.helpers.artifact_parts import (
     HOSTILE_KWARGS,
     Parts,
     checksum,
@@ -37,11 +37,7 @@ from format_helpers import (
     take_apart,
     tiny_artifact,
 )
-from zoo_cases import quiet, small_images
-
-import qzoo
-from qzoo.native.model import from_native, to_native
-from qzoo.sharing.convert import check_model
+from tests.helpers.zoo import quiet, small_images
 
 DTYPES = (torch.int8, torch.uint8, torch.int64, torch.half, torch.float32, torch.float64,
           torch.bool, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # fmt: skip

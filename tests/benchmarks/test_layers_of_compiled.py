@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ import qzoo
 from qzoo.datasets.digits import Digits, digits_transforms
 from qzoo.native.model import from_native
 from qzoo.reference import build_reference, differences, reference_outputs
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from tests.helpers.places import BENCHMARKS
 
 
 @pytest.mark.extended

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import published_helpers as ph
 import pytest
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from torchvision.models import quantization as tv
 import qzoo
 from qzoo import hub
 from qzoo.native.model import from_native
+from tests.helpers import published as ph
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import published_helpers as ph
 import pytest
 import torch
 from torch import nn
@@ -22,6 +21,7 @@ from qzoo.errors import BackendWarning
 from qzoo.importers.pth import read_checkpoint
 from qzoo.importers.published import from_checkpoint
 from qzoo.native.model import to_native
+from tests.helpers import published as ph
 
 SMALL = "shufflenet_v2_x0_5"
 

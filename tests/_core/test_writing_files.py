@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo_cases import uncalibrated
 
 import qzoo
 from qzoo._core.files import write_atomically, write_files
 from qzoo.importers.checkpoint import save_float
+from tests.helpers.zoo import uncalibrated
 
 TINY = {"num_classes": 3, "inverted_residual_setting": [[1, 8, 1, 2]], "width_mult": 0.25}
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import qzoo
+from tests.helpers.places import BENCHMARKS
 
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
 EMBEDDED = ("mobilenet_v3_small", "shufflenet_v2_x0_5")
 
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from zoo_cases import float_model
 
 import qzoo
 from qzoo.analysis import analyze
 from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError
 from qzoo.quantize import ptq, tune
+from tests.helpers.zoo import float_model
 
 X, Y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
 MODEL = float_model("shufflenet_v2_x0_5", num_classes=5)

@@ -2,7 +2,7 @@
 
 By hand, many of them, with the figures that matter at the end:
 
-    python tests/picture_fuzz.py 30000 [SEED]
+    python -m tests.helpers.picture_fuzz 30000 [SEED]
 """
 
 from __future__ import annotations

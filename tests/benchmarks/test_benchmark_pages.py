@@ -6,12 +6,12 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from tests.helpers.places import BENCHMARKS
+
 PAGES = ("agreement_page", "latency_page")
 TORCHVISION = ("torchvision fbgemm", "torchvision x86")
 

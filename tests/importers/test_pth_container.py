@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from pth_helpers import refused
 
 from qzoo.importers.pth import read_checkpoint
+from tests.helpers.pth import refused
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 

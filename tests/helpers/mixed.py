@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from zoo_cases import eager_ptq, float_model, small_images
 
 import qzoo
 from qzoo.native.model import from_native
+from tests.helpers.zoo import eager_ptq, float_model, small_images
 
 #: Model to the layers that stay float: a first and an inner convolution, with ReLU and without, a
 #: depthwise one, those of a gate, a linear layer that hardswish follows, and the head.

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from zoo_cases import eager_ptq, float_model, small_images
 
 from qzoo.native.model import from_native
+from tests.helpers.zoo import eager_ptq, float_model, small_images
 
 #: A MobileNet V2 of two blocks: every kind of layer in 20 kB.
 TINY = {"num_classes": 3, "inverted_residual_setting": [[1, 8, 1, 2], [2, 8, 2, 1]],

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from picture_fuzz import foreign_errors, mutants, seeds
 
 from qzoo.pictures.images import load_image
+from tests.helpers.picture_fuzz import foreign_errors, mutants, seeds
 
 
 def test_what_the_mutants_are_made_of_is_whole(tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pth_helpers import Call, pickled, refused, write
 
 from qzoo import ArtifactError
 from qzoo.importers.names import unwrapped, warn_of_others
 from qzoo.importers.pth import read_checkpoint
+from tests.helpers.pth import Call, pickled, refused, write
 
 WEIGHTS = {"conv1.weight": torch.ones(2)}
 RAN: list[str] = []

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_cases as zoo
 from torch import Tensor, nn
 
 import qzoo
@@ -14,6 +13,7 @@ from qzoo.importers.pt2e import from_pt2e
 from qzoo.native.model import to_native
 from qzoo.reference import build_reference
 from qzoo.registry import list_models
+from tests.helpers import zoo
 
 flow = pytest.importorskip("torchao.quantization.pt2e.quantize_pt2e")
 
