@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..artifact.format import Artifact
+from ..artifact.grid import Grid
 from ..errors import ArgumentError
 from ..native.model import from_native, model_info, to_native
 from ..quantize.data import open_labelled
 from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.mixed.replay import simulate
-from ..quantize.observers import MSE
-from ..quantize.observers import Grid as IntegerGrid
+from ..quantize.observers import MSE, IntegerRange
 from ..quantize.ptq import own_transforms
 from ..quantize.simulate import Simulation
 from ..reference.compare import native_outputs
-from ..reference.ops import QUANTIZE, Grid
+from ..reference.ops import QUANTIZE, arguments
 from .measures import Error, ErrorMeter, Figures, Histogram, OutputRange, RangeMeter
 from .ranges import BestRange, best_ranges
 from .weights import WeightError, compare_weights
@@ -187,7 +187,7 @@ class _Meters:
         self.grid = grid
         self.accumulated, self.alone = ErrorMeter(grid.scale), ErrorMeter(grid.scale)
         self.range = RangeMeter(grid)
-        self.observer = MSE(IntegerGrid())
+        self.observer = MSE(IntegerRange())
         self.ends: list[Tensor] = []
 
     def update(self, expected: Tensor, own: Tensor, alone: Tensor) -> None:
@@ -247,7 +247,7 @@ def _layer(
 
 def _integers(values: Tensor, grid: Grid) -> Tensor:
     """Returns the integers that values are rounded to, uint8."""
-    return QUANTIZE(values, *grid.arguments)
+    return QUANTIZE(values, *arguments(grid))
 
 
 def _real(integers: Tensor, grid: Grid) -> Tensor:

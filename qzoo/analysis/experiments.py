@@ -14,7 +14,7 @@ from ..artifact.format import Artifact
 from ..artifact.layers import RANGED_OPS, weight_tensors
 from ..backends import get_backend
 from ..quantize.mixed.damage import Damage, DamageMeter
-from ..quantize.observers import Grid, make_observer
+from ..quantize.observers import IntegerRange, make_observer
 from ..quantize.simulate import Parts, Simulation
 from ..quantize.state import WEIGHT_GRID, spread
 from .compare import Comparison
@@ -131,14 +131,8 @@ def other_ranges(
         ends: Layer name to lower and upper end.
         highest: The integer for the upper end.
     """
-    grid = Grid(0, highest)
+    integers = IntegerRange(0, highest)
     layers = dict(artifact.layers)
     for name, (low, high) in ends.items():
-        scale, zero = grid.qparams(
-            torch.tensor([low], dtype=torch.float32, device="cpu"),
-            torch.tensor([high], dtype=torch.float32, device="cpu"),
-        )
-        layers[name] = dataclasses.replace(
-            layers[name], scale=float(scale[0]), zero_point=int(zero[0])
-        )
+        layers[name] = layers[name].on(integers.grid(low, high))
     return dataclasses.replace(artifact, layers=layers)

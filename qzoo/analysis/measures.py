@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..artifact.grid import Grid
 from ..quantize.mixed.damage import decibels, json_number
 from ..quantize.observers import HistogramObserver
-from ..reference.ops import Grid
 
 #: Bars of a histogram.
 BARS = 64

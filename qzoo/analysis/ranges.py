@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from ..artifact.grid import Grid
 from ..backends import get_backend
 from ..quantize.mixed.damage import decibels
-from ..quantize.observers import MSE
-from ..quantize.observers import Grid as Integers
+from ..quantize.observers import MSE, IntegerRange
 from ..quantize.simulate import Simulation, fake_quantize
 from ..quantize.steps.shared_ranges import joined_layers
-from ..reference.ops import Grid
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ def best_ranges(simulation: Simulation, observers: Mapping[str, MSE]) -> dict[st
         observers: Layer name to what was seen of its float outputs.
     """
     backend = get_backend(str(simulation.artifact.info.backend))
-    integers = Integers(0, backend.activation_max)
+    integers = IntegerRange(0, backend.activation_max)
     ends: dict[str, tuple[float, float]] = {}
     for name, observer in observers.items():
         lowest, highest = observer.range()
@@ -55,11 +53,7 @@ def best_ranges(simulation: Simulation, observers: Mapping[str, MSE]) -> dict[st
     found = {}
     for name, observer in observers.items():
         low, high = shared.get(name, ends[name])
-        scale, zero = integers.qparams(
-            torch.tensor([low], dtype=torch.float32, device="cpu"),
-            torch.tensor([high], dtype=torch.float32, device="cpu"),
-        )
-        best = Grid(float(scale[0]), int(zero[0]), integers.low, integers.high)
+        best = integers.grid(low, high)
         noises = [_noise(observer, grid) for grid in (simulation.grids[name], best)]
         # Rounding a constant costs next to nothing on either grid, which says nothing.
         excess = decibels(noises[0], noises[1]) if min(noises) > 0 else 0.0

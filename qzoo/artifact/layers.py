@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtifactError
+from .grid import Grid
 
 #: Operations with an output range of their own; "functional" is an add, add_relu, mul or cat,
 #: which one of them being decided by the architecture's forward.
@@ -54,6 +55,15 @@ class Layer:
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
     float: bool = False
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the output."""
+        return Grid(self.scale, self.zero_point)
+
+    def on(self, grid: Grid) -> Layer:
+        """Returns the layer with its output on another grid."""
+        return dataclasses.replace(self, scale=grid.scale, zero_point=grid.zero_point)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the layer as a JSON object, leaving out what does not apply to its op."""

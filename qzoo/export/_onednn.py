@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..artifact.grid import Grid
 from ..reference import ReferenceModel
-from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
+from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments
 from .plan import layer_of, node_shapes
 
 aten = torch.ops.aten
@@ -96,7 +97,7 @@ class _Rewriter:
         else:
             self.real[node] = self._emit(target, *fx.map_arg(node.args, self._real))
             if grid is not None:
-                self.integers[node] = self._emit(QUANTIZE, self.real.pop(node), *grid.arguments)
+                self.integers[node] = self._emit(QUANTIZE, self.real.pop(node), *arguments(grid))
 
     def _quantize(self, node: Node) -> None:
         source = node.args[0]
@@ -159,7 +160,7 @@ class _Rewriter:
     def _integers(self, node: Node) -> Node:
         if node not in self.integers:
             self.integers[node] = self._emit(
-                QUANTIZE, self._real(node), *node.meta["grid"].arguments
+                QUANTIZE, self._real(node), *arguments(node.meta["grid"])
             )
         return self.integers[node]
 
@@ -169,7 +170,7 @@ class _Rewriter:
                 self.real[node] = self._copy(node)
             else:
                 # Each reader gets a dequantize of its own: Inductor fuses it into the reader.
-                return self._emit(DEQUANTIZE, self.integers[node], *node.meta["grid"].arguments)
+                return self._emit(DEQUANTIZE, self.integers[node], *arguments(node.meta["grid"]))
         return self.real[node]
 
     def _copy(self, node: Node) -> Node:

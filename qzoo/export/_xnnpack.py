@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..artifact.grid import Grid
 from ..errors import ArgumentError
 from ..reference import ReferenceModel
-from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
+from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments, grid_of
 from .plan import layer_of, node_shapes
 
 aten = torch.ops.aten
@@ -62,16 +63,15 @@ def to_xnnpack(reference: ReferenceModel, images: Tensor) -> ReferenceModel:
 
 def _round(graph: Any, x: Node, grid: Grid) -> Node:
     """Emits a quantize and dequantize at the insertion point."""
-    integers = graph.call_function(QUANTIZE, (x, *grid.arguments))
-    result = graph.call_function(DEQUANTIZE, (integers, *grid.arguments))
+    integers = graph.call_function(QUANTIZE, (x, *arguments(grid)))
+    result = graph.call_function(DEQUANTIZE, (integers, *arguments(grid)))
     x.meta["grid"], integers.meta["grid"], result.meta["grid"] = None, None, grid
     return result
 
 
 def _same_grid(graph: Any, cat: Node) -> None:
     """Brings the inputs of a concatenation to its output's grid; XNNPACK only copies integers."""
-    grid = next(iter(cat.users)).args[1:]
-    grid = Grid(*grid)
+    grid = grid_of(next(iter(cat.users)))
     with graph.inserting_before(cat):
         inputs = [
             x if x.meta["grid"] == grid else _round(graph, _fresh(graph, x), grid)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..artifact.grid import HARDSIGMOID_GRID
 from ..artifact.layers import RANGED_OPS, Layer
 from ..errors import ArtifactError
 
@@ -26,7 +27,8 @@ def check_sums(make_skeleton: Callable[[], nn.Module], layers: Mapping[str, Laye
     """
     sums = [layer.scale for layer in layers.values() if layer.op == "functional"]
     # Most models are done here: no two scales differ that much, whichever are added.
-    scales = [1 / 256, *(layer.scale for layer in layers.values() if layer.op in RANGED_OPS)]
+    ranged = [layer.scale for layer in layers.values() if layer.op in RANGED_OPS]
+    scales = [HARDSIGMOID_GRID.scale, *ranged]
     if not sums or (min(scales) >= LOWEST * max(sums) and max(scales) < HIGHEST * min(sums)):
         return
     for name, scale, addend in _sums(make_skeleton(), layers):
@@ -52,6 +54,6 @@ def _sums(skeleton: nn.Module, layers: Mapping[str, Layer]) -> Iterator[tuple[st
             if layer.op == "functional" and node.args[0] in ("add", "add_relu"):
                 yield from ((str(node.target), layer.scale, addend) for addend in inputs)
         elif isinstance(recording.modules.get(str(node.target)), nn.Hardsigmoid):
-            scales[node] = 1 / 256
+            scales[node] = HARDSIGMOID_GRID.scale
         else:
             scales[node] = inputs[0] if inputs else 1.0

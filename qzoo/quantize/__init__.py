@@ -7,7 +7,7 @@ from . import qat
 from .dynamic import DynamicReport, quantize_dynamic
 from .mixed.sensitivity import Sensitivity, measure_sensitivity
 from .mixed.tune import Tuned, tune
-from .observers import OBSERVERS, Grid, make_observer
+from .observers import OBSERVERS, IntegerRange, make_observer
 from .ptq import ptq
 from .recipes import RECIPES, STEPS, Recipe
 from .weight_only import WeightOnlyReport, quantize_weight_only
@@ -18,6 +18,7 @@ __all__ = [
     "STEPS",
     "DynamicReport",
     "Grid",
+    "IntegerRange",
     "Recipe",
     "Sensitivity",
     "Tuned",
@@ -30,6 +31,8 @@ __all__ = [
     "quantize_weight_only",
     "tune",
 ]
+
+Grid = IntegerRange  # its former name
 
 if not TYPE_CHECKING:
     __getattr__ = module_getattr(__name__, __path__)

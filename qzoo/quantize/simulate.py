@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..artifact.format import Artifact
+from ..artifact.grid import Grid
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS
 from ..errors import ArgumentError
 from ..native.layers import float_weights
 from ..reference.build import build_reference
-from ..reference.ops import QUANTIZE, Grid
+from ..reference.ops import QUANTIZE, grid_of
 from ..reference.trace import INPUT_AFFINE
 from .state import spread
 
@@ -94,14 +95,14 @@ class Simulation:
         self._int8 = {n: int8_weight(artifact, n) for n in self._float}
         steps = {n.meta["step"]: n for n in self._nodes if "step" in n.meta}
         self.grids = {
-            node.meta["step"]: Grid(*node.args[1:])
+            node.meta["step"]: grid_of(node)
             for node in reference.graph.nodes
             if node.target is QUANTIZE
         }
         # A concatenation of values that lie on its grid already rounds nothing in the reference.
         for name, layer in artifact.layers.items():
             if layer.op in RANGED_OPS and name in steps:
-                self.grids.setdefault(name, Grid(layer.scale, layer.zero_point))
+                self.grids.setdefault(name, layer.grid)
         self.owners = {step: self._owner(steps[step]) for step in self.grids}
         self.steps = [n.meta["step"] for n in self._nodes if n.meta.get("step") in self.grids]
         self.ranged = list(dict.fromkeys(self.owners[step] for step in self.steps))
@@ -260,9 +261,7 @@ def int8_weight(artifact: Artifact, name: str) -> tuple[Tensor, Tensor | None]:
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Returns values rounded to the grid's, float32; what lies beyond its ends is cut off."""
-    return torch.fake_quantize_per_tensor_affine(
-        x, grid.scale, grid.zero_point, grid.low, grid.high
-    )
+    return torch.fake_quantize_per_tensor_affine(x, *grid.arguments)
 
 
 def _weighted(artifact: Artifact) -> list[str]:

@@ -20,12 +20,12 @@ from ..native.layers import float_weights, set_float_bias
 from ..native.model import package_versions
 from ..reference.biases import with_room_for_biases
 from .data import Calibration
-from .observers import Grid
+from .observers import IntegerRange
 from .source import open_source, ranged_layers
 from .source.float_model import fused_copy as fused_copy
 
 #: Weights are symmetric, without the -128 that has no positive counterpart.
-WEIGHT_GRID = Grid(-127, 127, symmetric=True)
+WEIGHT_GRID = IntegerRange(-127, 127, symmetric=True)
 
 
 class Quantization:
@@ -60,7 +60,7 @@ class Quantization:
         source = open_source(model, backend, calibration, stacklevel=5)
         self.fused, self.layers = source.fused, source.layers
         self.info, self.recording = source.info, source.recording
-        self.grid = Grid(0, 127 if reduce_range else 255)
+        self.grid = IntegerRange(0, 127 if reduce_range else 255)
         self.backend, self.calibration, self.progress = backend, calibration, progress
         self.keep_float = match_layers(keep_float, self.weighted())
         self.ranges: dict[str, tuple[float, int]] = {}

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
+from ..artifact.grid import HARDSIGMOID_GRID
 from .build import build_reference
-from .rewrite import HARDSIGMOID_GRID, Rewriter
+from .rewrite import Rewriter
 from .trace import Recording
 
 #: Largest bias in steps of the sums that it joins; as much again is left for the sums.

@@ -6,12 +6,12 @@ Inductor's, ExecuTorch's and torchao's int8 patterns look for exactly them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from ..artifact.grid import Grid
 from ..native.decomposed import OPERATORS
 
 QUANTIZE = OPERATORS.quantize_per_tensor.default
@@ -19,32 +19,20 @@ DEQUANTIZE = OPERATORS.dequantize_per_tensor.default
 DEQUANTIZE_CHANNELS = OPERATORS.dequantize_per_channel.default
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The values that a quantized tensor can take: scale * (integer - zero_point).
+def dtype_of(grid: Grid) -> torch.dtype:
+    """Returns the type of a grid's integers, torch.uint8 or torch.int8."""
+    return torch.int8 if grid.low < 0 else torch.uint8
 
-    Attributes:
-        scale: Distance of two neighbouring values, above 0.
-        zero_point: The integer that stands for 0.0.
-        low: Smallest integer.
-        high: Largest integer.
-        dtype: torch.uint8 or torch.int8.
-    """
 
-    scale: float
-    zero_point: int
-    low: int = 0
-    high: int = 255
-    dtype: torch.dtype = torch.uint8
+def arguments(grid: Grid) -> tuple[Any, ...]:
+    """Returns what `QUANTIZE`, `DEQUANTIZE` and `fake_quantize` take after the tensor."""
+    return (*grid.arguments, dtype_of(grid))
 
-    def signed(self) -> Grid:
-        """Returns the same real values on int8 integers, each less by 128."""
-        return Grid(self.scale, self.zero_point - 128, -128, 127, torch.int8)
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """What `QUANTIZE` and `DEQUANTIZE` take after the tensor."""
-        return (self.scale, self.zero_point, self.low, self.high, self.dtype)
+def grid_of(node: fx.Node) -> Grid:
+    """Returns the grid of a `QUANTIZE` or `DEQUANTIZE` node."""
+    scale, zero_point, low, high, *_ = node.args[1:]
+    return Grid(scale, zero_point, low, high)  # type: ignore[arg-type]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -52,7 +40,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *grid: Any) -> Tensor:
-        scale, zero_point, low, high, _ = grid
+        scale, zero_point, low, high = grid
         steps = torch.round(x * (1.0 / scale)) + zero_point
         ctx.save_for_backward((steps >= low) & (steps <= high))
         return (steps.clamp(low, high) - zero_point) * scale
@@ -64,11 +52,16 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def fake_quantize(
-    x: Tensor, scale: float, zero_point: int, low: int, high: int, dtype: torch.dtype
+    x: Tensor,
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
     """Quantizes and dequantizes in one differentiable step, with the straight-through estimator.
 
     The values are those of `QUANTIZE` followed by `DEQUANTIZE`; the gradient is 1 where `x` lies
-    inside the range and 0 outside (arXiv:1308.3432).
+    inside the range and 0 outside (arXiv:1308.3432). The integers' type changes none of them.
     """
-    return _StraightThrough.apply(x, scale, zero_point, low, high, dtype)
+    return _StraightThrough.apply(x, scale, zero_point, low, high)

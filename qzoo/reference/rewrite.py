@@ -12,15 +12,13 @@ from torch import Tensor, fx, nn
 from torchvision.models.shufflenetv2 import channel_shuffle
 
 from ..artifact.format import Artifact
+from ..artifact.grid import HARDSIGMOID_GRID, Grid
 from ..artifact.layers import Layer
 from ..errors import ArtifactError
-from .ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid, fake_quantize
+from .ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments, fake_quantize
 from .trace import INPUT_AFFINE, Recording
 
 aten = torch.ops.aten
-
-#: PyTorch's quantized hardsigmoid always answers on this grid, which covers [0, 1).
-HARDSIGMOID_GRID = Grid(1 / 256, 0)
 
 _FUNCTIONS = {
     F.relu: "relu",
@@ -204,8 +202,8 @@ class Rewriter:
         zero_point = tensors.get(f"{name}.weight_zero_point")
         if scale.dim() == 0:
             zero = 0 if zero_point is None else int(zero_point)
-            grid = Grid(_single(float(scale)), zero, -128, 127, torch.int8)
-            return self._emit(DEQUANTIZE, values, *grid.arguments)
+            grid = Grid(float(scale), zero, -128, 127).single()
+            return self._emit(DEQUANTIZE, values, *arguments(grid))
         scales = self._buffer(f"{name}.weight_scale", scale.float())
         if zero_point is None:
             # Compilers look for zero points even where all of them are 0.
@@ -305,7 +303,7 @@ class Rewriter:
     # Nodes and buffers of the new graph.
 
     def _grid(self, layer: Layer) -> Grid:
-        grid = Grid(_single(layer.scale), layer.zero_point)
+        grid = layer.grid.single()
         return grid.signed() if self.signed else grid
 
     def _cuts_negatives(self, grid: Grid) -> bool:
@@ -317,10 +315,10 @@ class Rewriter:
             x.meta["grid"] = grid
             return x
         if self.ste:
-            result = rounded = self._emit(fake_quantize, x, *grid.arguments)
+            result = rounded = self._emit(fake_quantize, x, *arguments(grid))
         else:
-            rounded = self._emit(QUANTIZE, x, *grid.arguments)
-            result = self._emit(DEQUANTIZE, rounded, *grid.arguments)
+            rounded = self._emit(QUANTIZE, x, *arguments(grid))
+            result = self._emit(DEQUANTIZE, rounded, *arguments(grid))
         rounded.meta["step"] = node.meta["step"]
         result.meta["grid"] = grid
         return result
@@ -344,8 +342,3 @@ class Rewriter:
 
 def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
-
-
-def _single(scale: float) -> float:
-    """Rounds a scale to float32, in which all kernels and file formats of the runtimes hold it."""
-    return torch.tensor(scale, dtype=torch.float32, device="cpu").item()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.ao.quantization import MovingAverageMinMaxObserver
 
 from qzoo.errors import ArgumentError, UnknownNameError
-from qzoo.quantize import OBSERVERS, Grid, make_observer
+from qzoo.quantize import OBSERVERS, IntegerRange, make_observer
 from qzoo.quantize.observers import BINS, HistogramObserver
 
 
@@ -49,13 +49,13 @@ def test_affine_qparams_are_pytorchs(low: float, high: int) -> None:
     theirs = MovingAverageMinMaxObserver(quant_min=0, quant_max=high, dtype=torch.quint8)
     x = torch.tensor([low, 5.0])
     theirs(x)
-    scale, zero_point = Grid(0, high).qparams(x[:1], x[1:])
+    scale, zero_point = IntegerRange(0, high).qparams(x[:1], x[1:])
     torch.testing.assert_close(scale.float(), theirs.calculate_qparams()[0])
     assert int(zero_point) == int(theirs.calculate_qparams()[1])
 
 
 def test_symmetric_qparams_have_no_offset() -> None:
-    scale, zero_point = Grid(-127, 127, symmetric=True).qparams(
+    scale, zero_point = IntegerRange(-127, 127, symmetric=True).qparams(
         torch.tensor([-2.0]), torch.tensor([1.0])
     )
     assert float(scale) == pytest.approx(2 / 127) and int(zero_point) == 0
@@ -72,7 +72,7 @@ def test_percentile_is_numpys_within_a_bin() -> None:
 
 
 def error(x: Tensor, low: float, high: float) -> float:
-    scale, zero = Grid().qparams(torch.tensor([low]), torch.tensor([high]))
+    scale, zero = IntegerRange().qparams(torch.tensor([low]), torch.tensor([high]))
     y = ((x.double() / scale).round() + zero).clamp(0, 255).sub(zero) * scale
     return float((y - x).square().mean())
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qzoo.quantize import OBSERVERS, Grid, make_observer
+from qzoo.quantize import OBSERVERS, IntegerRange, make_observer
 from qzoo.quantize.observers import BINS, HistogramObserver
 from qzoo.quantize.steps.ranks import all_reduce_ranges
 from tests.helpers import spreading
@@ -35,8 +35,8 @@ def batches(channels: int = 1) -> list[Tensor]:
 def test_observers_that_took_turns_know_what_one_would(
     name: str, axis: int | None, world: int
 ) -> None:
-    alone = make_observer(name, Grid(), axis)
-    parts = [make_observer(name, Grid(), axis) for _ in range(world)]
+    alone = make_observer(name, IntegerRange(), axis)
+    parts = [make_observer(name, IntegerRange(), axis) for _ in range(world)]
     for i, batch in enumerate(batches(3)):
         alone.update(batch)
         parts[i % world].update(batch)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from ...artifact.grid import Grid
 from ...errors import ArgumentError
-from ...reference.ops import Grid
 from .writer import Constant, Value, Writer, emits, window
 
 aten = torch.ops.aten

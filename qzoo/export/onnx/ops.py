@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from ...artifact.grid import Grid
 from ...errors import ArgumentError
 from ...reference.biases import widened
-from ...reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
+from ...reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from .writer import Constant, Pixels, Value, Writer, emits, window
 
 aten = torch.ops.aten
@@ -21,7 +22,7 @@ aten = torch.ops.aten
 
 @emits(QUANTIZE)
 def _quantize(w: Writer, x: Value, *arguments: Any, step: str, in_between: bool) -> Value:
-    grid = Grid(*arguments)
+    grid = Grid(*arguments[:4])
     if x.grid == grid:
         return x
     if isinstance(x, Pixels):
@@ -67,7 +68,7 @@ def _quantize_pixels(w: Writer, x: Pixels, grid: Grid) -> str:
 def _dequantize(w: Writer, x: Value | Constant, *arguments: Any) -> Value | Constant:
     if isinstance(x, Value):
         return x
-    grid = Grid(*arguments)
+    grid = Grid(*arguments[:4])
     zero_point = torch.tensor(grid.zero_point, dtype=torch.int8, device="cpu")
     return Constant(
         x.name, x.tensor, torch.tensor(grid.scale, dtype=torch.float32, device="cpu"), zero_point

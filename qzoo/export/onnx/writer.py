@@ -12,7 +12,8 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from ...reference.ops import Grid
+from ...artifact.grid import Grid
+from ...reference.ops import dtype_of
 
 
 @dataclass
@@ -113,7 +114,7 @@ class Writer:
 
     def zero_point(self, grid: Grid) -> str:
         """Stores a grid's zero point, whose dtype is that of the integers."""
-        zero = torch.tensor(grid.zero_point, dtype=grid.dtype, device="cpu").numpy()
+        zero = torch.tensor(grid.zero_point, dtype=dtype_of(grid), device="cpu").numpy()
         return self.constant(f"{zero.dtype.name}_{zero.item()}", zero)
 
     def number(self, value: float) -> str:
@@ -168,7 +169,9 @@ class Writer:
         if value.grid is None:
             return self.real(value)
         integers, channels = self.integers(value), value.shape[0]
-        zero = torch.full((channels,), value.grid.zero_point, dtype=value.grid.dtype, device="cpu")
+        zero = torch.full(
+            (channels,), value.grid.zero_point, dtype=dtype_of(value.grid), device="cpu"
+        )
         constants = (
             self.constant(
                 f"{integers}.scales",
@@ -228,7 +231,7 @@ class Writer:
 
 
 def _numpy_name(grid: Grid | None) -> str:
-    return "int8" if grid is not None and grid.dtype == torch.int8 else "uint8"
+    return "int8" if grid is not None and grid.low < 0 else "uint8"
 
 
 Emitter = TypeVar("Emitter", bound=Callable[..., Any])

@@ -18,7 +18,7 @@ from ...importers.pt2e import from_pt2e
 from ...native.markers import require_torch_ao
 from ...native.model import attach_info, from_native
 from ..data import Calibration
-from ..observers import Grid, Observer
+from ..observers import IntegerRange, Observer
 from ..source import Source, open_source, ranged_layers
 from ..source.faithful import check_all_ran
 from ..state import match_layers
@@ -116,7 +116,7 @@ def _fx(
     with quantized_engine(run_engine(backend.name)):
         converted = fx.convert_graph(prepared)
         images = _Images(calibration, "measure ranges", progress, before)
-        grid = Grid(0, backend.activation_max)
+        grid = IntegerRange(0, backend.activation_max)
         return from_fx(converted, source.info, example, images, lambda: Observer(grid))
 
 

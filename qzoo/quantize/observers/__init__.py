@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...artifact.grid import Grid
 from ...artifact.layers import SMALLEST_SCALE
 from ...errors import ArgumentError, UnknownNameError, did_you_mean
 from .clipping import entropy_range, mse_range, percentile_range
@@ -27,7 +28,7 @@ SAMPLE = 1 << 16
 
 
 @dataclass(frozen=True)
-class Grid:
+class IntegerRange:
     """The integers that a tensor is rounded to.
 
     Attributes:
@@ -39,6 +40,12 @@ class Grid:
     low: int = 0
     high: int = 255
     symmetric: bool = False
+
+    def grid(self, low: float, high: float) -> Grid:
+        """Returns the grid that covers a range, which is widened to hold 0.0."""
+        ends = (torch.tensor([end], dtype=torch.float32, device="cpu") for end in (low, high))
+        scale, zero_point = self.qparams(*ends)
+        return Grid(float(scale[0]), int(zero_point[0]), self.low, self.high)
 
     def qparams(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the scale and zero point that cover a range, which is widened to hold 0.0.
@@ -76,8 +83,8 @@ class Observer:
         axis: The dimension whose entries get a range each (per-channel); None for one range.
     """
 
-    def __init__(self, grid: Grid | None = None, axis: int | None = None) -> None:
-        self.grid = grid or Grid()
+    def __init__(self, grid: IntegerRange | None = None, axis: int | None = None) -> None:
+        self.grid = grid or IntegerRange()
         self.axis = axis
         self.batches = 0
         self.minimum = self.maximum = torch.empty(0, dtype=torch.float32, device="cpu")
@@ -314,7 +321,7 @@ OBSERVERS: dict[str, type[Observer]] = {
 }
 
 
-def make_observer(name: str, grid: Grid | None = None, axis: int | None = None) -> Observer:
+def make_observer(name: str, grid: IntegerRange | None = None, axis: int | None = None) -> Observer:
     """Makes the observer called `name`.
 
     Raises:

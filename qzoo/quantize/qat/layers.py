@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...reference.rewrite import HARDSIGMOID_GRID
+from ...artifact.grid import HARDSIGMOID_GRID
 from .fake_quantize import (
     WEIGHT_MAX,
     learned_round_output,

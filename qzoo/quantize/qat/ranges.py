@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..observers import Grid, MovingAverage
+from ..observers import IntegerRange, MovingAverage
 from ..state import Quantization
 from ..steps.shared_ranges import joined_layers
 
@@ -59,7 +59,7 @@ class Ranges(nn.Module):
     #: How much of a new batch enters an average at the least.
     momentum = MovingAverage.momentum
 
-    def __init__(self, count: int, grid: Grid, learned: bool) -> None:
+    def __init__(self, count: int, grid: IntegerRange, learned: bool) -> None:
         super().__init__()
         self.grid, self.learned = grid, learned
         self.register_buffer("minimum", torch.zeros(count, dtype=torch.float32, device="cpu"))

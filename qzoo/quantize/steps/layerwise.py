@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from ...reference.rewrite import HARDSIGMOID_GRID
+from ...artifact.grid import HARDSIGMOID_GRID
 from ...reference.trace import INPUT_AFFINE
 from ..state import Quantization
 

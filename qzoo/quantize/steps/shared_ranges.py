@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import fx
 
 from ...artifact.layers import Layer
@@ -88,8 +87,5 @@ def _ends(state: Quantization, name: str) -> tuple[float, float]:
 
 
 def _qparams(state: Quantization, low: float, high: float) -> tuple[float, int]:
-    scale, zero_point = state.grid.qparams(
-        torch.tensor([low], dtype=torch.float32, device="cpu"),
-        torch.tensor([high], dtype=torch.float32, device="cpu"),
-    )
-    return float(scale[0]), int(zero_point[0])
+    grid = state.grid.grid(low, high)
+    return grid.scale, grid.zero_point
