@@ -37,6 +37,7 @@ from .errors import UploadError as UploadError
 from .importers.checkpoint import load_float as load_float
 from .importers.checkpoint import save_float as save_float
 from .models import *
+from .native.model import as_artifact as as_artifact
 from .native.model import load as load
 from .native.model import save as save
 from .registry import get_model as get_model

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
-from torch import nn
 
+from .artifact.format import Artifact
+from .datasets.evaluate import eval_mode
 from .errors import ArgumentError
-from .native.model import model_info
+from .native.model import as_callable, model_info
 from .pictures.images import transformed
 from .transforms import ImageClassification
 from .weights import class_names
@@ -34,13 +35,16 @@ class Prediction:
 
 
 def classify(
-    model: nn.Module, images: Sequence[str | os.PathLike[str] | Image.Image], topk: int = 5
+    model: Callable[[torch.Tensor], torch.Tensor] | Artifact | str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str] | Image.Image],
+    topk: int = 5,
 ) -> list[list[Prediction]]:
     """Classifies pictures with a model of the zoo, through the transforms it was made with.
 
     Args:
-        model: A float or int8 model of the zoo with known transforms, in any mode; it is put into
-            eval mode and back.
+        model: A float or int8 model of the zoo with known transforms, in any mode (it is put into
+            eval mode and back), or what `qzoo.compile` returned. An artifact, or the path of one,
+            runs as its native model.
         images: Picture files, or PIL images of any mode, which are treated alike.
         topk: How many guesses to return per picture, best first; at most the number of classes.
 
@@ -48,6 +52,7 @@ def classify(
         For each picture its guesses.
 
     Raises:
+        ArtifactError: The path leads to no int8 model, or the model is not of the zoo.
         ArgumentError: `topk` is below 1, `images` is no list of pictures, or nobody recorded the
             model's transforms.
         ImageError: A file that is missing or no picture; nothing is returned then.
@@ -56,7 +61,9 @@ def classify(
         raise ArgumentError("images should be a list of pictures: write [image] for a single one.")
     if topk < 1:
         raise ArgumentError(f"topk must be at least 1, not {topk}.")
-    info = model_info(model)
+    run = as_callable(model)
+    held = getattr(run, "artifact", None)  # of a compiled model
+    info = held.info if isinstance(held, Artifact) else model_info(run)
     if info.transforms is None:
         raise ArgumentError(
             f"This {info.architecture} does not record which transforms its inputs need: load "
@@ -64,14 +71,9 @@ def classify(
         )
     preset = ImageClassification.from_dict(info.transforms)
     names = class_names(info.classes)
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            # One picture after the other, so that no more than one is held at a time.
-            return [_top(model(transformed(i, preset)[None])[0], names, topk) for i in images]
-    finally:
-        model.train(training)
+    with eval_mode(run), torch.inference_mode():
+        # One picture after the other, so that no more than one is held at a time.
+        return [_top(run(transformed(i, preset)[None])[0], names, topk) for i in images]
 
 
 def probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,16 +17,30 @@ class Timing:
     """The times of one callable, in milliseconds per call.
 
     Attributes:
+        name: What it is called.
         median_ms: Median over the rounds.
         low_ms: 25th percentile.
         high_ms: 75th percentile.
+        cpu_ms: Median of the CPU time that the process spent, over all its threads.
         rounds: How many rounds were timed.
     """
 
+    name: str
     median_ms: float
     low_ms: float
     high_ms: float
+    cpu_ms: float
     rounds: int
+
+    @classmethod
+    def of(cls, name: str, rounds: Sequence[tuple[float, float]]) -> Timing:
+        """Sums up what `time_once` gave in each round."""
+        walls = [wall for wall, _ in rounds]
+        low, median, high = (
+            statistics.quantiles(walls, n=4, method="inclusive") if len(walls) > 1 else walls * 3
+        )
+        cpu = statistics.median(cpu for _, cpu in rounds)
+        return cls(name, median, low, high, cpu, len(rounds))
 
 
 class _Changed:
@@ -74,6 +88,20 @@ def _set_default(count: int) -> None:
     thread.join()
 
 
+def time_once(call: Callable[[], object], repeats: int = 1) -> tuple[float, float]:
+    """Returns the milliseconds that a call takes, on the clock and of the CPU.
+
+    Args:
+        call: A function without arguments.
+        repeats: How often to call it; the times are the mean of a call.
+    """
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        call()
+    end = time.perf_counter(), time.process_time()
+    return (end[0] - wall) * 1e3 / repeats, (end[1] - cpu) * 1e3 / repeats
+
+
 def interleave(
     calls: Mapping[str, Callable[[], object]],
     rounds: int = 15,
@@ -95,22 +123,10 @@ def interleave(
     for name, call in calls.items():
         for _ in range(warmup):
             call()
-        start = time.perf_counter()
-        call()
-        once = max(time.perf_counter() - start, 1e-7)
-        repeats[name] = max(1, min(1000, int(round_s / once)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
+        once_ms = max(time_once(call)[0], 1e-4)
+        repeats[name] = max(1, min(1000, int(round_s * 1e3 / once_ms)))
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
-    return {name: _summary(values) for name, values in times.items()}
-
-
-def _summary(values: list[float]) -> Timing:
-    low, median, high = (
-        statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    )
-    return Timing(median, low, high, len(values))
+            times[name].append(time_once(call, repeats[name]))
+    return {name: Timing.of(name, values) for name, values in times.items()}

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..artifact.format import Artifact
 from ..artifact.grid import Grid
 from ..errors import ArgumentError
-from ..native.model import from_native, model_info, to_native
+from ..native.model import Int8Model, as_artifact, model_info, to_native
 from ..quantize.data import open_labelled
 from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.mixed.replay import simulate
@@ -105,7 +104,7 @@ class Comparison(Figures):
 
 def compare(
     model: nn.Module,
-    int8: nn.Module | Artifact,
+    int8: Int8Model,
     data: Any,
     *,
     images: int = 256,
@@ -120,7 +119,7 @@ def compare(
 
     Args:
         model: The float model that was quantized; left as it was.
-        int8: The native int8 model or its artifact.
+        int8: The int8 model, in any form that `qzoo.as_artifact` takes.
         data: Images, as `qzoo.quantize.data.open_labelled` takes them.
         images: How many of them to use at most.
         seed: Seed of their choice.
@@ -130,7 +129,7 @@ def compare(
     Raises:
         ArgumentError: The models do not belong together, or the images are not what they take.
     """
-    artifact = int8 if isinstance(int8, Artifact) else from_native(int8)
+    artifact = as_artifact(int8)
     prepare = transform or own_transforms(model)
     found = open_labelled(
         data, images=images, seed=seed, transform=prepare, model=model_info(model)

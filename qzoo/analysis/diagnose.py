@@ -9,8 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..artifact.format import Artifact
-from ..native.model import from_native, model_info, package_versions, to_native
+from ..native.model import (
+    Int8Model,
+    as_artifact,
+    model_info,
+    package_versions,
+    to_native,
+)
 from ..quantize.data import open_labelled
 from ..quantize.mixed.replay import simulate
 from ..quantize.mixed.sensitivity import Sensitivity, measure_sensitivity
@@ -75,7 +80,7 @@ class Diagnosis(Figures):
 
 def analyze(
     model: nn.Module,
-    int8: nn.Module | Artifact,
+    int8: Int8Model,
     data: Any,
     *,
     images: int = 256,
@@ -103,7 +108,7 @@ def analyze(
     Raises:
         ArgumentError: The models do not belong together, or the images are not what they take.
     """
-    artifact = int8 if isinstance(int8, Artifact) else from_native(int8)
+    artifact = as_artifact(int8)
     transform = transforms or own_transforms(model)
 
     def some(count: int | None, source: Any = data) -> Any:

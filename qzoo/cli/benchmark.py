@@ -151,17 +151,17 @@ def _runtimes(text: str | None) -> list[str]:
 
 
 def _artifact(name: str, weights: str | None, random: bool) -> Artifact:
+    from ..native.model import as_artifact
     from ..registry import get_model
-    from ..runtimes.api import to_artifact
     from ._models import load_model
 
     if not random:
-        return to_artifact(load_model(name, weights))
+        return as_artifact(load_model(name, weights))
     if weights is not None:
         raise ArgumentError("--random takes no --weights.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncalibratedWarning)
-        return to_artifact(get_model(name, quantize=True))
+        return as_artifact(get_model(name, quantize=True))
 
 
 def _measure(

@@ -93,7 +93,7 @@ def export(
       qzoo export my_model.safetensors --to executorch
     """
     target = target or _format_of(out)
-    from ..runtimes.api import to_artifact
+    from ..native.model import as_artifact
     from ._models import load_model
     from ._names import short_name
 
@@ -101,7 +101,7 @@ def export(
     path = out or Path(short_name(model) + row.suffix)
     check_ending(path, target)
     write: Any = getattr(importlib.import_module(f"qzoo.export.{row.module}"), row.function)
-    artifact = to_artifact(load_model(model, weights))
+    artifact = as_artifact(load_model(model, weights))
     write(artifact, path, batch_size=batch_size, input_size=size, preprocess=preprocess)
     files = [path, path.with_suffix(".bin")] if target == "openvino" else [path]
     if as_json:

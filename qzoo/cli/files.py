@@ -334,14 +334,12 @@ def push(model: str, repo: str, message: str | None, as_json: bool, **options: A
     Example:
       qzoo push my_model.safetensors my-org/resnet50-int8 --private
     """
-    from ..runtimes.api import to_artifact
+    from ..sharing import push_to_hub
     from ._models import load_model
 
     if message is not None:
         options["message"] = message
-    from ..sharing import push_artifact
-
-    url = push_artifact(to_artifact(load_model(model, None)), repo, **options)
+    url = push_to_hub(load_model(model, None), repo, **options)
     if as_json:
         print_json({"repo": repo, "commit": url})
     else:

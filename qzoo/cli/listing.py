@@ -92,8 +92,7 @@ def _file_facts(model: str) -> dict[str, Any]:
     """Reads a file, or the model in a folder, and returns what it says of itself, as JSON."""
     import dataclasses
 
-    from ..native.model import model_info
-    from ..runtimes.api import to_artifact
+    from ..native.model import as_artifact, model_info
     from ._models import file_of, is_float_file, load_float_model, load_model
 
     if is_float_file(model):
@@ -101,7 +100,7 @@ def _file_facts(model: str) -> dict[str, Any]:
         parts: dict[str, Any] = {"parameters": sum(p.numel() for p in loaded.parameters())}
         known, versions = model_info(loaded), {}
     else:
-        artifact = to_artifact(load_model(model, None))
+        artifact = as_artifact(load_model(model, None))
         parts = {"layers": len(artifact.layers), "float_layers": artifact.float_layers}
         known, versions = artifact.info, artifact.versions
     file = file_of(model)

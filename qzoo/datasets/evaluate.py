@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .._core.process import plain_defaults
+from ..artifact.format import Artifact
 from ..errors import ArgumentError, QzooError
+from ..native.model import as_callable
 from .pairs import batch_pair, image_and_label, not_a_tensor
 
 #: Standard normal quantile of a two-sided 95 % interval.
@@ -92,7 +95,7 @@ def _side(value: float, limit: float) -> bool:
 
 
 def evaluate(
-    model: nn.Module | Callable[[Tensor], Tensor],
+    model: nn.Module | Artifact | str | os.PathLike[str] | Callable[[Tensor], Tensor],
     data: Dataset[Any] | DataLoader[Any],
     *,
     batch_size: int = 256,
@@ -106,7 +109,8 @@ def evaluate(
 
     Args:
         model: Float, native int8, what `qzoo.compile` returned, or any function; takes float32
-            [N, 3, H, W] and gives logits [N, classes].
+            [N, 3, H, W] and gives logits [N, classes]. An artifact, or the path of one, runs as its
+            native model.
         data: Pairs of a transformed image, float32 [3, H, W], and an integer label; or a loader
             of batches of them, with its own batch size.
         batch_size: Images per forward pass, where `data` is a data set.
@@ -115,26 +119,28 @@ def evaluate(
         progress: Whether to show a progress bar on stderr.
 
     Raises:
+        ArtifactError: The path leads to no int8 model.
         ArgumentError: No images, images that are not tensors, labels that the model has no class
             for, logits that are not numbers, or impossible arguments.
     """
     if not topk or any(type(k) is not int or k < 1 for k in topk):
         raise ArgumentError(f"topk should be positive integers such as (1, 5), not {topk!r}.")
     loader = data if isinstance(data, DataLoader) else _loader(data, batch_size)
-    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    run = as_callable(model)
+    parameters = run.parameters() if isinstance(run, nn.Module) else ()
     device = next((p.device for p in parameters), torch.device("cpu"))
     correct, n = dict.fromkeys(topk, 0), 0
     batches = tqdm(loader, desc="evaluate", unit="batch", disable=not progress, leave=False)
     # Every pass over a loader draws a seed for its workers from the global random state.
     kept = torch.random.fork_rng(devices=[])
-    with kept, eval_mode(model), torch.inference_mode(), plain_defaults():
+    with kept, eval_mode(run), torch.inference_mode(), plain_defaults():
         for item in _plain_errors(batches):
             images, labels = batch_pair(item)
             if labels is None:
                 raise ArgumentError(
                     "The data gives images without labels, and accuracy needs both: give pairs."
                 )
-            logits = model(images.to(device)).cpu()
+            logits = run(images.to(device)).cpu()
             ranks = _ranks(logits, labels)
             for k in topk:
                 correct[k] += int((ranks < k).sum())

@@ -5,31 +5,27 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from .._core.files import write_atomically
 from .._core.process import undisturbed
-from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError
+from ..native.model import Int8Model
 from ._onednn import to_onednn
-from .plan import Plan, make_plan, output_path
+from .plan import ExportKeywords, Plan, open_export
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Inductor's settings, which a compilation patches, belong to the process.
 _compiling = threading.Lock()
 
 
 def export_aoti(
-    model: nn.Module | Artifact,
-    path: str | os.PathLike[str],
-    *,
-    batch_size: int | None = None,
-    input_size: int | Sequence[int] | None = None,
-    preprocess: bool = False,
+    model: Int8Model, path: str | os.PathLike[str], **options: Unpack[ExportKeywords]
 ) -> None:
     """Compiles a model with AOTInductor into a package that needs nothing but PyTorch.
 
@@ -39,21 +35,16 @@ def export_aoti(
     with the same PyTorch.
 
     Args:
-        model: A native int8 model, an artifact, or a reference model.
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
         path: The file to write, whole or not at all; ends in ".pt2".
-        batch_size: The only batch size to take; None for any.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
-        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
-            instead of normalized float32 [N, 3, H, W].
+        **options: `batch_size`, `input_size` and `preprocess`, see `ExportKeywords`.
 
     Raises:
         ArgumentError: Arguments that the model does not allow.
         ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
         MissingDependencyError: There is no C++ compiler.
     """
-    target = output_path(path, ".pt2")
-    plan = make_plan(model, batch_size, input_size, preprocess)
+    plan, target = open_export(model, path, ".pt2", options)
     with tempfile.TemporaryDirectory(prefix="qzoo-") as folder:
         package = Path(folder) / "model.pt2"
         compile_package(plan, package)

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from .._core.files import write_atomically
 from .._core.optional import require
 from .._core.process import undisturbed
-from ..artifact.format import Artifact
 from ..errors import ArgumentError
+from ..native.model import Int8Model
 from ..reference.biases import with_room_for_biases
 from ._xnnpack import to_xnnpack
-from .plan import Plan, make_plan, output_path
+from .plan import ExportKeywords, Plan, open_export
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def export_executorch(
-    model: nn.Module | Artifact,
-    path: str | os.PathLike[str],
-    *,
-    batch_size: int | None = None,
-    input_size: int | Sequence[int] | None = None,
-    preprocess: bool = False,
+    model: Int8Model, path: str | os.PathLike[str], **options: Unpack[ExportKeywords]
 ) -> None:
     """Writes a model as an ExecuTorch program (.pte) that XNNPACK executes as a whole.
 
@@ -34,13 +30,9 @@ def export_executorch(
     `forward`, and `qzoo`, which returns JSON with classes, transforms and the expected input.
 
     Args:
-        model: A native int8 model, an artifact, or a reference model.
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
         path: The file to write, whole or not at all; ends in ".pte".
-        batch_size: How many pictures `forward` takes; None is 1.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
-        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
-            instead of normalized float32 [N, 3, H, W].
+        **options: `batch_size`, `input_size` and `preprocess`, see `ExportKeywords`.
 
     Raises:
         ArgumentError: Arguments that the model does not allow, or a layer that XNNPACK cannot
@@ -48,9 +40,8 @@ def export_executorch(
         ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
         MissingDependencyError: ExecuTorch is not installed.
     """
-    target = output_path(path, ".pte")
-    plan = make_plan(model, 1 if batch_size is None else batch_size, input_size, preprocess)
-    write_atomically(target, lower(plan))
+    plan, target = open_export(model, path, ".pte", options)
+    write_atomically(target, lower(dataclasses.replace(plan, batch_size=plan.batch_size or 1)))
 
 
 def lower(plan: Plan) -> bytes:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .._core.files import write_files
 from .._core.optional import require
-from ..artifact.format import Artifact
 from ..errors import ArtifactError
+from ..native.model import Int8Model
 from .onnx import to_onnx
-from .plan import make_plan, output_path
+from .plan import ExportKeywords, open_export
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def export_openvino(
-    model: nn.Module | Artifact,
-    path: str | os.PathLike[str],
-    *,
-    batch_size: int | None = None,
-    input_size: int | Sequence[int] | None = None,
-    preprocess: bool = False,
+    model: Int8Model, path: str | os.PathLike[str], **options: Unpack[ExportKeywords]
 ) -> None:
     """Writes a model as OpenVINO IR: `<name>.xml`, and the weights beside it in `<name>.bin`.
 
@@ -32,29 +28,18 @@ def export_openvino(
     `INFERENCE_PRECISION_HINT` "f32": on CPUs with bf16, OpenVINO's default rounds what is not int8.
 
     Args:
-        model: A native int8 model, an artifact, or a reference model.
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
         path: The .xml file to write.
-        batch_size: The only batch size to take; None for any.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
-        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
-            instead of normalized float32 [N, 3, H, W].
+        **options: `batch_size`, `input_size` and `preprocess`, see `ExportKeywords`.
 
     Raises:
         ArgumentError: Arguments that the model does not allow.
         ArtifactError: The model is not an int8 model of the zoo, or the files cannot be written.
         MissingDependencyError: OpenVINO or onnx is not installed.
     """
-    target = output_path(path, ".xml")
+    plan, target = open_export(model, path, ".xml", options)
     openvino = require("openvino", "openvino", "Export to OpenVINO")
-    plan = make_plan(model, batch_size, input_size, preprocess)
-    proto = to_onnx(
-        plan.artifact,
-        batch_size=batch_size,
-        input_size=plan.size,
-        preprocess=preprocess,
-        runtime="openvino",
-    )
+    proto = to_onnx(plan.artifact, runtime="openvino", **options)
     converted = openvino.Core().read_model(proto.SerializeToString())
     for entry in proto.metadata_props:
         converted.set_rt_info(entry.value, ["qzoo", entry.key])

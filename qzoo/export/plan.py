@@ -1,12 +1,13 @@
-"""What the exports that go through torch.export share: their arguments, graph, and metadata."""
+"""What all exports share: their options, checked; and the graph and metadata of most."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,8 +17,9 @@ from ..artifact.format import Artifact
 from ..errors import ArgumentError
 from ..metadata import read_metadata
 from ..models.picture_size import picture_size
-from ..native.model import from_native, package_versions
+from ..native.model import Int8Model, as_artifact, package_versions
 from ..reference import ReferenceModel, build_reference
+from ..transforms import preset_kwargs
 from ..weights import class_names
 
 aten = torch.ops.aten
@@ -27,14 +29,30 @@ aten = torch.ops.aten
 MAX_BATCH = 4096
 
 
+class ExportKeywords(TypedDict, total=False):
+    """The options that every export takes, by name.
+
+    Attributes:
+        batch_size: The only number of images per call; None takes any (ExecuTorch: one).
+        input_size: Height and width of the images in pixels, or one number for both; None takes
+            what the model was made for.
+        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
+            instead of normalized float32 [N, 3, H, W].
+    """
+
+    batch_size: int | None
+    input_size: int | Sequence[int] | None
+    preprocess: bool
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What to export.
+    """What to export; `make_plan` makes one of the model and `ExportKeywords`.
 
     Attributes:
         artifact: The model's numbers.
         size: Height and width of the pictures, in pixels.
-        batch_size: The only batch size that the file takes, or None for any up to `MAX_BATCH`.
+        batch_size: The only batch size that the file takes, or None for any.
         preprocess: Whether the graph takes uint8 [N, H, W, 3] pictures and normalizes them itself,
             instead of normalized float32 [N, 3, H, W].
     """
@@ -52,7 +70,7 @@ class Plan:
         """
         reference = build_reference(self.artifact, **options)
         if self.preprocess:
-            _prepend_preprocessing(reference)
+            _prepend_preprocessing(reference, self.normalization())
         return reference
 
     def images(self, batch: int | None = None) -> Tensor:
@@ -61,8 +79,13 @@ class Plan:
         Args:
             batch: How many; None takes the fixed number, or 2 where any is allowed, because
                 torch.export would take a single one for a constant.
+
+        Raises:
+            ArgumentError: More than torch.export's graphs take.
         """
         batch = batch or self.batch_size or 2
+        if batch > MAX_BATCH:
+            raise ArgumentError(f"batch_size may be at most {MAX_BATCH}, not {batch}.")
         if self.preprocess:
             return torch.zeros(batch, *self.size, 3, dtype=torch.uint8, device="cpu")
         return torch.zeros(batch, 3, *self.size, dtype=torch.float32, device="cpu")
@@ -74,6 +97,15 @@ class Plan:
             shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
         with torch.no_grad(), undisturbed():
             return torch.export.export(module, (self.images(),), dynamic_shapes=shapes)
+
+    def normalization(self) -> tuple[Tensor, Tensor]:
+        """Returns gain and offset per channel, float64 [3], from a pixel in 0..255 to the input."""
+        assert self.artifact.info.transforms is not None
+        preset = preset_kwargs(self.artifact.info.transforms)
+        mean, std = (
+            torch.tensor(preset[key], dtype=torch.float64, device="cpu") for key in ("mean", "std")
+        )
+        return 1 / (255 * std), -mean / std
 
     def metadata(self, **more: Any) -> dict[str, Any]:
         """Returns what the file should say about itself, JSON values."""
@@ -107,38 +139,53 @@ class Plan:
 
 
 def make_plan(
-    model: nn.Module | Artifact,
+    model: Int8Model,
     batch_size: int | None = None,
     input_size: int | Sequence[int] | None = None,
     preprocess: bool = False,
 ) -> Plan:
-    """Checks the arguments that all exports share.
-
-    Args:
-        model: An artifact, a native int8 model, or a reference model.
-        batch_size: The only batch size to take; None for any.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
-        preprocess: Whether to put the normalization into the graph.
+    """Checks the model and the options that all exports share; see `ExportKeywords`.
 
     Raises:
         ArgumentError: Sizes below what the model takes, or preprocessing of a model that carries
             no transforms.
         ArtifactError: The model is not an int8 model of the zoo.
     """
-    if isinstance(model, ReferenceModel):
-        model = model.artifact
-    artifact = model if isinstance(model, Artifact) else from_native(model)
-    if batch_size is not None and not (type(batch_size) is int and 1 <= batch_size <= MAX_BATCH):
+    artifact = as_artifact(model)
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
         raise ArgumentError(
-            f"batch_size must be a whole number from 1 to {MAX_BATCH} or None, not {batch_size!r}."
+            f"batch_size must be a whole number above 0 or None, not {batch_size!r}."
         )
     if preprocess and artifact.info.transforms is None:
         raise ArgumentError(
             "This model carries no transforms, so its preprocessing cannot go into the file: save "
-            "it with transforms={...}, or export with preprocess=False."
+            "it with transforms=..., or export with preprocess=False."
         )
     return Plan(artifact, _size(artifact, input_size), batch_size, preprocess)
+
+
+def open_export(
+    model: Int8Model, path: str | os.PathLike[str], suffix: str, options: ExportKeywords
+) -> tuple[Plan, Path]:
+    """Checks what an export was asked for, before the work that it takes.
+
+    Args:
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
+        path: The file to write.
+        suffix: What its name must end in.
+        options: What the user said.
+
+    Raises:
+        ArgumentError: As for `make_plan`; or the folder does not exist, or the name has another
+            ending.
+        ArtifactError: The model is not an int8 model of the zoo.
+    """
+    target = Path(path)
+    if target.suffix != suffix:
+        raise ArgumentError(f"The file must end in {suffix}, which {target.name!r} does not.")
+    if not target.parent.is_dir():
+        raise ArgumentError(f"Cannot write {target}: the folder {target.parent} does not exist.")
+    return make_plan(model, **options), target
 
 
 def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, int]:
@@ -152,28 +199,9 @@ def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, i
     return (height, width)
 
 
-def output_path(path: Any, suffix: str) -> Path:
-    """Checks where a file is to go, before the work that it takes to make it.
-
-    Raises:
-        ArgumentError: The folder does not exist, or the name has another ending.
-    """
-    path = Path(path)
-    if path.suffix != suffix:
-        raise ArgumentError(f"The file must end in {suffix}, which {path.name!r} does not.")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"Cannot write {path}: the folder {path.parent} does not exist.")
-    return path
-
-
-def _prepend_preprocessing(reference: ReferenceModel) -> None:
+def _prepend_preprocessing(reference: ReferenceModel, normalization: tuple[Tensor, Tensor]) -> None:
     """Puts [N, H, W, 3] uint8 to normalized [N, 3, H, W] float32 in front of a graph, in place."""
-    transforms = reference.artifact.info.transforms
-    assert transforms is not None
-    std = torch.tensor(transforms["std"], dtype=torch.float64, device="cpu")
-    mean = torch.tensor(transforms["mean"], dtype=torch.float64, device="cpu")
-    buffers = {"pixel_gain": 1 / (255 * std), "pixel_offset": -mean / std}
-    for name, values in buffers.items():
+    for name, values in zip(("pixel_gain", "pixel_offset"), normalization, strict=True):
         reference.register_buffer(name, values.float().reshape(1, 3, 1, 1), persistent=False)
     graph = reference.graph
     pixels = next(iter(graph.nodes))

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._core.files import write_atomically
 from .._core.process import undisturbed
-from ..artifact.format import Artifact
+from ..native.model import Int8Model
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
-from .plan import make_plan, output_path
+from .plan import ExportKeywords, open_export
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def export_torch(
-    model: nn.Module | Artifact,
+    model: Int8Model,
     path: str | os.PathLike[str],
     *,
-    batch_size: int | None = None,
-    input_size: int | Sequence[int] | None = None,
-    preprocess: bool = False,
     keep_quantize_ops: bool = False,
+    **options: Unpack[ExportKeywords],
 ) -> None:
     """Writes a model as a `torch.export` program with int8 weights inside.
 
@@ -34,24 +35,19 @@ def export_torch(
     expected input.
 
     Args:
-        model: A native int8 model, an artifact, or a reference model.
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
         path: The file to write, whole or not at all; ends in ".pt2".
-        batch_size: The only batch size to take; None for any.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
-        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
-            instead of normalized float32 [N, 3, H, W].
         keep_quantize_ops: Whether to keep the operators of `quantized_decomposed` whole, which
             compilers recognise int8 layers by; whoever loads the file must then import
             `torch.ao.quantization.fx._decomposed` first. Otherwise they are written out as
             ordinary arithmetic.
+        **options: `batch_size`, `input_size` and `preprocess`, see `ExportKeywords`.
 
     Raises:
         ArgumentError: Arguments that the model does not allow.
         ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
     """
-    target = output_path(path, ".pt2")
-    plan = make_plan(model, batch_size, input_size, preprocess)
+    plan, target = open_export(model, path, ".pt2", options)
     program = plan.export(plan.graph())
     if not keep_quantize_ops:
         with torch.no_grad(), undisturbed():
@@ -68,13 +64,7 @@ def _quantize(
 
 
 def _dequantize(
-    x: Tensor,
-    scale: float,
-    zero_point: int,
-    low: int,
-    high: int,
-    dtype: torch.dtype,
-    out_dtype: torch.dtype | None = None,
+    x: Tensor, scale: float, zero_point: int, *_: Any, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     return (x.to(torch.float32) - zero_point) * scale
 
@@ -84,9 +74,7 @@ def _dequantize_channels(
     scales: Tensor,
     zero_points: Tensor,
     axis: int,
-    low: int,
-    high: int,
-    dtype: torch.dtype,
+    *_: Any,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     shape = [-1 if d == axis else 1 for d in range(x.dim())]

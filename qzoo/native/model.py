@@ -9,7 +9,7 @@ import functools
 import os
 import platform
 import warnings
-from typing import Any
+from typing import Any, Protocol, TypeAlias, Union
 
 import torch
 import torchvision
@@ -34,6 +34,19 @@ from .layers import check_fit
 from .markers import TORCH_AO, require_torch_ao
 from .qnnpack_sums import check_sums
 from .substitute import SubstituteModel, substitute
+
+
+class HasArtifact(Protocol):
+    """What holds an artifact: a compiled or a reference model, a result of `tune`."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The model's numbers."""
+        ...
+
+
+#: An int8 model in any form that `as_artifact` takes.
+Int8Model: TypeAlias = Union[nn.Module, Artifact, HasArtifact, str, "os.PathLike[str]"]
 
 _INFO = "_qzoo_info"
 #: The engine that a native model's weights are packed for, which packed weights do not say.
@@ -202,8 +215,7 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
             replaced by one that its builder does not make.
     """
     if isinstance(model, SubstituteModel):
-        artifact = model.artifact
-        return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, **info))
+        return _with_info(model.artifact, info)
     known = dataclasses.replace(model_info(model), **info)
     require_torch_ao(f"Reading a native {known.architecture}")
     from . import eager
@@ -221,6 +233,54 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
     check_fit(skeleton, layers, tensors)
     _check_parts(model, skeleton, layers)
     return Artifact(known, layers, tensors, package_versions())
+
+
+def as_artifact(model: Int8Model, **info: Any) -> Artifact:
+    """Returns the artifact of an int8 model, in whatever form the model is given.
+
+    Everything in qzoo that takes an int8 model takes what this function takes.
+
+    Args:
+        model: A native int8 model (what a builder with `quantize=True`, `qzoo.load`, `ptq` or
+            PyTorch's eager `convert` returned); what holds an artifact (a compiled or a reference
+            model, a result of `tune`); an `Artifact`, which is returned as it is; or a path: an
+            artifact file, or a folder of `save_pretrained` or `qzoo finetune`.
+        **info: Fields of `ModelInfo` that replace what the model carries, such as
+            `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`.
+
+    Raises:
+        ArtifactError: The model is not an int8 model of the zoo, or the path leads to none.
+        ArgumentError: Neither a model nor a path.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return _with_info(Artifact.read(int8_file(model)), info)
+    held = model if isinstance(model, Artifact) else getattr(model, "artifact", None)
+    if isinstance(held, Artifact):
+        return _with_info(held, info)
+    if isinstance(model, nn.Module):
+        return from_native(model, **info)
+    raise ArgumentError(
+        f"Expected an int8 model, an artifact or the path of one, not {type(model).__name__}."
+    )
+
+
+def _with_info(artifact: Artifact, info: dict[str, Any]) -> Artifact:
+    if not info:
+        return artifact
+    return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, **info))
+
+
+def as_callable(model: Any) -> Any:
+    """Returns what can be called with images: the native model of an artifact or a path.
+
+    Anything else (a module, float or int8, a compiled model, a function) is returned as it is.
+
+    Raises:
+        ArtifactError: The path leads to no int8 model.
+    """
+    if isinstance(model, (Artifact, str, os.PathLike)):
+        return to_native(as_artifact(model))
+    return model
 
 
 #: What pools go by.
@@ -278,12 +338,11 @@ def _with_own_head(
     return dataclasses.replace(info, builder_kwargs=kwargs, classes=classes)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
-    """Saves a native int8 model as an artifact file; `load` gives it back bit for bit.
+def save(model: Int8Model, path: str | os.PathLike[str], **info: Any) -> None:
+    """Saves an int8 model as an artifact file; `load` gives it back bit for bit.
 
     Args:
-        model: What a builder with `quantize=True` returned, or what PyTorch's eager `convert` made
-            of a float model of the zoo.
+        model: An int8 model in any form that `as_artifact` takes.
         path: The file to write, whole or not at all; usually ends in ".safetensors".
         **info: Fields to record instead of what the model carries, such as
             `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`,
@@ -293,7 +352,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], **info: Any) -> None:
         ArtifactError: The model is not of the zoo, a layer is not int8, or the file cannot be
             written.
     """
-    from_native(model, **info).write(path)
+    as_artifact(model, **info).write(path)
 
 
 def load(path: str | os.PathLike[str], backend: str | None = None) -> nn.Module:

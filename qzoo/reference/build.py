@@ -13,7 +13,7 @@ from torch.fx import graph_module
 from .._core.finite import check_finite
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, ArtifactError, UnknownNameError
-from ..native.model import from_native
+from ..native.model import Int8Model, as_artifact
 from ..registry import get_entry
 from .rewrite import Rewriter
 from .trace import Recording, record
@@ -59,7 +59,7 @@ def _forget_source(name: str) -> None:
 
 
 def build_reference(
-    model: nn.Module | Artifact,
+    model: Int8Model,
     *,
     ste: bool = False,
     explicit: bool = False,
@@ -68,8 +68,8 @@ def build_reference(
     """Builds the reference model of an artifact or of a native int8 model of the zoo.
 
     Args:
-        model: An artifact, or what a builder with `quantize=True`, `qzoo.load` or PyTorch's eager
-            `convert` returned; a reference model is built anew from its artifact.
+        model: An int8 model in any form that `qzoo.as_artifact` takes; a reference model is built
+            anew from its artifact.
         ste: Whether gradients pass the roundings (straight-through estimator); the graph then
             holds fake-quantize calls in place of quantize and dequantize pairs.
         explicit: Whether operations that keep their input's grid (max pooling, split, shuffle,
@@ -89,9 +89,7 @@ def build_reference(
     """
     if activations not in (torch.uint8, torch.int8):
         raise ArgumentError(f"Activations are torch.uint8 or torch.int8, not {activations}.")
-    artifact = model.artifact if isinstance(model, ReferenceModel) else model
-    if not isinstance(artifact, Artifact):
-        artifact = from_native(artifact)
+    artifact = as_artifact(model)
     recording = record(_skeleton(artifact), artifact.layers)
     rewriter = Rewriter(artifact, recording, ste, explicit, activations == torch.int8)
     root, graph = rewriter.rewrite()

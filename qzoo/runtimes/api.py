@@ -9,17 +9,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
-from torch import nn
-
-from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
-from ..models.picture_size import picture_size
 from ..native.markers import TORCH_AO
-from ..native.model import from_native
-from .base import CompiledModel
+from ..native.model import Int8Model, as_artifact
+from .base import CompiledModel, Setting
 from .measure import choose
 
 
@@ -83,7 +78,7 @@ def available_runtimes() -> list[str]:
 
 
 def compile(
-    model: nn.Module | Artifact | CompiledModel | str | os.PathLike[str],
+    model: Int8Model,
     runtime: str = "auto",
     threads: int | None = None,
     batch_size: int | None = None,
@@ -93,9 +88,7 @@ def compile(
     """Makes an int8 model ready to run on a runtime.
 
     Args:
-        model: A native int8 model (what a builder with `quantize=True`, `qzoo.load` or PyTorch's
-            eager `convert` returned), a reference model, an `Artifact`, or the path of one or of a
-            folder of `save_pretrained` or `qzoo finetune`.
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
         runtime: "torch", "onnxruntime", "openvino", "inductor", "executorch", or "auto": the
             fastest of `candidates` for this model, batch and number of threads. They are measured
             in a few seconds; the machine remembers the answer, and the result's `why` tells it.
@@ -119,60 +112,30 @@ def compile(
         ArtifactError: The model is not an int8 model of the zoo, or the file is no artifact.
         ArgumentError: Arguments that make no sense.
     """
-    _check_count("threads", threads)
-    _check_count("batch_size", batch_size)
-    artifact = to_artifact(model)
-    size = picture_size(artifact, input_size)
+    artifact = as_artifact(model)
+    setting = Setting.of(artifact, threads, batch_size, input_size)
     if runtime != "auto":
         if candidates is not None:
             raise ArgumentError('candidates are what runtime="auto" chooses from: drop them.')
-        return _build(runtime, artifact, threads, batch_size, size)
+        return _build(runtime, artifact, setting)
     names, skipped = _candidates(candidates)
-    built: dict[str, CompiledModel] = {}
 
     def build(name: str) -> CompiledModel:
-        return _build(name, artifact, threads, batch_size, size)
+        return _build(name, artifact, setting)
 
-    choice = choose("runtime", artifact, names, build, threads, batch_size, size, skipped, built)
-    compiled = built.get(choice.name) or build(choice.name)
+    choice, ready = choose("runtime", artifact, names, build, setting, skipped)
+    compiled = ready or build(choice.name)
     compiled.why = choice
     return compiled
 
 
-def to_artifact(model: Any) -> Artifact:
-    """Returns the artifact of whatever `compile` and the exporters take.
-
-    Raises:
-        ArtifactError: Not an int8 model of the zoo, or not a file that holds one.
-        ArgumentError: Neither a model nor a path.
-    """
-    if isinstance(model, Artifact):
-        return model
-    if isinstance(model, (str, os.PathLike)):
-        return Artifact.read(int8_file(model))
-    own = getattr(model, "artifact", None)  # a compiled or a reference model
-    if isinstance(own, Artifact):
-        return own
-    if isinstance(model, nn.Module):
-        return from_native(model)
-    raise ArgumentError(
-        f"Expected an int8 model, an artifact or the path of one, not {type(model).__name__}."
-    )
-
-
-def _build(
-    name: str,
-    artifact: Artifact,
-    threads: int | None,
-    batch_size: int | None,
-    size: tuple[int, int],
-) -> CompiledModel:
+def _build(name: str, artifact: Artifact, setting: Setting) -> CompiledModel:
     row = _row(name)
     if (missing := row.missing()) is not None:
         raise MissingDependencyError(f"The runtime {name!r} {missing}.")
     module = importlib.import_module(f"{__package__}.{row.module}")
     compiled: CompiledModel = getattr(module, row.class_name)(
-        artifact, threads=threads, batch_size=batch_size, input_size=size
+        artifact, setting.threads, setting.batch_size, setting.size
     )
     return compiled
 
@@ -204,11 +167,6 @@ def _candidates(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]
         else:
             names.append(name)
     return names, skipped
-
-
-def _check_count(name: str, value: int | None) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ArgumentError(f"{name} must be a whole number above 0 or None, not {value!r}.")
 
 
 def _has_compiler() -> bool:

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,41 @@ if TYPE_CHECKING:
     from .choice import Choice
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What a model is made ready for, checked.
+
+    Attributes:
+        threads: Threads to compute with; None leaves that to the runtime.
+        batch_size: The only number of images per call; None takes any.
+        size: Height and width of the images, in pixels.
+    """
+
+    threads: int | None
+    batch_size: int | None
+    size: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        artifact: Artifact,
+        threads: int | None,
+        batch_size: int | None,
+        input_size: int | Sequence[int] | None,
+    ) -> Setting:
+        """Checks what `compile` was asked for; without a size, the model's own counts.
+
+        Raises:
+            ArgumentError: A number is not a whole one above 0.
+        """
+        for name, value in (("threads", threads), ("batch_size", batch_size)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise ArgumentError(
+                    f"{name} must be a whole number above 0 or None, not {value!r}."
+                )
+        return cls(threads, batch_size, picture_size(artifact, input_size))
+
+
 def _made(cls: type[CompiledModel], options: dict[str, Any]) -> CompiledModel:
     return cls(**options)
 
@@ -31,18 +67,28 @@ class CompiledModel(Labelled, abc.ABC):
     Float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. It may be called from
     several threads at once.
 
+    Args:
+        artifact: The model's numbers.
+        threads: Threads to compute with; None leaves that to the runtime.
+        batch_size: The only batch size to take; None for any.
+        input_size: Height and width of the images in pixels, or one number for both; None takes
+            what the model was made for.
+
     Attributes:
         runtime: Name of what executes it.
         artifact: The model's numbers.
         threads: Threads it computes with; None leaves that to the runtime.
         batch_size: The only batch size it takes, or None for any.
-        size: Height and width of the pictures it was made ready for, in pixels.
+        size: Height and width of the images it was made ready for, in pixels.
+        setting: The three together.
         why: How `auto` came to choose this runtime; None where the user named it.
         classes: Class names in the order of the logits; None where nobody named them.
         transforms: What makes the input of a picture; None if not recorded.
     """
 
     runtime: str
+    #: Whether it takes images of `size` alone.
+    one_size = False
 
     def __init__(
         self,
@@ -51,14 +97,10 @@ class CompiledModel(Labelled, abc.ABC):
         batch_size: int | None = None,
         input_size: int | Sequence[int] | None = None,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise ArgumentError(f"threads must be at least 1, not {threads}.")
-        if batch_size is not None and batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, not {batch_size}.")
+        self.setting = Setting.of(artifact, threads, batch_size, input_size)
         self.artifact = artifact
-        self.threads = threads
-        self.batch_size = batch_size
-        self.size = picture_size(artifact, input_size)
+        self.threads, self.batch_size = threads, batch_size
+        self.size = self.setting.size
         self.why: Choice | None = None
         self._prepare()
 
@@ -156,6 +198,13 @@ class CompiledModel(Labelled, abc.ABC):
             raise ArgumentError(
                 f"The input has {x.shape[0]} images, but the model was compiled for "
                 f"batch_size={self.batch_size}: pass that many, or compile with batch_size=None."
+            )
+        if self.one_size and tuple(x.shape[2:]) != self.size:
+            height, width = x.shape[2:]
+            raise ArgumentError(
+                f"The input has {height}x{width} pixels, but the model was compiled for "
+                f"{self.size[0]}x{self.size[1]}: pass those, or compile with "
+                f"input_size=({height}, {width})."
             )
         check_finite(x)
         return x.detach().contiguous()

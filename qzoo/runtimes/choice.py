@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import strict_json
+from .._core.timing import Timing
 from .._version import __version__
 from ..artifact.format import Artifact
 from ..hub import cache_dir, disk
@@ -34,27 +35,6 @@ _PACKAGES = ("qzoo", "torch", "torchao", "onnxruntime", "openvino", "executorch"
 _lock = threading.Lock()
 # For machines where the file cannot be written.
 _in_process: dict[str, dict[str, Any]] = {}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How fast one candidate was.
-
-    Attributes:
-        name: The runtime, or the engine.
-        median_ms: Median time of a call, in milliseconds.
-        low_ms: 25th percentile.
-        high_ms: 75th percentile.
-        cpu_ms: Median of the CPU time that the process spent in a call, over all its threads.
-        rounds: Timed calls.
-    """
-
-    name: str
-    median_ms: float
-    low_ms: float
-    high_ms: float
-    cpu_ms: float
-    rounds: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,7 @@ class Choice:
     """
 
     name: str
-    measured: tuple[Measured, ...]
+    measured: tuple[Timing, ...]
     batch_size: int
     input_size: tuple[int, int]
     threads: int
@@ -181,8 +161,8 @@ def recall(key: str) -> Choice | None:
         return None  # measured anew and overwritten
 
 
-def _measured(name: str, rounds: int, **times: float) -> Measured:
-    return Measured(str(name), rounds=int(rounds), **{k: float(ms) for k, ms in times.items()})
+def _measured(name: str, rounds: int, **times: float) -> Timing:
+    return Timing(str(name), rounds=int(rounds), **{k: float(ms) for k, ms in times.items()})
 
 
 def remember(key: str, choice: Choice) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._core.optional import require
-from ..errors import ArgumentError
 from ..export.executorch import lower
 from ..export.plan import make_plan
 from .base import CompiledModel
@@ -56,19 +55,13 @@ class ExecutorchModel(CompiledModel):
     size in turns, which takes as long as loading the model; ExecuTorch programs of others in the
     process must not be used after such a change without loading them again.
 
-    Args:
-        artifact: The model's numbers.
-        threads: Threads to compute with; None takes as many as ExecuTorch chooses.
-        batch_size: The only batch size to take; None for any.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
-
     Raises:
         MissingDependencyError: ExecuTorch is not installed.
         ArgumentError: Impossible sizes, or a layer that XNNPACK cannot execute on integers.
     """
 
     runtime = "executorch"
+    one_size = True
 
     def _prepare(self) -> None:
         purpose = "The runtime 'executorch'"
@@ -90,14 +83,7 @@ class ExecutorchModel(CompiledModel):
             self._loaded_at = _pool.changes
 
     def _run(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if (height, width) != self.size:
-            raise ArgumentError(
-                f"The input has {height}x{width} pixels, but the model was compiled for "
-                f"{self.size[0]}x{self.size[1]}: pass those, or compile with "
-                f"input_size=({height}, {width})."
-            )
-        with _pool.lock, self._explained(height, width):
+        with _pool.lock, self._explained(*self.size):
             self._load()
             # Each output is copied, for the next call may write to the same memory.
             outputs = [

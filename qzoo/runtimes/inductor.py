@@ -23,19 +23,9 @@ _MAX_RUNNERS = 8
 class InductorModel(CompiledModel):
     """An int8 model compiled to machine code, which takes 10 to 60 seconds.
 
-    It takes any number of pictures (up to 4096, or only `batch_size`) of one size. Calls of several
-    threads run side by side.
-
-    PyTorch's number of threads belongs to the calling thread and is the default of threads started
-    later. A call sets it and puts it back; a thread that first uses PyTorch elsewhere meanwhile
-    keeps the number.
-
-    Args:
-        artifact: The model's numbers.
-        threads: Threads to compute with; None takes PyTorch's number at each call.
-        batch_size: The only batch size to take; None for any.
-        input_size: Height and width of the pictures in pixels, or one number for both; None takes
-            what the model was made for.
+    It takes any number of images (up to 4096, or only `batch_size`) of one size. Calls of several
+    threads run side by side. Without `threads` it takes PyTorch's number at each call; else a call
+    sets that number, for this thread, and puts it back (`torch_threads`).
 
     Raises:
         MissingDependencyError: There is no C++ compiler.
@@ -43,6 +33,7 @@ class InductorModel(CompiledModel):
     """
 
     runtime = "inductor"
+    one_size = True
 
     def _prepare(self) -> None:
         plan = make_plan(self.artifact, self.batch_size, self.size)
@@ -57,18 +48,11 @@ class InductorModel(CompiledModel):
             self._model = load_package(str(package), num_runners=runners)
 
     def _run(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if (height, width) != self.size:
-            raise ArgumentError(
-                f"The input has {height}x{width} pixels, but the model was compiled for "
-                f"{self.size[0]}x{self.size[1]}: pass those, or compile with "
-                f"input_size=({height}, {width})."
-            )
         if len(x) > MAX_BATCH:
             raise ArgumentError(
                 f"The input has {len(x)} images, but the model takes at most {MAX_BATCH}: split it."
             )
-        with torch_threads(self.threads), torch.no_grad(), self._explained(height, width):
+        with torch_threads(self.threads), torch.no_grad(), self._explained(*self.size):
             return self._model(x)
 
     def _float_layers(self) -> tuple[str, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 
+from .._core.timing import Timing, time_once
 from ..artifact.format import Artifact
 from ..errors import QzooError
-from .base import CompiledModel
-from .choice import Choice, Measured, choice_key, recall, remember, usable_cores
+from .base import CompiledModel, Setting
+from .choice import Choice, choice_key, recall, remember, usable_cores
 
 #: Time for all timed rounds together; first calls come on top. Engines differ clearly, and are
 #: often timed within a choice of runtime, so that they get half of it.
@@ -29,74 +31,70 @@ def choose(
     artifact: Artifact,
     names: Sequence[str],
     build: Callable[[str], CompiledModel],
-    threads: int | None,
-    batch_size: int | None,
-    size: tuple[int, int],
-    skipped: Mapping[str, str] | None = None,
-    built: dict[str, CompiledModel] | None = None,
-) -> Choice:
-    """Returns the fastest candidate, measured now or remembered from an earlier call.
+    setting: Setting,
+    skipped: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Choice, CompiledModel | None]:
+    """Finds the fastest candidate: measured now, or remembered from an earlier call.
 
     Args:
         purpose: What is chosen ("runtime", "engine"); part of the key.
         artifact: The model.
         names: The candidates.
         build: Makes one ready to run.
-        threads: Threads to compute with; None leaves that to each candidate.
-        batch_size: Pictures per call; None measures with one.
-        size: Height and width of the pictures to measure with, in pixels.
+        setting: What they are made ready for; with any batch size, one picture is measured.
         skipped: Candidates that are left out, and why, for the record.
-        built: Filled with the candidates that were made, so that the winner need not be again.
+
+    Returns:
+        The choice, and the chosen candidate where it was made to be measured.
 
     Raises:
         QzooError: No candidate can run the model; the message is that of the first.
     """
-    batch, count = batch_size or 1, threads or usable_cores()
-    key = choice_key(purpose, artifact, names, batch, size, count)
+    batch, count = setting.batch_size or 1, setting.threads or usable_cores()
+    key = choice_key(purpose, artifact, names, batch, setting.size, count)
     known = recall(key)
     if known is not None and known.name in names:
-        return known
-    skipped, built = dict(skipped or {}), {} if built is None else built
-    first_error = None
+        return known, None
+    built: dict[str, CompiledModel] = {}
+    failed: dict[str, QzooError] = {}
     for name in names:
         try:
             built[name] = build(name)
         except QzooError as error:
-            skipped[name], first_error = str(error), first_error or error
+            failed[name] = error
     if not built:
-        assert first_error is not None
-        raise first_error
-    x = torch.randn(
-        batch,
-        3,
-        *size,
-        generator=torch.Generator().manual_seed(0),
-        dtype=torch.float32,
-        device="cpu",
-    )
-    calls = {name: lambda model=model: model(x) for name, model in built.items()}
+        raise next(iter(failed.values()))
+    x = random_images(batch, setting.size)
+    calls = {name: functools.partial(model, x) for name, model in built.items()}
     # Other work on the machine adds to the clock, but not to the CPU's time; that, in turn, counts
     # threads that wait by spinning, so that with several threads the quicker calls must do.
     times = _time(calls, BUDGET_S / 2 if purpose == "engine" else BUDGET_S)
     measured = tuple(sorted(times, key=lambda m: m.cpu_ms if count == 1 else m.low_ms))
-    choice = Choice(measured[0].name, measured, batch, size, count, skipped)
+    left_out = {**skipped, **{name: str(error) for name, error in failed.items()}}
+    choice = Choice(measured[0].name, measured, batch, setting.size, count, left_out)
     remember(key, choice)
-    return choice
+    return choice, built[choice.name]
 
 
-def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Measured]:
+def random_images(batch: int, size: tuple[int, int]) -> torch.Tensor:
+    """Returns the images that speed is measured with, float32 [N, 3, H, W], always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float32, device="cpu")
+
+
+def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Timing]:
     """Times callables in turn, and spends little time on the hopeless ones."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for call in calls.values():
         call()  # allocates, and compiles where a runtime does that late
     running, end = list(calls), time.perf_counter() + budget_s
-    fastest = {name: _once(calls[name])[0] for name in running}
+    fastest = {name: time_once(calls[name])[0] for name in running}
     for done in range(MAX_ROUNDS):
         for name in running:
             repeats = max(1, int(TURN_MS / fastest[name]))
             if repeats > 1:
                 calls[name]()
-            times[name] += [_once(calls[name]) for _ in range(repeats)]
+            times[name] += [time_once(calls[name]) for _ in range(repeats)]
             # The fastest call says most about each where other work disturbs the rest.
             fastest[name] = min(times[name])[0]
         if done + 1 >= MIN_ROUNDS:
@@ -104,20 +102,4 @@ def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Me
             running = [name for name in running if fastest[name] <= HOPELESS * best]
             if len(running) == 1 or time.perf_counter() > end:
                 break
-    return [_summary(name, values) for name, values in times.items()]
-
-
-def _once(call: Callable[[], object]) -> tuple[float, float]:
-    """Returns the milliseconds of a call on the clock and of the CPU."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    call()
-    end = time.perf_counter(), time.process_time()
-    return (end[0] - wall) * 1e3, (end[1] - cpu) * 1e3
-
-
-def _summary(name: str, values: list[tuple[float, float]]) -> Measured:
-    walls = [wall for wall, _ in values]
-    low, median, high = statistics.quantiles(walls, n=4, method="inclusive")
-    return Measured(
-        name, median, low, high, statistics.median(cpu for _, cpu in values), len(values)
-    )
+    return [Timing.of(name, values) for name, values in times.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,9 +23,11 @@ class TorchModel(CompiledModel):
     channels run four times slower on one than on another), so the engines are measured when a
     structure is seen for the first time on a machine.
 
-    PyTorch's number of threads belongs to the calling thread and is the default of threads started
-    later. A call sets it and puts it back; a thread that first uses PyTorch elsewhere meanwhile
-    keeps the number.
+    Args:
+        artifact: The model's numbers.
+        *setting: What every runtime takes, see `CompiledModel`.
+        engine: The engine; None measures which is the fastest.
+        **options: What every runtime takes, by name.
 
     Attributes:
         engine: The quantized engine that computes.
@@ -36,27 +37,24 @@ class TorchModel(CompiledModel):
     runtime = "torch"
 
     def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        batch_size: int | None = None,
-        input_size: int | Sequence[int] | None = None,
-        engine: str | None = None,
+        self, artifact: Artifact, *setting: Any, engine: str | None = None, **options: Any
     ) -> None:
         self._wanted = engine
-        super().__init__(artifact, threads, batch_size, input_size)
+        super().__init__(artifact, *setting, **options)
 
     def _prepare(self) -> None:
         self.engines: Choice | None = None
-        built: dict[str, CompiledModel] = {}
-        self.engine = self._wanted or self._best_engine(built)
-        ready = built.get(self.engine)
+        ready: CompiledModel | None = None
+        if self._wanted is None:
+            self.engine, ready = self._best_engine()
+        else:
+            self.engine = self._wanted
         self.model: nn.Module = (
             ready.model if isinstance(ready, TorchModel) else to_native(self.artifact, self.engine)
         )
 
-    def _best_engine(self, built: dict[str, CompiledModel]) -> str:
-        """Returns the engine to run on, and puts the models that were measured in `built`."""
+    def _best_engine(self) -> tuple[str, CompiledModel | None]:
+        """Returns the engine to run on, and the model on it where that was made to be measured."""
         names = available_engines()
         if len(names) > 1 and "x86" in names:
             names.remove("qnnpack")  # made for ARM; several times slower here
@@ -66,16 +64,15 @@ class TorchModel(CompiledModel):
             # PyTorch takes the linear layers of these for algorithms that are not.
             names = [n for n in names if n not in ("fbgemm", "x86")] or names
         if len(names) == 1:
-            return names[0]
+            return names[0], None
 
         def build(engine: str) -> CompiledModel:
             return TorchModel(
                 self.artifact, self.threads, self.batch_size, self.size, engine=engine
             )
 
-        numbers = (self.threads, self.batch_size, self.size)
-        self.engines = choose("engine", self.artifact, names, build, *numbers, built=built)
-        return self.engines.name
+        self.engines, ready = choose("engine", self.artifact, names, build, self.setting)
+        return self.engines.name, ready
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "engine": self.engine}

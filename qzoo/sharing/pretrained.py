@@ -21,22 +21,21 @@ from ..artifact.format import Artifact
 from ..errors import ArgumentError, ArtifactError, DownloadError, UploadError
 from ..hub.cache import Expected
 from ..hub.settings import offline_variable
-from ..native.model import from_native, to_native
+from ..native.model import Int8Model, as_artifact, to_native
 from .model_card import ARTIFACT_NAME, CARD_NAME, CONFIG_NAME, make_card, make_config
 
 #: Ten times the largest model of the zoo; a repository that offers more is not read into memory.
 MAX_FILE_BYTES = 1 << 30
 
 
-def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **info: Any) -> None:
+def save_pretrained(model: Int8Model, folder: str | os.PathLike[str], **info: Any) -> None:
     """Saves an int8 model as a folder that `from_pretrained` loads.
 
     A folder that does not exist appears whole or not at all; in one that exists, each of the three
     files is replaced as a whole once all of them have been written, and other files stay.
 
     Args:
-        model: What a builder with `quantize=True` returned, or what PyTorch's eager `convert` made
-            of a float model of the zoo.
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
         folder: Where to; its parent must exist or be creatable.
         **info: Fields to record instead of what the model carries, such as `metrics={...}`,
             `classes=["cat", "dog"]`, `transforms=...` as for `qzoo.save`, `recipe={...}`.
@@ -44,15 +43,7 @@ def save_pretrained(model: nn.Module, folder: str | os.PathLike[str], **info: An
     Raises:
         ArtifactError: The model is not an int8 model of the zoo, or the folder cannot be written.
     """
-    save_artifact(from_native(model, **info), folder)
-
-
-def save_artifact(artifact: Artifact, folder: str | os.PathLike[str]) -> None:
-    """Saves an artifact as `save_pretrained` saves a model.
-
-    Raises:
-        ArtifactError: The folder cannot be written.
-    """
+    artifact = as_artifact(model, **info)
     target = Path(os.path.realpath(folder))  # a link to a folder stays one
     files = shared_files(artifact, Path(folder).absolute().name or "model")
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}")
@@ -152,7 +143,7 @@ def find_artifact(
 
 
 def push_to_hub(
-    model: nn.Module,
+    model: Int8Model,
     repo_id: str,
     *,
     private: bool | None = None,
@@ -182,27 +173,7 @@ def push_to_hub(
         ArgumentError: `repo_id` cannot be the name of a repository.
         UploadError: The Hub cannot be reached or refuses.
     """
-    artifact = from_native(model, **info)
-    return push_artifact(
-        artifact, repo_id, private=private, revision=revision, message=message, token=token
-    )
-
-
-def push_artifact(
-    artifact: Artifact,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    message: str = "Upload an int8 model with qzoo",
-    token: str | None = None,
-) -> str:
-    """Pushes an artifact as `push_to_hub` pushes a model; returns the commit's address.
-
-    Raises:
-        ArgumentError: `repo_id` cannot be the name of a repository.
-        UploadError: The Hub cannot be reached or refuses.
-    """
+    artifact = as_artifact(model, **info)
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -231,6 +202,10 @@ def push_artifact(
     except Exception as error:
         # The client raises errors of its own, of its HTTP library and of its upload library.
         raise _upload_error(error, repo_id) from error
+
+
+#: The same under their names from when these took artifacts and the others models.
+save_artifact, push_artifact = save_pretrained, push_to_hub
 
 
 def shared_files(artifact: Artifact, name: str) -> dict[str, bytes]:

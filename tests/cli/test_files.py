@@ -303,19 +303,19 @@ def test_verify_files_and_folders(own):
 
 def test_push(monkeypatch, own):
     pushed: list[Any] = []
-    push_artifact = pretrained.push_artifact
+    push_to_hub = pretrained.push_to_hub
 
-    def record(artifact: Any, repo: str, **options: Any) -> str:
-        pushed.append((artifact.info.architecture, repo, options))
+    def record(model: Any, repo: str, **options: Any) -> str:
+        pushed.append((qzoo.as_artifact(model).info.architecture, repo, options))
         return "https://hub/commit/1"
 
-    monkeypatch.setattr("qzoo.sharing.push_artifact", record)
+    monkeypatch.setattr("qzoo.sharing.push_to_hub", record)
     int8().save_pretrained("shared")
     assert good("push", "shared", "org/name", "--private") == "https://hub/commit/1\n"
     name, repo, options = pushed[0]
     assert (name, repo, options["private"]) == ("shufflenet_v2_x0_5", "org/name", True)
     assert "does not exist" in refused("push", "gone.safetensors", "org/name") or not pushed[1:]
-    monkeypatch.setattr("qzoo.sharing.push_artifact", push_artifact)
+    monkeypatch.setattr("qzoo.sharing.push_to_hub", push_to_hub)
     assert "cannot be the name" in refused("push", "shared", "a/b/c")
     monkeypatch.setenv("QZOO_OFFLINE", "1")
     assert "QZOO_OFFLINE is set" in refused("push", "shared", "org/name")

@@ -74,12 +74,10 @@ def test_commands_take_an_int8_model_in_every_place(
     code, out, err = run("benchmark", model, *options)
     assert code == 0 and json.loads(out)[0]["runtime"] == "torch", err
     pushed = []
-    monkeypatch.setattr(
-        "qzoo.sharing.push_artifact", lambda *args, **_: pushed.append(args) or "url"
-    )
+    monkeypatch.setattr("qzoo.sharing.push_to_hub", lambda *args, **_: pushed.append(args) or "url")
     code, out, err = run("push", model, "org/name", "--json")
     assert code == 0 and json.loads(out) == {"repo": "org/name", "commit": "url"}, err
-    assert pushed[0][0].info.architecture == "shufflenet_v2_x0_5"
+    assert qzoo.as_artifact(pushed[0][0]).info.architecture == "shufflenet_v2_x0_5"
 
 
 @pytest.mark.parametrize("model", ["mine.safetensors", "shared", "run"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import qzoo
+from qzoo._core.timing import Timing
 from qzoo.native.model import from_native
 from qzoo.native.model import to_native as to_native_model
 from qzoo.runtimes import api, choice, measure, torch_native
@@ -128,7 +129,7 @@ def test_whatever_lies_where_the_memory_belongs(kind: str, tmp_path: Path) -> No
     assert outside.read_bytes() == b"mine"
 
 
-_MADE = choice.Choice("torch", (choice.Measured("torch", 1.0, 1.0, 1.0, 1.0, 3),), 1, (32, 32), 1)
+_MADE = choice.Choice("torch", (Timing("torch", 1.0, 1.0, 1.0, 1.0, 3),), 1, (32, 32), 1)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +178,7 @@ def test_without_a_writable_cache_the_process_remembers(
 def test_the_memory_stays_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(choice, "_MAX_ENTRIES", 3)
     for n in range(5):
-        made = choice.Choice("torch", (choice.Measured("torch", 1, 1, 1, 1, 3),), 1, (32, 32), 1)
+        made = choice.Choice("torch", (Timing("torch", 1, 1, 1, 1, 3),), 1, (32, 32), 1)
         choice.remember(f"key {n}", made)
     stored = json.loads((tmp_path / "cache" / "auto.json").read_text())["choices"]
     assert list(stored) == ["key 2", "key 3", "key 4"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ArgumentError, MissingDependencyError
+from ..._core.optional import require
+from ...errors import ArgumentError
 from ...reference import LayerDifference, ReferenceModel, differences
 from . import RUNTIMES, to_onnx
 
@@ -35,12 +35,7 @@ def compare_onnx_layers(
     """
     if runtime not in RUNTIMES:
         raise ArgumentError(f"runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}.")
-    try:
-        module = importlib.import_module(runtime)
-    except ImportError:
-        raise MissingDependencyError(
-            f'Comparing with {runtime} needs its package: pip install "qzoo[{runtime}]".'
-        ) from None
+    module = require(runtime, runtime, f"Comparing with {runtime}")
     height, width = x.shape[-2:]
     proto = to_onnx(reference, input_size=(height, width), runtime=runtime, isolate=True)
     feeds = {"input": x.numpy()}

@@ -57,9 +57,9 @@ def _avg_pool2d(
     stride: list[int],
     padding: list[int],
     ceil: bool,
-    count_include_pad: bool,
-    divisor: int | None,
+    *counting: Any,
 ) -> Value:
+    count_include_pad, divisor = counting
     if divisor is not None:
         raise ArgumentError("ONNX's AveragePool takes no divisor of its own.")
     size = window(x.shape[1:], kernel, stride, padding, ceil=ceil)

@@ -86,16 +86,8 @@ def _dequantize_channels(
 
 
 @emits(aten.conv2d.default)
-def _conv2d(
-    w: Writer,
-    x: Value,
-    weight: Constant,
-    bias: Constant | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> Value:
+def _conv2d(w: Writer, x: Value, weight: Constant, bias: Constant | None, *settings: Any) -> Value:
+    stride, padding, dilation, groups = settings
     channels, _, *kernel = weight.tensor.shape
     name = w.op(
         "Conv",

@@ -1,4 +1,4 @@
-"""Writes ONNX nodes and constants; `_onnx_ops` and `_onnx_moves` say which ones an op becomes."""
+"""Writes ONNX nodes and constants; `ops` and `moves` say which ones an operation becomes."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ...artifact.format import Artifact
 from ...backends import default_backend, get_backend
 from ...errors import ArgumentError, UnknownNameError, did_you_mean
-from ...native.model import attach_info, to_native
+from ...native.model import Int8Model, as_artifact, attach_info, to_native
 from ...transforms import ImageClassification
 from ..data import nothing, open_calibration
 from ..ptq import own_transforms, with_transforms
@@ -35,7 +35,7 @@ from .graph import GraphBuilder
 from .model import InTraining, Plan, QatModel, unwrap
 from .pt2e import prepare_pt2e
 from .ranges import Ranges, range_index
-from .start import Folded, Unfolded, carry_over, read_ptq
+from .start import Folded, Unfolded, carry_over
 
 #: What `prepare` can do with batch norm.
 BATCH_NORM = ("fold", "keep")
@@ -93,7 +93,7 @@ def prepare(
     model: nn.Module,
     backend: str | None = None,
     *,
-    from_ptq: nn.Module | Artifact | None = None,
+    from_ptq: Int8Model | None = None,
     data: Any = None,
     batch_norm: str = "fold",
     learn_ranges: bool = False,
@@ -119,8 +119,8 @@ def prepare(
         model: A float model from one of the zoo's builders, trained.
         backend: Numeric configuration, see `ptq`; None takes that of the PTQ result, if there is
             one, or else the one that `ptq` takes.
-        from_ptq: What `ptq` made of the model, or its artifact: training starts with its ranges,
-            weights and biases, and at its accuracy.
+        from_ptq: What `ptq` made of the model, in any form that `qzoo.as_artifact` takes: training
+            starts with its ranges, weights and biases, and at its accuracy.
         data: Calibration images to choose the first ranges by, see `ptq`. With neither, the first
             training batch gives them.
         batch_norm: "fold" folds batch norm into the convolutions for good, which is fastest and
@@ -169,7 +169,7 @@ def prepare(
             "other models of MobileNetV3 and the Inceptions (pytorch/pytorch#114859), and mixes up "
             'layers when it converts: use batch_norm="fold" or flow="eager".'
         )
-    artifact = None if from_ptq is None else read_ptq(from_ptq)
+    artifact = None if from_ptq is None else as_artifact(from_ptq)
     row = get_backend(backend or (artifact.info.backend if artifact else None) or default_backend())
     source = copy.copy(model)
     source.training = False  # train mode is as it should be here, and needs no warning

@@ -11,8 +11,6 @@ from ...artifact.format import Artifact
 from ...artifact.layers import WEIGHTED_OPS
 from ...errors import ArgumentError
 from ...native.layers import float_weights
-from ...native.model import from_native
-from ...reference.build import ReferenceModel
 from ..state import Quantization, spread
 from .layers import gain_of
 
@@ -20,13 +18,6 @@ from .layers import gain_of
 _NEAR = 1.0
 #: Weights start no closer than this to where they would round to another integer, in steps.
 _MARGIN = 0.01
-
-
-def read_ptq(result: nn.Module | Artifact) -> Artifact:
-    """Returns the artifact of a PTQ result: itself, or that of a native or reference model."""
-    if isinstance(result, ReferenceModel):
-        return result.artifact
-    return result if isinstance(result, Artifact) else from_native(result)
 
 
 def carry_over(state: Quantization, artifact: Artifact) -> dict[str, Tensor]:
