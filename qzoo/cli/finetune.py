@@ -29,7 +29,7 @@ from ._output import only_json, print_json, print_line
 from .evaluate import figures
 
 if TYPE_CHECKING:
-    from ..training import Outcome
+    from ..training import Outcome, TransferOptions
 
 
 @click.command()
@@ -168,37 +168,30 @@ def _finetune(
     source = {"data": data} if data in NAMED_DATA else {"data_path": str(Path(data))}
     name = Path(data).resolve().name if "data_path" in source else data
     started = "own" if checkpoint else chosen["model"]
-    special = {k: chosen.pop(k) for k in ("model", "weights", "recipe", "backend", "qat_lr")}
-    options = training.option_values(
-        **source,
-        **chosen,
-        output_dir=str(out) if out else None,
-        train_crop_size=size,
-        opt="adamw",
-        weight_decay=0.01,
-        lr_scheduler="cosine",
-        label_smoothing=0.1,
+    if not checkpoint and str(chosen["weights"]).lower() == "none":
+        chosen |= {"head_epochs": 0, "head_lr_factor": 1.0}  # there is nothing to keep from harm
+    options = training.TransferOptions().changed(
+        **training.TRANSFER_DEFAULTS
+        | source
+        | chosen
+        | {
+            "checkpoint": checkpoint,
+            "told": told,
+            "quantize": ("qat" if qat else "auto") if int8 else "none",
+            "train_crop_size": size,
+            "output_dir": out,
+        }
     )
-    scratch = not checkpoint and str(special["weights"]).lower() == "none"
-    options |= {
-        **special,
-        "checkpoint": checkpoint,
-        "told": told,
-        "head_epochs": 0 if scratch else 1,
-        "head_lr_factor": 1.0 if scratch else 10.0,
-        "quantize": ("qat" if qat else "auto") if int8 else "none",
-        "max_drop": 0.5,
-        "qat_epochs": 3,
-    }
-    with training.joined(options["device"]) as ranks:
+    with training.joined(options.train.compute.device) as ranks:
         if not out:
             base = Path(f"{name}-{started}")
-            options["output_dir"] = ranks.gather(_folder(base, options) if ranks.first else "")[0]
-        training.set_up(options, ranks)
+            folder = ranks.gather(_folder(base, options) if ranks.first else "")[0]
+            options = options.changed(output_dir=folder)
+        training.set_up(options.train, ranks)
         done = training.transfer(options, ranks, "finetune", training.command_line("qzoo"))
         if not ranks.first:
             return {}, []
-        training.measure_latency(done, options["threads"] or 1)
+        training.measure_latency(done, options.train.compute.threads or 1)
     return _row(done, name), training.summary(done)
 
 
@@ -212,16 +205,16 @@ def _start(model: str, checkpoint: str | None) -> tuple[str | None, str | None]:
     return (None if source is ParameterSource.DEFAULT else model), checkpoint
 
 
-def _folder(base: Path, options: dict[str, Any]) -> str:
+def _folder(base: Path, options: TransferOptions) -> str:
     """Returns the folder of a new run, or of the one to go on with."""
     from .. import training
 
-    if options["overwrite"] and not options["resume"]:
+    output = options.train.output
+    if output.overwrite and not output.resume:
         return str(base)
-    if options["resume"]:
-        settings = {key: options[key] for key in training.DECISIVE}
-        last = training.FLOAT if options["quantize"] == "none" else training.INT8
-        if found := training.find_run(base, settings, last):
+    if output.resume:
+        last = training.FLOAT if options.int8.quantize == "none" else training.INT8
+        if found := training.find_run(base, options.settings(), last):
             return str(found)
         training.tell("There is no interrupted run to go on with: this one starts anew.")
     folder = training.new_folder(base)

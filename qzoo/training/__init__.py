@@ -6,11 +6,12 @@ A script is little more than
 
     @click.command(cls=training.Command, context_settings={"show_default": True})
     @training.training_options()
-    def main(**options):
-        with training.joined(options["device"]) as ranks:
+    def main(**values):
+        options = training.TrainOptions.of(values)
+        with training.joined(options.compute.device) as ranks:
             training.set_up(options, ranks)
-            data = training.prepare_data(options, ranks, options["model"])
-            model = training.float_model(options["model"], None, len(data.classes))
+            data = training.prepare_data(options, ranks, "resnet18")
+            model = training.float_model("resnet18", None, len(data.classes))
             trainer = training.Trainer(model, data, options, ranks, script="train.py")
             metrics = trainer.fit()
 """
@@ -22,21 +23,30 @@ from .batches import Batches, LoadedBatches, MemoryBatches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined
 from .files import check_classes, check_size, float_model, put_row, trained_model, write_csv
+from .groups import click_options
 from .learner import Learner
-from .loop import Trainer
+from .loop import Parts, Trainer
 from .loss import Loss, make_loss
 from .optim import make_optimizer, make_schedule, parameter_groups
-from .options import POSITIVE, option_values, training_options
+from .options import (
+    POSITIVE,
+    QUANTIZE,
+    TRANSFER_DEFAULTS,
+    QatOptions,
+    StartOptions,
+    TrainOptions,
+    TransferOptions,
+    option_values,
+    training_options,
+)
 from .order import Order, stream
 from .position import Hooks, Position
 from .prepare import Prepared, measure, prepare_data, set_up
-from .qat import Finished, Freezing, Start, finish_qat, qat_optimizer, qat_options, start_qat
+from .qat import Finished, Start, finish_qat, start_qat
 from .runs import FLOAT, INT8, START, check_run, find_run, new_folder, open_run
 from .script import Command, Failure, command_line, environment, mib, say, tell
 from .split import note_split
 from .transfer import (
-    DECISIVE,
-    QUANTIZE,
     Outcome,
     measure_latency,
     starting_model,
@@ -45,17 +55,16 @@ from .transfer import (
 )
 
 __all__ = [
-    "DECISIVE",
     "FLOAT",
     "INT8",
     "POSITIVE",
     "QUANTIZE",
     "START",
+    "TRANSFER_DEFAULTS",
     "Batches",
     "Command",
     "Failure",
     "Finished",
-    "Freezing",
     "Hooks",
     "Learner",
     "LoadedBatches",
@@ -63,14 +72,20 @@ __all__ = [
     "MemoryBatches",
     "Order",
     "Outcome",
+    "Parts",
     "Position",
     "Prepared",
+    "QatOptions",
     "Ranks",
     "Start",
+    "StartOptions",
+    "TrainOptions",
     "Trainer",
+    "TransferOptions",
     "check_classes",
     "check_run",
     "check_size",
+    "click_options",
     "command_line",
     "environment",
     "evaluate_all",
@@ -93,8 +108,6 @@ __all__ = [
     "parameter_groups",
     "prepare_data",
     "put_row",
-    "qat_optimizer",
-    "qat_options",
     "save_checkpoint",
     "save_float",
     "say",

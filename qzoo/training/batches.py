@@ -17,7 +17,13 @@ from .order import Key, Order, stream
 
 
 class Batches(Protocol):
-    """What training takes its images from."""
+    """What training takes its images from.
+
+    Attributes:
+        order: Which images come when.
+    """
+
+    order: Order
 
     def __len__(self) -> int:
         """Returns the number of batches in an epoch."""

@@ -16,7 +16,9 @@ from ..export.aoti import check_compiler
 from . import optim
 from .distributed import Ranks, data_parallel, synchronize_batch_norm
 from .mixing import Mixing
+from .options import TrainOptions
 from .position import Position
+from .prepare import Prepared
 
 
 class Learner:
@@ -31,44 +33,45 @@ class Learner:
     def __init__(
         self,
         model: nn.Module,
+        data: Prepared,
+        options: TrainOptions,
+        ranks: Ranks,
         loss: nn.Module,
         optimizer: Optimizer | None,
-        options: Mapping[str, Any],
-        ranks: Ranks,
-        classes: int,
     ) -> None:
         """Moves the model to its device.
 
         Args:
             model: The model, changed in place.
+            data: The data.
+            options: The options.
+            ranks: The processes.
             loss: Gives the mean loss of logits, targets and images.
             optimizer: Made of the model's parameters; None for that of the options.
-            options: Those of `training_options`.
-            ranks: The processes.
-            classes: Number of classes.
-
-        Raises:
-            ArgumentError: Options that do not fit together.
         """
         self.options, self.ranks = options, ranks
         self.model = model.to(ranks.device)
-        if options["channels_last"]:
+        compute = options.compute
+        if compute.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if options["sync_bn"]:
+        if compute.sync_bn:
             self.model = synchronize_batch_norm(self.model, ranks)
         self.loss = loss.to(ranks.device)
-        groups = optim.parameter_groups(self.model, options)
-        self.optimizer = optimizer or optim.make_optimizer(groups, options)
-        self.schedule = optim.make_schedule(self.optimizer, options)
-        half = options["amp"] and options["amp_dtype"] == "float16"
+        groups = optim.parameter_groups(self.model, options.optimizer)
+        self.optimizer = optimizer or optim.make_optimizer(
+            groups, options.optimizer, options.schedule.lr
+        )
+        self.schedule = optim.make_schedule(self.optimizer, options.schedule)
+        half = compute.amp and compute.amp_dtype == "float16"
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=half)
         self.ema: optim.Ema | None = None
-        if options["model_ema"]:
-            self.ema = optim.Ema(self.model, optim.ema_decay(options, ranks.world))
+        if options.average.model_ema:
+            images, epochs = data.batch_size * ranks.world, options.schedule.epochs
+            self.ema = optim.Ema(self.model, optim.ema_decay(options.average, images, epochs))
         self._mixing: Mixing | None = None
-        if options["mixup_alpha"] or options["cutmix_alpha"]:
-            alphas = options["mixup_alpha"], options["cutmix_alpha"]
-            self._mixing = Mixing(*alphas, classes, options["seed"])
+        if options.data.mixup_alpha or options.data.cutmix_alpha:
+            alphas = options.data.mixup_alpha, options.data.cutmix_alpha
+            self._mixing = Mixing(*alphas, len(data.classes), compute.seed)
         self._network: nn.Module = self.model
         self._wrapped: list[bool] | None = None
 
@@ -84,7 +87,7 @@ class Learner:
             return
         self._wrapped = trained
         self._network = data_parallel(self.model, self.ranks)
-        if self.options["compile"]:
+        if self.options.compute.compile:
             if self.ranks.device.type == "cpu":
                 check_compiler()
             self._network = torch.compile(self._network)  # type: ignore[assignment]
@@ -100,27 +103,27 @@ class Learner:
         Returns:
             Float64 [3], on the device: the sum of the losses, the number of right answers, N.
         """
-        options, device = self.options, self.ranks.device
+        options, compute, device = self.options, self.options.compute, self.ranks.device
         images = images.to(device, non_blocking=True)
         targets = labels = labels.to(device, non_blocking=True)
         if self._mixing:
             images, targets = self._mixing(images, labels, at.epoch, at.step, self.ranks.rank)
-        if options["channels_last"]:
+        if compute.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        dtype = getattr(torch, options["amp_dtype"])
-        with torch.autocast(device.type, dtype, enabled=options["amp"]):
+        dtype = getattr(torch, compute.amp_dtype)
+        with torch.autocast(device.type, dtype, enabled=compute.amp):
             logits = self._network(images).float()
             loss = self.loss(logits, targets, images)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        if options["clip_grad_norm"]:
+        if options.optimizer.clip_grad_norm:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), options["clip_grad_norm"])
+            nn.utils.clip_grad_norm_(self.model.parameters(), options.optimizer.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema and at.step % options["model_ema_steps"] == 0:
+        if self.ema and at.step % options.average.model_ema_steps == 0:
             # As long as the learning rate rises, the average follows the weights.
-            self.ema.update(self.model, at.epoch < options["lr_warmup_epochs"])
+            self.ema.update(self.model, at.epoch < options.schedule.lr_warmup_epochs)
         right = (logits.detach().argmax(1) == labels).sum().double()
         total = loss.detach().double() * len(labels)
         return torch.stack([total, right, torch.full_like(total, len(labels))])

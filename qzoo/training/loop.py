@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,30 @@ from .files import write_csv
 from .learner import Learner
 from .logs import TensorBoard, check_plotting, plot_curve
 from .loss import Loss
-from .options import DECISIVE
+from .options import TrainOptions
 from .position import Hooks, Position
 from .prepare import Prepared
 from .runs import check_run
 from .script import say, tell
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a script has of its own beside the options.
+
+    Attributes:
+        hooks: What to do between steps.
+        loss: Gives the mean loss of logits, targets and images; None for plain cross-entropy.
+        optimizer: Made of the model's parameters; None for that of the options, on all of them.
+        settings: What decides on the result besides the options: a resumed run must have the same.
+        lr_option: The option that sets the learning rate of this training.
+    """
+
+    hooks: Hooks = field(default_factory=Hooks)
+    loss: nn.Module | None = None
+    optimizer: Optimizer | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    lr_option: str = "--lr"
 
 
 class Trainer:
@@ -41,52 +61,46 @@ class Trainer:
         self,
         model: nn.Module,
         data: Prepared,
-        options: Mapping[str, Any],
+        options: TrainOptions,
         ranks: Ranks,
         *,
         script: str,
-        hooks: Hooks | None = None,
-        loss: nn.Module | None = None,
-        optimizer: Optimizer | None = None,
-        settings: Mapping[str, Any] | None = None,
+        parts: Parts | None = None,
     ) -> None:
         """Makes everything ready, and goes on from a checkpoint where the options say so.
 
         Args:
             model: The model; moved to the device and changed in place.
             data: Images and batches.
-            options: Those of `training_options`.
+            options: The options.
             ranks: The processes.
             script: Name of the script, such as "train.py".
-            hooks: What to do between steps.
-            loss: Gives the mean loss of logits, targets and images; None for that of the options.
-            optimizer: Made of the model's parameters; None for that of the options, on all of them.
-            settings: What decides on the result besides the options of `DECISIVE`: a resumed run
-                must have the same.
+            parts: What the script has of its own.
 
         Raises:
-            ArgumentError: Options that do not fit together.
+            ArgumentError: The output folder holds another run.
             ArtifactError: A checkpoint that cannot be resumed from.
             MissingDependencyError: An optional package is missing.
         """
         self.data, self.options, self.ranks, self.script = data, options, ranks, script
-        self.hooks = hooks or Hooks()
-        loss = loss or Loss(options["label_smoothing"])
-        self.learner = Learner(model, loss, optimizer, options, ranks, len(data.classes))
-        if options["plot"]:
+        self.parts = parts or Parts()
+        loss = self.parts.loss or Loss(options.loss.label_smoothing)
+        self.learner = Learner(model, data, options, ranks, loss, self.parts.optimizer)
+        if options.output.plot:
             check_plotting()
         self.settings: dict[str, Any] = {
             "script": script,
-            **{name: options[name] for name in DECISIVE},
-            "images_per_step": options["batch_size"] * ranks.world,
+            **options.settings(),
+            "images_per_step": data.batch_size * ranks.world,
             "classes": list(data.classes),
-            **(settings or {}),
+            **self.parts.settings,
         }
-        if options["lr_scheduler"] == "cosine" or options["model_ema"]:
-            self.settings["epochs"] = options["epochs"]
-        self.output = Path(options["output_dir"])
+        self.epochs = options.schedule.epochs
+        if options.schedule.lr_scheduler == "cosine" or options.average.model_ema:
+            self.settings["epochs"] = self.epochs
+        self.output = options.output.folder
         self.log: list[dict[str, Any]] = []
-        self.at = Position(options["start_epoch"], 0, len(data.batches))
+        self.at = Position(options.schedule.start_epoch, 0, len(data.batches))
         self._metrics: Metrics | None = None
         self._sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
         self._started, self._earlier = time.perf_counter(), 0.0
@@ -102,16 +116,16 @@ class Trainer:
             ArgumentError: Training diverged, or an image is unfit.
             ArtifactError: A file cannot be written; the last checkpoint is whole.
         """
-        wanted = self.options["tensorboard"] and self.ranks.first
+        wanted = self.options.output.tensorboard and self.ranks.first
         folder = self.output / "tensorboard" if wanted else None
         with TensorBoard(folder, self.at.total) as board:
-            while self.at.epoch < self.options["epochs"]:
+            while self.at.epoch < self.epochs:
                 self._started = time.perf_counter()
                 self._train_epoch(board)
                 self._close_epoch(board)
         metrics = self._metrics or self.evaluate()
         self.learner.finish()
-        if self.options["plot"] and self.ranks.first and self.log:
+        if self.options.output.plot and self.ranks.first and self.log:
             plot_curve(self.output / "curve.png", self.log, self.output.name)
         return metrics
 
@@ -188,15 +202,15 @@ class Trainer:
     def _check_position(self, path: Path, state: Mapping[str, Any]) -> None:
         """Checks that a checkpoint is of a moment of this run."""
         epoch, step, log = state["epoch"], state["step"], state["log"]
-        if epoch > self.options["epochs"] or step >= self.at.steps:
+        if epoch > self.epochs or step >= self.at.steps:
             raise ArtifactError(
                 f"{path} is in epoch {epoch + 1}, step {step}, but this run has "
-                f"{self.options['epochs']} epochs of {self.at.steps} steps: resume with the same "
+                f"{self.epochs} epochs of {self.at.steps} steps: resume with the same "
                 "options and pictures."
             )
         done = log[-1]["epoch"] if log else 0
         # Without a log nothing was finished; --start-epoch may have left out what came before.
-        if epoch != done and (log or epoch == self.options["epochs"]):
+        if epoch != done and (log or epoch == self.epochs):
             raise ArtifactError(
                 f"{path} says that {epoch} epochs are done, but its log ends with epoch {done}: it "
                 "is damaged. Resume from another one, or start anew."
@@ -204,23 +218,23 @@ class Trainer:
 
     def _open(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
-        path = checkpoint.resume_path(self.options["resume"], self.output)
+        path = checkpoint.resume_path(self.options.output.resume, self.output)
         if path is not None:
             self.load(path)
         elif self.ranks.first:
-            check_run(self.options, self.ranks, (checkpoint.CHECKPOINT,))
+            check_run(self.options.output, self.ranks, (checkpoint.CHECKPOINT,))
         self.ranks.barrier()
         if self.ranks.first:
             checkpoint.remove_leftovers(self.output)
 
     def _train_epoch(self, board: TensorBoard) -> None:
-        options, learner, first = self.options, self.learner, self.ranks.first
+        options, learner, first = self.options.output, self.learner, self.ranks.first
         learner.model.train()
-        self.hooks.before_epoch(learner.model, self.at)
+        self.parts.hooks.before_epoch(learner.model, self.at)
         learner.wrap()
         bar = tqdm(
             self.data.batches.epoch(self.at.epoch, self.at.step),
-            f"epoch {self.at.epoch + 1}/{options['epochs']}",
+            f"epoch {self.at.epoch + 1}/{self.epochs}",
             self.at.steps,
             unit="batch",
             leave=False,
@@ -228,35 +242,35 @@ class Trainer:
             disable=not first,
         )
         for images, labels in bar:
-            self.hooks.before_step(learner.model, self.at)
+            self.parts.hooks.before_step(learner.model, self.at)
             self._sums += learner.step(images, labels, self.at)
             self.at = self.at._replace(step=self.at.step + 1)
-            shown = self.at.step % options["print_freq"] == 0
+            shown = self.at.step % options.print_freq == 0
             # A look at the loss waits for a GPU, but costs a CPU nothing.
             if shown or self.ranks.device.type == "cpu":
                 loss = self._check()
             if shown and first:
                 bar.set_postfix(loss=f"{loss:.3f}")
                 board.add(self.at.total, step_loss=loss, step_lr=learner.lr)
-            every = options["checkpoint_steps"]
+            every = options.checkpoint_steps
             if every and self.at.total % every == 0 and self.at.step < self.at.steps:
                 self.save()
 
     def _close_epoch(self, board: TensorBoard) -> None:
-        options, learner, epoch = self.options, self.learner, self.at.epoch + 1
+        learner, epoch = self.learner, self.at.epoch + 1
         loss = self._check(weights=True)
         _, right, n = self.ranks.total(self._sums).tolist()
         lr = learner.lr
         learner.schedule.step()
-        last = epoch == options["epochs"]
-        self._metrics = self.evaluate() if last or epoch % options["eval_every"] == 0 else None
+        due = epoch == self.epochs or epoch % self.options.output.eval_every == 0
+        self._metrics = self.evaluate() if due else None
         test_top1 = self._metrics.top1 if self._metrics else ""
         figures = {
             "lr": lr,
             "loss": loss,
             "train_top1": 100 * right / n,
             "test_top1": test_top1,
-            **self.hooks.after_epoch(learner.model, self.at),
+            **self.parts.hooks.after_epoch(learner.model, self.at),
         }
         seconds = round(self._elapsed(), 2)
         self.log.append({"epoch": epoch, **figures, "seconds": seconds})
@@ -268,7 +282,7 @@ class Trainer:
             write_csv(self.output / "log.csv", self.log)
             board.add(self.at.total, **{f"epoch_{k}": v for k, v in figures.items()})
         say(
-            f"epoch {epoch}/{options['epochs']}: lr {lr:.4g}, loss {loss:.4f}, "
+            f"epoch {epoch}/{self.epochs}: lr {lr:.4g}, loss {loss:.4f}, "
             f"train {100 * right / n:.2f} %, "
             + (f"test {test_top1:.2f} %, " if self._metrics else "")
             + f"{seconds:.1f} s"
@@ -290,13 +304,12 @@ class Trainer:
         path = self.output / checkpoint.CHECKPOINT
         what = "weights are" if math.isfinite(mean) else "loss is"
         kept = f"the last good checkpoint is kept in {path}" if path.exists() else "none was kept"
-        # In a run of two trainings, the second one's learning rate has an option of its own.
-        own = self.options.get("lr_option")
-        lower = f"Lower {own or '--lr'} (now {self.learner.lr:g})"
-        others = "--clip-grad-norm" if own else "--lr-warmup-epochs or --clip-grad-norm"
+        lr_option = self.parts.lr_option
+        lower = f"Lower {lr_option} (now {self.learner.lr:g})"
+        warmup = "--lr-warmup-epochs or " if lr_option == "--lr" else ""
         raise ArgumentError(
             f"Training diverged: in {self.at} the {what} no longer finite. {lower}, or try "
-            f"{others}; {kept}."
+            f"{warmup}--clip-grad-norm; {kept}."
         )
 
     def _elapsed(self) -> float:

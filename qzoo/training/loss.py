@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from ..importers.checkpoint import load_float
 from ..native.model import model_info
 from ..pictures.folders import same_names
 from ..weights import class_names
+from .options import LossOptions
 from .prepare import Prepared
 
 
@@ -78,11 +77,11 @@ class Loss(nn.Module):
 SELF = "self"
 
 
-def make_loss(options: Mapping[str, Any], data: Prepared, own: nn.Module | None = None) -> Loss:
+def make_loss(options: LossOptions, data: Prepared, own: nn.Module | None = None) -> Loss:
     """Makes the loss that the options say.
 
     Args:
-        options: `label_smoothing`, `teacher`, `teacher_share` and `teacher_temperature`.
+        options: The options.
         data: The data, whose classes the teacher must have.
         own: The float model that `--teacher self` means; it is copied.
 
@@ -90,22 +89,22 @@ def make_loss(options: Mapping[str, Any], data: Prepared, own: nn.Module | None 
         ArgumentError: The teacher tells other classes apart.
         ArtifactError: The teacher's file is missing or damaged.
     """
-    if options["teacher"] is None:
-        return Loss(options["label_smoothing"])
-    if options["teacher"] == SELF:
+    if options.teacher is None:
+        return Loss(options.label_smoothing)
+    if options.teacher == SELF:
         if own is None:
             raise ArgumentError("--teacher self is for training from a float model: name a file.")
         teacher = copy.deepcopy(own)
     else:
-        teacher = load_float(Path(options["teacher"]))
+        teacher = load_float(Path(options.teacher))
     known = class_names(model_info(teacher).classes)
     if len(known or data.classes) != len(data.classes):
         raise ArgumentError(
-            f"--teacher {options['teacher']} has another number of classes than {data.data.name}."
+            f"--teacher {options.teacher} has another number of classes than {data.data.name}."
         )
-    if options["teacher"] != SELF and not same_names(known, data.classes):
+    if options.teacher != SELF and not same_names(known, data.classes):
         raise ArgumentError(
-            f"--teacher {options['teacher']} tells other classes apart than {data.data.name} has."
+            f"--teacher {options.teacher} tells other classes apart than {data.data.name} has."
         )
-    share, temperature = options["teacher_share"], options["teacher_temperature"]
-    return Loss(options["label_smoothing"], teacher, share, temperature)
+    share, temperature = options.teacher_share, options.teacher_temperature
+    return Loss(options.label_smoothing, teacher, share, temperature)

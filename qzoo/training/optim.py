@@ -12,29 +12,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..errors import ArgumentError
-
-OPTIMIZERS = ("sgd", "sgd_nesterov", "rmsprop", "adamw")
-#: Names of schedules, torchvision's beside shorter ones.
-SCHEDULES = {
-    "step": "step",
-    "cosine": "cosine",
-    "exponential": "exponential",
-    "steplr": "step",
-    "cosineannealinglr": "cosine",
-    "exponentiallr": "exponential",
-}
+from .options import AverageOptions, OptimizerOptions, ScheduleOptions
 
 
-def parameter_groups(model: nn.Module, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns a model's parameters with their weight decay.
-
-    Args:
-        model: The model.
-        options: `weight_decay`, and `norm_weight_decay` for normalization layers or None for the
-            same.
-    """
-    decay, norm_decay = options["weight_decay"], options["norm_weight_decay"]
+def parameter_groups(model: nn.Module, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Returns a model's parameters with their weight decay."""
+    decay, norm_decay = options.weight_decay, options.norm_weight_decay
     if norm_decay is None:
         return [{"params": list(model.parameters()), "weight_decay": decay}]
     kinds = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -45,17 +28,18 @@ def parameter_groups(model: nn.Module, options: Mapping[str, Any]) -> list[dict[
     return [{"params": ps, "weight_decay": wd} for ps, wd in groups if ps]
 
 
-def make_optimizer(groups: Iterable[dict[str, Any]], options: Mapping[str, Any]) -> Optimizer:
-    """Makes the optimizer that --opt names.
+def make_optimizer(
+    groups: Iterable[dict[str, Any]], options: OptimizerOptions, lr: float
+) -> Optimizer:
+    """Makes the optimizer that the options name.
 
     Args:
-        groups: Parameter groups, such as those of `parameter_groups`; with a "lr" of their own
-            where it should not be that of the options.
-        options: `opt`, `lr`, `momentum` and `weight_decay`.
+        groups: Parameter groups, such as those of `parameter_groups`.
+        options: The options.
+        lr: Learning rate of the groups without a "lr" of their own.
     """
     groups = [dict(group) for group in groups]
-    name, lr = options["opt"], options["lr"]
-    decay, momentum = options["weight_decay"], options["momentum"]
+    name, decay, momentum = options.opt, options.weight_decay, options.momentum
     if name == "adamw":
         return AdamW(groups, lr, weight_decay=decay)
     if name == "rmsprop":
@@ -65,56 +49,39 @@ def make_optimizer(groups: Iterable[dict[str, Any]], options: Mapping[str, Any])
     return SGD(groups, lr, momentum=momentum, weight_decay=decay, nesterov=nesterov)
 
 
-def lr_factor(epoch: int, options: Mapping[str, Any]) -> float:
-    """Returns what an epoch's learning rate is of --lr.
-
-    Args:
-        epoch: Counted from 0.
-        options: `epochs`, `lr`, `lr_scheduler`, `lr_step_size`, `lr_gamma`, `lr_min`,
-            `lr_warmup_epochs`, `lr_warmup_method` and `lr_warmup_decay`.
-    """
-    warmup, decay = options["lr_warmup_epochs"], options["lr_warmup_decay"]
+def lr_factor(epoch: int, options: ScheduleOptions) -> float:
+    """Returns the learning rate of an epoch, counted from 0, as a multiple of --lr."""
+    warmup, decay = options.lr_warmup_epochs, options.lr_warmup_decay
     if epoch < warmup:
         decay = 1 / (warmup + 1) if decay is None else decay
-        return (
-            decay
-            if options["lr_warmup_method"] == "constant"
-            else (decay + (1 - decay) * epoch / warmup)
-        )
-    epoch, kind = epoch - warmup, SCHEDULES[options["lr_scheduler"]]
-    if kind == "step":
-        return options["lr_gamma"] ** (epoch // options["lr_step_size"])
-    if kind == "exponential":
-        return options["lr_gamma"] ** epoch
-    least = options["lr_min"] / options["lr"]
-    return least + (1 - least) * (1 + math.cos(math.pi * epoch / (options["epochs"] - warmup))) / 2
+        rise = 0.0 if options.lr_warmup_method == "constant" else epoch / warmup
+        return decay + (1 - decay) * rise
+    epoch -= warmup
+    if options.lr_scheduler == "step":
+        return options.lr_gamma ** (epoch // options.lr_step_size)
+    if options.lr_scheduler == "exponential":
+        return options.lr_gamma**epoch
+    least = options.lr_min / options.lr
+    return least + (1 - least) * (1 + math.cos(math.pi * epoch / (options.epochs - warmup))) / 2
 
 
-def make_schedule(optimizer: Optimizer, options: Mapping[str, Any]) -> LambdaLR:
-    """Makes the schedule that the options of `lr_factor` say, stepped once an epoch.
-
-    Raises:
-        ArgumentError: The warmup is as long as the training.
-    """
-    if options["lr_warmup_epochs"] >= options["epochs"]:
-        raise ArgumentError(
-            f"--lr-warmup-epochs {options['lr_warmup_epochs']} should be less than --epochs "
-            f"{options['epochs']}."
-        )
+def make_schedule(optimizer: Optimizer, options: ScheduleOptions) -> LambdaLR:
+    """Makes the schedule that the options say, to be stepped once an epoch."""
     return LambdaLR(optimizer, lambda epoch: lr_factor(epoch, options))
 
 
-def ema_decay(options: Mapping[str, Any], world: int) -> float:
-    """Returns what of the average stays at an update, so that it does not depend on the batches.
+def ema_decay(options: AverageOptions, images_per_step: int, epochs: int) -> float:
+    """Returns how much of the average stays at an update, so that batch sizes do not matter.
 
     The formula is torchvision's, from https://github.com/facebookresearch/pycls.
 
     Args:
-        options: `model_ema_decay`, `model_ema_steps`, `batch_size` and `epochs`.
-        world: Number of processes.
+        options: The options.
+        images_per_step: Images of a training step, of all processes together.
+        epochs: Length of the training.
     """
-    adjust = world * options["batch_size"] * options["model_ema_steps"] / options["epochs"]
-    return 1 - min(1.0, (1 - options["model_ema_decay"]) * adjust)
+    adjust = images_per_step * options.model_ema_steps / epochs
+    return 1 - min(1.0, (1 - options.model_ema_decay) * adjust)
 
 
 class Ema:
@@ -125,7 +92,7 @@ class Ema:
 
     Args:
         model: The model.
-        decay: What of the average stays at an update, from 0 to 1.
+        decay: How much of the average stays at an update, from 0 to 1.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

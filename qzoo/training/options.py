@@ -1,19 +1,26 @@
-"""The options that training scripts share, called as torchvision's where it has them."""
+"""The options of training, in groups: default values, ranges and help stand here alone.
+
+The reference scripts take them as flags, called as torchvision's where it has them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import click
 
 from .._core.option_types import MOST_SEED, MOST_THREADS, Number, Whole
-from .optim import OPTIMIZERS, SCHEDULES
+from ..backends import BACKENDS
+from ..errors import ArgumentError
+from ..quantize import RECIPES, qat
+from .groups import F, Options, click_options, option
 from .presets import PRESETS, PROCESSES, preset
 from .script import tell
 from .sources import AUGMENTATIONS, NAMED_DATA
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 POSITIVE = Whole(1)
 COUNT = Whole(0)
@@ -21,6 +28,342 @@ ABOVE_0 = Number(0, min_open=True)
 NOT_BELOW_0 = Number(0)
 SHARE = Number(0, 1)
 PART = Number(0, 1, max_open=True)
+
+OPTIMIZERS = ("sgd", "sgd_nesterov", "rmsprop", "adamw")
+#: Names of schedules: torchvision's beside shorter ones.
+SCHEDULES = {
+    "step": "step",
+    "cosine": "cosine",
+    "exponential": "exponential",
+    "steplr": "step",
+    "cosineannealinglr": "cosine",
+    "exponentiallr": "exponential",
+}
+#: Recipes that training with quantization can start from; the last one is no PTQ at all.
+STARTS = (*RECIPES, "none")
+#: How transfer learning quantizes.
+QUANTIZE = ("auto", "ptq", "qat", "none")
+
+
+class _ScheduleName(click.Choice):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Returns the schedule's short name."""
+        return SCHEDULES[super().convert(value, param, ctx)]
+
+
+def _choice(*names: str) -> click.Choice:
+    return click.Choice(names, case_sensitive=False)
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """Images: where they come from and what is done to them."""
+
+    data: str | None = option(
+        None, type=click.Choice(NAMED_DATA), decisive=True, help="Data that need no download."
+    )
+    data_path: str | None = option(
+        None, decisive=True, help="A folder with train/CLASS/* and val/CLASS/*."
+    )
+    augment: str | None = option(
+        None, type=click.Choice(AUGMENTATIONS), decisive=True, help="By the data."
+    )
+    auto_augment: str | None = option(
+        None,
+        type=click.Choice(["imagenet", "ra", "ta_wide", "augmix"]),
+        decisive=True,
+        help="AutoAugment, RandAugment, TrivialAugment or AugMix on top.",
+    )
+    random_erase: float = option(
+        0.0, type=SHARE, decisive=True, help="Probability to blank a rectangle."
+    )
+    mixup_alpha: float = option(0.0, type=NOT_BELOW_0, decisive=True, help="0 for no mixup.")
+    cutmix_alpha: float = option(0.0, type=NOT_BELOW_0, decisive=True, help="0 for no CutMix.")
+    ra_reps: int = option(
+        1, type=POSITIVE, decisive=True, help="Repeated augmentation: copies per epoch."
+    )
+    train_crop_size: int | None = option(
+        None, type=POSITIVE, decisive=True, help="Pixels; by the data."
+    )
+    val_resize_size: int | None = option(
+        None, type=POSITIVE, decisive=True, help="Pixels; by the data."
+    )
+    val_crop_size: int | None = option(
+        None, type=POSITIVE, decisive=True, help="Pixels; the training crop's."
+    )
+    batch_size: int | None = option(
+        None, "-b", type=POSITIVE, help="Images per step and process; 32, or all there are."
+    )
+    workers: int | None = option(
+        None, "-j", type=COUNT, help="Processes that read pictures; by the data."
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleOptions(Options):
+    """How long training takes, and the learning rate of each epoch.
+
+    Raises:
+        ArgumentError: The warmup is as long as the training.
+    """
+
+    epochs: int = option(90, type=POSITIVE)
+    start_epoch: int = option(0, type=COUNT, help="Leaves out the epochs before it.")
+    lr: float = option(0.1, type=ABOVE_0, decisive=True)
+    lr_scheduler: str = option(
+        "step", type=_ScheduleName(list(SCHEDULES), case_sensitive=False), decisive=True
+    )
+    lr_step_size: int = option(30, type=POSITIVE, decisive=True, help="Epochs between steps.")
+    lr_gamma: float = option(0.1, type=SHARE, decisive=True, help="Factor of a step.")
+    lr_min: float = option(
+        0.0, type=NOT_BELOW_0, decisive=True, help="The end of a cosine schedule."
+    )
+    lr_warmup_epochs: int = option(0, type=COUNT, decisive=True)
+    lr_warmup_method: str = option("linear", type=_choice("linear", "constant"), decisive=True)
+    lr_warmup_decay: float | None = option(
+        None, type=SHARE, decisive=True, help="First factor; 1 / (warmup epochs + 1)."
+    )
+
+    def __post_init__(self) -> None:
+        """Checks the values, also against each other."""
+        super().__post_init__()
+        if self.lr_warmup_epochs >= self.epochs:
+            raise ArgumentError(
+                f"--lr-warmup-epochs {self.lr_warmup_epochs} should be less than --epochs "
+                f"{self.epochs}."
+            )
+
+
+@dataclass(frozen=True)
+class OptimizerOptions(Options):
+    """How a step changes the weights."""
+
+    opt: str = option("sgd", type=_choice(*OPTIMIZERS), decisive=True)
+    momentum: float = option(0.9, type=PART, decisive=True)
+    weight_decay: float = option(1e-4, "--wd", type=NOT_BELOW_0, decisive=True)
+    norm_weight_decay: float | None = option(
+        None, type=NOT_BELOW_0, decisive=True, help="Of batch norm; as the others."
+    )
+    clip_grad_norm: float | None = option(
+        None, type=ABOVE_0, decisive=True, help="Longest gradient; no limit."
+    )
+
+
+@dataclass(frozen=True)
+class LossOptions(Options):
+    """What training minimizes."""
+
+    label_smoothing: float = option(0.0, type=PART, decisive=True)
+    teacher: str | None = option(
+        None,
+        decisive=True,
+        help="A model.safetensors to learn from as well; 'self': where QAT starts.",
+    )
+    teacher_share: float = option(
+        0.5, type=SHARE, decisive=True, help="How much the teacher counts."
+    )
+    teacher_temperature: float = option(2.0, type=ABOVE_0, decisive=True)
+
+
+@dataclass(frozen=True)
+class AverageOptions(Options):
+    """Averaged weights."""
+
+    model_ema: bool = option(False, decisive=True, help="Average the weights and keep the average.")
+    model_ema_steps: int = option(32, type=POSITIVE, decisive=True, help="Steps between updates.")
+    model_ema_decay: float = option(0.99998, type=SHARE, decisive=True)
+
+
+@dataclass(frozen=True)
+class ComputeOptions(Options):
+    """How and where training computes."""
+
+    device: str | None = option(None, help="cpu, cuda, ...; a GPU where there is one.")
+    amp: bool = option(False, decisive=True, help="Compute in 16 bits where that is safe.")
+    amp_dtype: str = option("bfloat16", type=_choice("bfloat16", "float16"), decisive=True)
+    channels_last: bool = option(False, decisive=True, help="Memory format of images and weights.")
+    compile: bool = option(False, help="Train with torch.compile.")
+    sync_bn: bool = option(
+        False, decisive=True, help="Batch norm over the batches of all processes."
+    )
+    seed: int = option(0, type=Whole(0, MOST_SEED), decisive=True)
+    threads: int | None = option(None, type=Whole(1, MOST_THREADS), help="CPU threads; all cores.")
+    use_deterministic_algorithms: bool = option(False, help="Also on a GPU.")
+
+
+@dataclass(frozen=True)
+class OutputOptions(Options):
+    """What is written where, and when."""
+
+    output_dir: str | None = option(
+        None, required=True, help="Where checkpoints, weights and the log go."
+    )
+    resume: str | None = option(
+        None,
+        is_flag=False,
+        flag_value="auto",
+        help='A checkpoint.pth of the same run; alone or "auto": the folder\'s, if any.',
+    )
+    overwrite: bool = option(False, help="Replace the run that --output-dir holds.")
+    checkpoint_steps: int | None = option(
+        None, type=POSITIVE, help="Checkpoints within epochs, too."
+    )
+    eval_every: int = option(1, type=POSITIVE, help="Epochs between measurements.")
+    print_freq: int = option(10, type=POSITIVE, help="Steps between shown figures.")
+    tensorboard: bool = option(False, help="Write event files for TensorBoard.")
+    plot: bool = option(False, help="Draw curve.png.")
+    results: str | None = option(None, help="A CSV file that gets a row with the figures.")
+    test_only: bool = option(False, help="Only measure, from --weights or --resume.")
+
+    @property
+    def folder(self) -> Path:
+        """The output folder.
+
+        Raises:
+            ArgumentError: None was given.
+        """
+        if self.output_dir is None:
+            raise ArgumentError("Give --output-dir FOLDER, where the run is written.")
+        return Path(self.output_dir)
+
+
+@dataclass(frozen=True)
+class TrainOptions(Options):
+    """The options of every training."""
+
+    data: DataOptions = dataclasses.field(default_factory=DataOptions)
+    schedule: ScheduleOptions = dataclasses.field(default_factory=ScheduleOptions)
+    optimizer: OptimizerOptions = dataclasses.field(default_factory=OptimizerOptions)
+    loss: LossOptions = dataclasses.field(default_factory=LossOptions)
+    average: AverageOptions = dataclasses.field(default_factory=AverageOptions)
+    compute: ComputeOptions = dataclasses.field(default_factory=ComputeOptions)
+    output: OutputOptions = dataclasses.field(default_factory=OutputOptions)
+
+
+@dataclass(frozen=True)
+class StartOptions(Options):
+    """Which model training starts from.
+
+    Attributes:
+        told: What else `load_float` has to know of `checkpoint`, by the names of its keywords.
+    """
+
+    model: str | None = option(
+        None,
+        decisive=True,
+        help="A model of the zoo (see: qzoo list); by default the checkpoint's.",
+    )
+    checkpoint: str | None = option(
+        None, decisive=True, help="A model.safetensors to start from instead."
+    )
+    weights: str | None = option(
+        None, decisive=True, help="torchvision's float weights, such as DEFAULT, or none."
+    )
+    told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class QatOptions(Options):
+    """Quantization-aware training."""
+
+    backend: str | None = option(
+        None, type=click.Choice(list(BACKENDS)), decisive=True, help="onednn; without VNNI, x86."
+    )
+    recipe: str = option(
+        "default",
+        type=click.Choice(STARTS),
+        decisive=True,
+        help="The PTQ whose result training starts from.",
+    )
+    num_calibration_batches: int = option(
+        32, type=POSITIVE, decisive=True, help="For that PTQ, of --batch-size images."
+    )
+    num_observer_update_epochs: int = option(
+        4, type=COUNT, decisive=True, help="Epochs in which batches move the ranges."
+    )
+    num_batch_norm_update_epochs: int = option(
+        3, type=COUNT, decisive=True, help="Epochs with batch statistics; --batch-norm keep."
+    )
+    batch_norm: str = option("fold", type=click.Choice(qat.BATCH_NORM), decisive=True)
+    learn_ranges: bool = option(
+        False, decisive=True, help="Train the steps of the grids, too (LSQ)."
+    )
+    keep_float: tuple[str, ...] = option(
+        (), decisive=True, metavar="PATTERN", help="Layers left in float."
+    )
+    flow: str = option("eager", type=click.Choice(qat.FLOWS), decisive=True)
+
+
+@dataclass(frozen=True)
+class Int8Options(Options):
+    """How a fine-tuned model is quantized."""
+
+    quantize: str = option(
+        "auto",
+        type=click.Choice(QUANTIZE),
+        help="auto: PTQ, and QAT where that loses more than --max-drop.",
+    )
+    max_drop: float = option(0.5, type=NOT_BELOW_0, help="Points of top-1.")
+    recipe: str = option("default", type=click.Choice(list(RECIPES)), help="Of PTQ.")
+    backend: str | None = option(
+        None, type=click.Choice(list(BACKENDS)), help="onednn; without VNNI, x86."
+    )
+    qat_epochs: int = option(3, type=POSITIVE)
+    qat_lr: float | None = option(None, type=ABOVE_0, help="A tenth of --lr.")
+
+
+@dataclass(frozen=True)
+class TransferOptions(Options):
+    """Transfer learning."""
+
+    start: StartOptions = dataclasses.field(default_factory=StartOptions)
+    head_epochs: int = option(
+        1, type=COUNT, decisive=True, help="Epochs in which the new head alone is trained."
+    )
+    head_lr_factor: float = option(
+        10.0,
+        type=ABOVE_0,
+        decisive=True,
+        help="Learning rate of the head over that of the rest.",
+    )
+    int8: Int8Options = dataclasses.field(default_factory=Int8Options)
+    train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
+
+
+#: Default values of transfer learning that differ from those of training from scratch.
+TRANSFER_DEFAULTS: dict[str, Any] = {
+    "weights": "DEFAULT",
+    "epochs": 10,
+    "lr": 0.0003,
+    "lr_scheduler": "cosine",
+    "opt": "adamw",
+    "weight_decay": 0.01,
+    "label_smoothing": 0.1,
+}
+
+
+def option_values(**values: Any) -> TrainOptions:
+    """Returns the options of training with these values, and default values for all others.
+
+    Raises:
+        ArgumentError: A value that an option does not take.
+        TypeError: There is no such option.
+    """
+    return TrainOptions().changed(**values)
+
+
+def training_options(group: type[Options] = TrainOptions, **defaults: Any) -> Callable[[F], F]:
+    """Returns a decorator that gives a command `--preset` and the options of a group.
+
+    Args:
+        group: The group.
+        defaults: Other default values, by name.
+
+    Raises:
+        TypeError: There is no such option.
+    """
+    give = click_options(group, **defaults)
+    return lambda function: _preset_option(give(function))
 
 
 def _apply_preset(ctx: click.Context, _: click.Parameter, name: str | None) -> str | None:
@@ -30,8 +373,8 @@ def _apply_preset(ctx: click.Context, _: click.Parameter, name: str | None) -> s
     own = {p.name for p in ctx.command.params}
     if foreign := sorted(set(values) - own):
         raise click.UsageError(
-            f"--preset {name} sets --{foreign[0].replace('_', '-')}, which this script has not: it "
-            "is a recipe of another one."
+            f"--preset {name} sets --{foreign[0].replace('_', '-')}, which this script does not "
+            "have: it is a recipe of another script."
         )
     ctx.default_map = {**(ctx.default_map or {}), **values}
     tell(
@@ -41,150 +384,11 @@ def _apply_preset(ctx: click.Context, _: click.Parameter, name: str | None) -> s
     return name
 
 
-def _schedule(ctx: click.Context, _: click.Parameter, name: str) -> str:
-    return SCHEDULES[name]
-
-
-Spec = tuple[tuple[str, ...], dict[str, Any]]
-
-
-def _spec(*names: str, **settings: Any) -> Spec:
-    return names, settings
-
-
-#: Every shared option but the model's, in the order of --help.
-SPECS: tuple[Spec, ...] = (
-    _spec(
-        "--preset",
-        callback=_apply_preset,
-        is_eager=True,
-        expose_value=False,
-        metavar="NAME",
-        help=f"A published recipe; other options go before it: {', '.join(PRESETS)}.",
-    ),
-    # Data
-    _spec("--data", type=click.Choice(NAMED_DATA), help="Data that need no download."),
-    _spec("--data-path", help="A folder with train/CLASS/* and val/CLASS/*."),
-    _spec("--augment", type=click.Choice(AUGMENTATIONS), help="By the data."),
-    _spec(
-        "--auto-augment",
-        type=click.Choice(["imagenet", "ra", "ta_wide", "augmix"]),
-        help="AutoAugment, RandAugment, TrivialAugment or AugMix on top.",
-    ),
-    _spec("--random-erase", type=SHARE, default=0.0, help="Probability to blank a rectangle."),
-    _spec("--mixup-alpha", type=NOT_BELOW_0, default=0.0, help="0 for no mixup."),
-    _spec("--cutmix-alpha", type=NOT_BELOW_0, default=0.0, help="0 for no CutMix."),
-    _spec("--ra-reps", type=POSITIVE, default=1, help="Repeated augmentation: copies per epoch."),
-    _spec("--train-crop-size", type=POSITIVE, help="Pixels; by the data."),
-    _spec("--val-resize-size", type=POSITIVE, help="Pixels; by the data."),
-    _spec("--val-crop-size", type=POSITIVE, help="Pixels; the training crop's."),
-    _spec("-j", "--workers", type=COUNT, help="Processes that read pictures; by the data."),
-    # Optimization
-    _spec("--epochs", type=POSITIVE, default=90),
-    _spec("--start-epoch", type=COUNT, default=0, help="Leaves out the epochs before it."),
-    _spec("-b", "--batch-size", type=POSITIVE, default=32, help="Images per step and process."),
-    _spec("--opt", type=click.Choice(OPTIMIZERS, case_sensitive=False), default="sgd"),
-    _spec("--lr", type=ABOVE_0, default=0.1),
-    _spec("--momentum", type=PART, default=0.9),
-    _spec("--wd", "--weight-decay", "weight_decay", type=NOT_BELOW_0, default=1e-4),
-    _spec("--norm-weight-decay", type=NOT_BELOW_0, help="Of batch norm; as the others."),
-    _spec(
-        "--lr-scheduler",
-        type=click.Choice(list(SCHEDULES), case_sensitive=False),
-        default="step",
-        callback=_schedule,
-    ),
-    _spec("--lr-step-size", type=POSITIVE, default=30, help="Epochs between steps."),
-    _spec("--lr-gamma", type=SHARE, default=0.1, help="Factor of a step."),
-    _spec("--lr-min", type=NOT_BELOW_0, default=0.0, help="The end of a cosine schedule."),
-    _spec("--lr-warmup-epochs", type=COUNT, default=0),
-    _spec("--lr-warmup-method", type=click.Choice(["linear", "constant"]), default="linear"),
-    _spec("--lr-warmup-decay", type=SHARE, help="First factor; 1 / (warmup epochs + 1)."),
-    _spec("--clip-grad-norm", type=ABOVE_0, help="Longest gradient; no limit."),
-    _spec("--label-smoothing", type=PART, default=0.0),
-    _spec("--model-ema", is_flag=True, help="Average the weights and keep the average."),
-    _spec("--model-ema-steps", type=POSITIVE, default=32, help="Steps between updates."),
-    _spec("--model-ema-decay", type=SHARE, default=0.99998),
-    _spec("--teacher", help="A model.safetensors to learn from as well; 'self': where QAT starts."),
-    _spec("--teacher-share", type=SHARE, default=0.5, help="How much the teacher counts."),
-    _spec("--teacher-temperature", type=ABOVE_0, default=2.0),
-    # How to compute
-    _spec("--device", help="cpu, cuda, ...; a GPU where there is one."),
-    _spec("--amp", is_flag=True, help="Compute in 16 bits where that is safe."),
-    _spec("--amp-dtype", type=click.Choice(["bfloat16", "float16"]), default="bfloat16"),
-    _spec("--channels-last", is_flag=True, help="Memory format of images and weights."),
-    _spec("--compile", is_flag=True, help="Train with torch.compile."),
-    _spec("--sync-bn", is_flag=True, help="Batch norm over the batches of all processes."),
-    _spec("--seed", type=Whole(0, MOST_SEED), default=0),
-    _spec("--threads", type=Whole(1, MOST_THREADS), help="CPU threads; all cores."),
-    _spec("--use-deterministic-algorithms", is_flag=True, help="Also on a GPU."),
-    # Output
-    _spec("--output-dir", required=True, help="Where checkpoints, weights and the log go."),
-    _spec(
-        "--resume",
-        is_flag=False,
-        flag_value="auto",
-        help='A checkpoint.pth of the same run; alone or "auto": the folder\'s, if any.',
-    ),
-    _spec("--overwrite", is_flag=True, help="Replace the run that --output-dir holds."),
-    _spec("--checkpoint-steps", type=POSITIVE, help="Checkpoints within epochs, too."),
-    _spec("--eval-every", type=POSITIVE, default=1, help="Epochs between measurements."),
-    _spec("--print-freq", type=POSITIVE, default=10, help="Steps between shown figures."),
-    _spec("--tensorboard", is_flag=True, help="Write event files for TensorBoard."),
-    _spec("--plot", is_flag=True, help="Draw curve.png."),
-    _spec("--results", help="A CSV file that gets a row with the figures."),
-    _spec("--test-only", is_flag=True, help="Only measure, from --weights or --resume."),
+_preset_option = click.option(
+    "--preset",
+    callback=_apply_preset,
+    is_eager=True,
+    expose_value=False,
+    metavar="NAME",
+    help=f"A published recipe; other options override it: {', '.join(PRESETS)}.",
 )
-
-#: Options that change the weights, so that a resumed run must have the same.
-DECISIVE = (
-    "data", "data_path", "augment", "auto_augment", "random_erase", "mixup_alpha", "cutmix_alpha",
-    "ra_reps", "train_crop_size", "val_resize_size", "val_crop_size", "opt", "lr", "momentum",
-    "weight_decay", "norm_weight_decay", "lr_scheduler", "lr_step_size", "lr_gamma", "lr_min",
-    "lr_warmup_epochs", "lr_warmup_method", "lr_warmup_decay", "clip_grad_norm",
-    "label_smoothing", "model_ema", "model_ema_steps", "model_ema_decay", "teacher",
-    "teacher_share", "teacher_temperature", "amp", "amp_dtype", "channels_last", "sync_bn", "seed",
-)  # fmt: skip
-
-
-def option_values(**values: Any) -> dict[str, Any]:
-    """Returns what the shared options are where a user says nothing but these values.
-
-    Raises:
-        TypeError: There is no such option.
-    """
-    found: dict[str, Any] = {}
-    for names, settings in SPECS:
-        if settings.get("expose_value", True):
-            key = next((n for n in names if n.isidentifier()), names[-1])
-            key = key.lstrip("-").replace("-", "_")
-            found[key] = settings.get("default", False if settings.get("is_flag") else None)
-    if unknown := sorted(set(values) - set(found)):
-        raise TypeError(f"There are no options {unknown}.")
-    return {**found, **values}
-
-
-def training_options(**defaults: Any) -> Callable[[F], F]:
-    """Returns a decorator that gives a command all of `SPECS`.
-
-    Args:
-        defaults: Other default values than those of train.py, by name.
-
-    Raises:
-        TypeError: There is no such option.
-    """
-    specs = []
-    for names, settings in SPECS:
-        key = names[-1].lstrip("-").replace("-", "_")
-        if key in defaults:
-            settings = settings | {"default": defaults.pop(key)}
-        specs.append((names, settings))
-    if defaults:
-        raise TypeError(f"There are no options {sorted(defaults)}.")
-
-    def decorate(function: F) -> F:
-        for names, settings in reversed(specs):
-            function = click.option(*names, **settings)(function)
-        return function
-
-    return decorate

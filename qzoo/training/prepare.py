@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from . import sources
 from .batches import Batches, LoadedBatches, MemoryBatches
 from .distributed import Ranks, evaluate_all
 from .files import check_size
+from .options import TrainOptions
 from .order import Order
 from .runs import check_run
 
@@ -35,7 +36,6 @@ class Prepared:
         test_set: The held-out split with evaluation transforms.
         batches: Training batches of this process.
         workers: Processes that read pictures.
-        sha256: Digest of the labels in their order, which tells whether the data changed.
     """
 
     data: sources.Data
@@ -52,33 +52,39 @@ class Prepared:
         return self.data.classes
 
     @property
+    def batch_size(self) -> int:
+        """Images per step of this process."""
+        return self.batches.order.batch_size
+
+    @property
     def sha256(self) -> str:
         """Digest of the labels in their order, which tells whether the data changed."""
         return hashlib.sha256(",".join(map(str, self.train_set.targets)).encode()).hexdigest()
 
 
-def set_up(options: Mapping[str, Any], ranks: Ranks) -> None:
-    """Sets this process's threads and random seeds as the options `threads`, `seed` and so on say.
+def set_up(options: TrainOptions, ranks: Ranks) -> None:
+    """Sets this process's threads and random seeds as the options say.
 
     The random numbers of dropout differ between processes, as their images do.
 
     Raises:
         ArgumentError: The output folder holds another run.
     """
-    check_run(options, ranks)
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
-    seed = options["seed"] + ranks.rank
+    check_run(options.output, ranks)
+    compute = options.compute
+    if compute.threads:
+        torch.set_num_threads(compute.threads)
+    seed = compute.seed + ranks.rank
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    if options["use_deterministic_algorithms"]:
+    if compute.use_deterministic_algorithms:
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
 
 
 def prepare_data(
-    options: Mapping[str, Any],
+    options: TrainOptions,
     ranks: Ranks,
     model: str,
     *,
@@ -88,7 +94,7 @@ def prepare_data(
     """Opens the data that the options name.
 
     Args:
-        options: Those of `training_options`.
+        options: The options.
         ranks: The processes.
         model: Name of the model, whose smallest input is checked.
         data: The data set, where it is not what `data` and `data_path` say.
@@ -98,40 +104,46 @@ def prepare_data(
     Raises:
         ArgumentError: Data or sizes that do not fit together.
     """
+    o = options.data
     with ranks.first_alone():
-        data = data or sources.open_data(options["data"], options["data_path"])
-        size = options["train_crop_size"] or data.size
-        preset = data.preset(options["val_crop_size"] or size, options["val_resize_size"])
+        data = data or sources.open_data(o.data, o.data_path)
+        size = o.train_crop_size or data.size
+        preset = data.preset(o.val_crop_size or size, o.val_resize_size)
         check_size(model, min(size, preset.crop_size[0]))
-        augment = options["augment"] or data.augment
-        extra = {k: options[k] for k in ("auto_augment", "random_erase")}
+        augment = o.augment or data.augment
+        extra: dict[str, Any] = {"auto_augment": o.auto_augment, "random_erase": o.random_erase}
         make = transforms or sources.train_transforms
         train_set = data.split("train", make(augment, size, preset, **extra))
         test_set = data.split("test", preset)
-    whole = options["batch_size"] * ranks.world
-    if whole > len(train_set):
-        each = "" if ranks.world == 1 else f" in each of {ranks.world} processes"
-        raise ArgumentError(
-            f"--batch-size {options['batch_size']}{each} is larger than the training split, which "
-            f"has {len(train_set)} images."
-        )
     order = Order(
         len(train_set),
-        options["batch_size"],
-        options["seed"],
+        _batch_size(o.batch_size, len(train_set), ranks.world),
+        options.compute.seed,
         rank=ranks.rank,
         world=ranks.world,
-        copies=options["ra_reps"],
+        copies=o.ra_reps,
     )
-    workers = options["workers"]
-    if workers is None:
-        workers = data.workers
+    workers = data.workers if o.workers is None else o.workers
     batches: Batches
     if _in_memory(data, preset, augment) and not any(extra.values()):
         batches = MemoryBatches(train_set, order, preset, augment == "turn")
     else:
         batches = LoadedBatches(train_set, order, workers, pin=ranks.device.type == "cuda")
     return Prepared(data, preset, size, train_set, test_set, batches, workers)
+
+
+def _batch_size(wanted: int | None, images: int, world: int) -> int:
+    """Returns the images per step of each process."""
+    most = images // world
+    if wanted is None:  # somebody with forty photos should not have to know what a batch is
+        wanted = max(2, min(32, most))
+    if wanted > most:
+        each = "" if world == 1 else f" in each of {world} processes"
+        raise ArgumentError(
+            f"--batch-size {wanted}{each} is larger than the training split, which has {images} "
+            "images."
+        )
+    return wanted
 
 
 def _in_memory(data: sources.Data, preset: ImageClassification, augment: str) -> bool:

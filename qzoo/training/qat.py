@@ -2,95 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import click
 import torch
 from torch import nn
 
 from ..artifact.format import Artifact, ModelInfo
-from ..backends import BACKENDS, default_backend
+from ..backends import default_backend
 from ..datasets.evaluate import Metrics
 from ..native.model import from_native, model_info, save, to_native
-from ..quantize import RECIPES, ptq, qat
+from ..quantize import ptq, qat
 from ..quantize.qat.model import InTraining
 from ..quantize.steps.ranks import spread_calibration
 from .checkpoint import resume_path
 from .distributed import Ranks
 from .files import digest
+from .loop import Parts
+from .loss import make_loss
 from .optim import make_optimizer
-from .options import COUNT, POSITIVE
+from .options import QatOptions, TrainOptions
 from .position import Hooks, Position
 from .prepare import Prepared, measure
 from .runs import INT8, START
 from .script import tell
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-#: Recipes that training can start from; the last one is no PTQ at all.
-STARTS = (*RECIPES, "none")
-
-_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--backend",), {"type": click.Choice(list(BACKENDS)), "help": "onednn; without VNNI, x86."}),
-    (
-        ("--recipe",),
-        {
-            "type": click.Choice(STARTS),
-            "default": "default",
-            "help": "The PTQ whose result training starts from.",
-        },
-    ),
-    (
-        ("--num-calibration-batches",),
-        {"type": POSITIVE, "default": 32, "help": "For that PTQ, of --batch-size images."},
-    ),
-    (
-        ("--num-observer-update-epochs",),
-        {"type": COUNT, "default": 4, "help": "Epochs in which batches move the ranges."},
-    ),
-    (
-        ("--num-batch-norm-update-epochs",),
-        {"type": COUNT, "default": 3, "help": "Epochs with batch statistics; --batch-norm keep."},
-    ),
-    (("--batch-norm",), {"type": click.Choice(qat.BATCH_NORM), "default": "fold"}),
-    (("--learn-ranges",), {"is_flag": True, "help": "Train the steps of the grids, too (LSQ)."}),
-    (("--keep-float",), {"multiple": True, "metavar": "PATTERN", "help": "Layers left in float."}),
-    (("--flow",), {"type": click.Choice(qat.FLOWS), "default": "eager"}),
-)
-
-#: Options that change the weights, so that a resumed run must have the same.
-QAT_DECISIVE = (
-    "backend", "recipe", "num_calibration_batches", "num_observer_update_epochs",
-    "num_batch_norm_update_epochs", "batch_norm", "learn_ranges", "keep_float", "flow",
-)  # fmt: skip
-
-#: The options' default values.
-QAT_DEFAULTS: dict[str, Any] = {
-    names[-1].lstrip("-").replace("-", "_"): settings.get(
-        "default", () if "multiple" in settings else False if "is_flag" in settings else None
-    )
-    for names, settings in _OPTIONS
-}
-
-
-def qat_options(**defaults: Any) -> Callable[[F], F]:
-    """Returns a decorator that gives a command the options of quantization-aware training.
-
-    Args:
-        defaults: Other default values, by name.
-    """
-
-    def decorate(function: F) -> F:
-        for names, settings in reversed(_OPTIONS):
-            key = names[-1].lstrip("-").replace("-", "_")
-            own = {"default": defaults[key]} if key in defaults else {}
-            function = click.option(*names, **{**settings, **own})(function)
-        return function
-
-    return decorate
 
 
 @dataclass(frozen=True)
@@ -100,15 +37,22 @@ class Start:
     Attributes:
         model: The model in training.
         ptq: The native int8 model of PTQ that it starts from, or None.
-        settings: What a resumed run must have the same, besides the engine's options.
+        parts: What `Trainer` takes with it.
     """
 
     model: InTraining
     ptq: nn.Module | None
-    settings: dict[str, Any]
+    parts: Parts
 
 
-def start_qat(model: nn.Module, data: Prepared, options: Mapping[str, Any], ranks: Ranks) -> Start:
+def start_qat(
+    model: nn.Module,
+    data: Prepared,
+    options: TrainOptions,
+    how: QatOptions,
+    ranks: Ranks,
+    settings: Mapping[str, Any],
+) -> Start:
     """Quantizes a float model by PTQ and makes it ready for training from there.
 
     The PTQ result is kept in the output folder, where a resumed run finds it again. Calibration
@@ -118,62 +62,82 @@ def start_qat(model: nn.Module, data: Prepared, options: Mapping[str, Any], rank
     Args:
         model: The float model, on the CPU; left as it was.
         data: The data.
-        options: Those of `training_options` and `qat_options`.
+        options: The options of training.
+        how: Those of quantization.
         ranks: The processes.
+        settings: What else a resumed run must have the same.
 
     Raises:
         ArgumentError: Options that do not fit together, or a model that cannot be quantized.
         ArtifactError: The PTQ result in the output folder is damaged or of another model.
     """
-    backend = options["backend"] or default_backend()
-    settings = {name: options[name] for name in QAT_DECISIVE}
-    settings |= {"backend": backend, "keep_float": list(options["keep_float"])}
+    how = how.changed(backend=how.backend or default_backend())
+    loss = make_loss(options.loss, data, model)
     common: dict[str, Any] = {
-        "batch_norm": options["batch_norm"],
-        "learn_ranges": options["learn_ranges"],
-        "keep_float": options["keep_float"],
-        "flow": options["flow"],
+        "batch_norm": how.batch_norm,
+        "learn_ranges": how.learn_ranges,
+        "keep_float": how.keep_float,
+        "flow": how.flow,
         "progress": ranks.first,
     }
-    wanted = options["batch_size"] * options["num_calibration_batches"]
-    choice = {"images": wanted, "batch_size": options["batch_size"], "seed": options["seed"]}
-    if options["flow"] == "pt2e":
-        pictures = data.data.split("train", data.preset)
-        prepared = qat.prepare(model, backend, data=pictures, **choice, **common)
-        return Start(prepared, None, settings)
-    if options["recipe"] == "none":
-        return Start(qat.prepare(model, backend, **common), None, settings)
-    path = Path(options["output_dir"]) / START
+    choice = {
+        "images": data.batch_size * how.num_calibration_batches,
+        "batch_size": data.batch_size,
+        "seed": options.compute.seed,
+    }
+    settings = {**how.settings(), **settings}
+    artifact = None
+    if how.flow == "pt2e":
+        common |= {"data": data.data.split("train", data.preset), **choice}
+    elif how.recipe != "none":
+        artifact = common["from_ptq"] = _start_by_ptq(model, data, options, how, ranks, choice)
+        settings["ptq_sha256"] = digest(artifact.tensors)
+    prepared = qat.prepare(model, how.backend, **common)
+    parts = Parts(
+        hooks=Freezing(how),
+        loss=loss,
+        optimizer=_optimizer(prepared, options),
+        settings=settings,
+    )
+    return Start(prepared, to_native(artifact) if artifact else None, parts)
+
+
+def _start_by_ptq(
+    model: nn.Module,
+    data: Prepared,
+    options: TrainOptions,
+    how: QatOptions,
+    ranks: Ranks,
+    choice: Mapping[str, Any],
+) -> Artifact:
+    """Returns the PTQ result in the output folder, made now where the run does not go on."""
+    path = options.output.folder / START
     # Without a checkpoint to go on from, the file may be of a run with other options.
-    if resume_path(options["resume"], path.parent) is not None and path.exists():
-        artifact = Artifact.read(path)
-    else:
-        with spread_calibration():
-            int8 = ptq(
-                model,
-                data.data.split("train", data.preset),
-                backend=backend,
-                recipe=options["recipe"],
-                keep_float=options["keep_float"],
-                progress=ranks.first,
-                **choice,
-            )
-        artifact = from_native(int8)
-        if ranks.first:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save(int8, path)
-    settings["ptq_sha256"] = digest(artifact.tensors)
-    prepared = qat.prepare(model, backend, from_ptq=artifact, **common)
-    return Start(prepared, to_native(artifact), settings)
+    if resume_path(options.output.resume, path.parent) is not None and path.exists():
+        return Artifact.read(path)
+    with spread_calibration():
+        int8 = ptq(
+            model,
+            data.data.split("train", data.preset),
+            backend=how.backend,
+            recipe=how.recipe,
+            keep_float=how.keep_float,
+            progress=ranks.first,
+            **choice,
+        )
+    if ranks.first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(int8, path)
+    return from_native(int8)
 
 
 class Freezing(Hooks):
-    """Freezes observers and batch norm's statistics as the options say."""
+    """Freezes observers and batch norm's statistics when the options say."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: QatOptions) -> None:
         self.schedule = qat.Schedule(
-            observer_epochs=options["num_observer_update_epochs"],
-            batch_norm_epochs=options["num_batch_norm_update_epochs"],
+            observer_epochs=options.num_observer_update_epochs,
+            batch_norm_epochs=options.num_batch_norm_update_epochs,
         )
 
     def before_epoch(self, model: nn.Module, at: Position) -> None:
@@ -181,7 +145,7 @@ class Freezing(Hooks):
         self.schedule.apply(model, at.epoch, at.total)
 
 
-def qat_optimizer(model: InTraining, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+def _optimizer(model: InTraining, options: TrainOptions) -> torch.optim.Optimizer:
     """Makes the optimizer that the options name; grids that are learned do not decay."""
     steps = [p for n, p in model.named_parameters() if n.endswith((".step", "ranges.scale"))]
     known = {id(p) for p in steps}
@@ -189,7 +153,7 @@ def qat_optimizer(model: InTraining, options: Mapping[str, Any]) -> torch.optim.
     groups: list[dict[str, Any]] = [{"params": weights}]
     if steps:
         groups.insert(0, {"params": steps, "weight_decay": 0.0})
-    return make_optimizer(groups, options)
+    return make_optimizer(groups, options.optimizer, options.schedule.lr)
 
 
 @dataclass(frozen=True)

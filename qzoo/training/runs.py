@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import ArgumentError, ArtifactError
 from .checkpoint import CHECKPOINT, read_checkpoint, resume_path, same
 from .distributed import Ranks
+from .options import OutputOptions
 from .script import tell
 
 #: The float weights, in --output-dir.
@@ -30,20 +31,20 @@ _RESULTS = (CHECKPOINT, "log.csv", FLOAT, INT8)
 _TRACES = (*_RESULTS, START, SPLIT, QAT, "curve.png", "tensorboard")
 
 
-def check_run(options: Mapping[str, Any], ranks: Ranks, names: Sequence[str] | None = None) -> None:
+def check_run(options: OutputOptions, ranks: Ranks, names: Sequence[str] | None = None) -> None:
     """Checks, before any work, that the output folder is free for this run.
 
     Args:
-        options: `output_dir`, `resume`, `overwrite` and `test_only`.
+        options: The options.
         ranks: The processes; the first one looks.
         names: The files that must not be there; None takes all that a run leaves.
 
     Raises:
         ArgumentError: The folder holds another run.
     """
-    if not ranks.first or options["test_only"] or options["overwrite"] or _goes_on(options):
+    if not ranks.first or options.test_only or options.overwrite or _goes_on(options):
         return
-    output, resume = Path(options["output_dir"]), options["resume"]
+    output, resume = options.folder, options.resume
     # A run that was stopped before its first checkpoint left no results: --resume auto starts anew.
     names = names or (_RESULTS if resume == "auto" else _TRACES)
     if left := [name for name in names if (output / name).exists()]:
@@ -58,21 +59,20 @@ def check_run(options: Mapping[str, Any], ranks: Ranks, names: Sequence[str] | N
         )
 
 
-def open_run(options: Mapping[str, Any], ranks: Ranks) -> None:
+def open_run(options: OutputOptions, ranks: Ranks) -> None:
     """Removes what an earlier run left in the output folder, where --overwrite allows that.
 
     To be called when nothing but the training itself can go wrong any more.
     """
-    if ranks.first and options["overwrite"] and not options["test_only"] and not _goes_on(options):
-        clear(Path(options["output_dir"]))
+    if ranks.first and options.overwrite and not options.test_only and not _goes_on(options):
+        clear(options.folder)
     ranks.barrier()
 
 
-def _goes_on(options: Mapping[str, Any]) -> bool:
+def _goes_on(options: OutputOptions) -> bool:
     """Whether a run goes on with the one in its output folder."""
-    output = Path(options["output_dir"])
-    path = resume_path(options["resume"], output)
-    return path is not None and path.resolve().parent == output.resolve()
+    path = resume_path(options.resume, options.folder)
+    return path is not None and path.resolve().parent == options.folder.resolve()
 
 
 def clear(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..artifact.seen import TRAINING, files_of, hashes, noted
 from ..native.model import attach_info, model_info
 from .distributed import Ranks
 from .files import write_csv
+from .options import TrainOptions
 from .prepare import Prepared
 from .runs import SPLIT
 from .script import tell
@@ -24,7 +24,7 @@ _COLUMNS = ("file", "part", "sha256")
 TRAINED, HELD_OUT = "training", "held out"
 
 
-def note_split(model: nn.Module, data: Prepared, options: Mapping[str, Any], ranks: Ranks) -> None:
+def note_split(model: nn.Module, data: Prepared, options: TrainOptions, ranks: Ranks) -> None:
     """Writes split.csv, and notes on the model which pictures it is trained on.
 
     Of data that are no files there is nothing to write or note. A run that goes on has also seen
@@ -33,14 +33,14 @@ def note_split(model: nn.Module, data: Prepared, options: Mapping[str, Any], ran
     Args:
         model: The model to train; its `ModelInfo.seen` gets the pictures.
         data: The data.
-        options: `data_path` and `output_dir`.
+        options: The options.
         ranks: The processes; the first one writes, and alone has the note.
 
     Raises:
         ImageError: A picture cannot be read.
         ArtifactError: The file cannot be written.
     """
-    if not ranks.first or options["test_only"]:
+    if not ranks.first or options.output.test_only:
         return
     rows = []
     for part, pictures in ((TRAINED, data.train_set), (HELD_OUT, data.test_set)):
@@ -48,11 +48,11 @@ def note_split(model: nn.Module, data: Prepared, options: Mapping[str, Any], ran
         if files is None:
             return
         for file, digest in zip(files, hashes(files, progress=True), strict=True):
-            name = os.path.relpath(file, options["data_path"] or ".")
+            name = os.path.relpath(file, options.data.data_path or ".")
             name = name.encode(errors="backslashreplace").decode()  # names need not be Unicode
             rows.append({"file": name, "part": part, "sha256": digest.hex()})
-    path = Path(options["output_dir"]) / SPLIT
-    earlier = _earlier(path) if options["resume"] else []
+    path = options.output.folder / SPLIT
+    earlier = _earlier(path) if options.output.resume else []
     known = {tuple(row.values()) for row in rows}
     lost = [r for r in earlier if r["part"] == TRAINED and tuple(r.values()) not in known]
     if lost:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from .._core.timing import interleave, torch_threads
-from ..backends import default_backend
 from ..datasets.evaluate import Metrics, points
 from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data
@@ -30,23 +29,16 @@ from . import sources
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .distributed import Ranks, evaluate_all
 from .files import digest, float_model
-from .loop import Trainer
+from .loop import Parts, Trainer
 from .loss import SELF, make_loss
 from .optim import make_optimizer
-from .options import DECISIVE as ENGINES
+from .options import DataOptions, QatOptions, StartOptions, TransferOptions
 from .position import Hooks, Position
 from .prepare import Prepared, prepare_data
-from .qat import QAT_DEFAULTS, Freezing, finish_qat, qat_optimizer, start_qat
+from .qat import finish_qat, start_qat
 from .runs import FLOAT, INT8, QAT, open_run
 from .script import mib, say, tell
 from .split import note_split
-
-#: What may follow the float training.
-QUANTIZE = ("auto", "ptq", "qat", "none")
-#: Options that change the float weights, besides the engine's.
-_OWN = ("model", "weights", "checkpoint", "head_epochs", "head_lr_factor")
-#: All of them.
-DECISIVE = (*_OWN, *ENGINES)
 
 
 @dataclass
@@ -70,7 +62,25 @@ class Outcome:
     latency_ms: dict[str, tuple[float, str]] = dataclasses.field(default_factory=dict)
 
 
-def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str) -> Outcome:
+@dataclass(frozen=True)
+class _Run:
+    """What all parts of a run share: its data, options, processes, and the script's name."""
+
+    data: Prepared
+    options: TransferOptions
+    ranks: Ranks
+    script: str
+
+    @property
+    def output(self) -> Path:
+        return self.options.train.output.folder
+
+    def figures(self, metrics: Metrics) -> dict[str, Any]:
+        """Returns accuracies as an artifact records them."""
+        return {self.data.data.held_out: metrics.to_dict()}
+
+
+def transfer(options: TransferOptions, ranks: Ranks, script: str, command: str) -> Outcome:
     """Fine-tunes a model on new classes, quantizes it, measures both, and writes both.
 
     The head is replaced; for `head_epochs` epochs it alone is trained, then everything. The int8
@@ -78,8 +88,7 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
     "auto", that of quantization-aware training from there.
 
     Args:
-        options: Those of `training_options`, and `model`, `weights`, `checkpoint`, `head_epochs`,
-            `head_lr_factor`, `quantize`, `max_drop`, `qat_epochs`, `qat_lr`, `backend`, `recipe`.
+        options: The options.
         ranks: The processes.
         script: Name of the script, such as "transfer.py".
         command: How to call it again.
@@ -90,30 +99,24 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
         ArtifactError: A file that cannot be read or written.
         DownloadError: The weights could not be fetched.
     """
-    source = open_pictures(options, ranks)
-    options = {**options, "batch_size": _batch_size(options, source, ranks)}
-    model = starting_model(options, source.classes)
+    train = options.train
+    source = open_pictures(train.data, ranks)
+    model = starting_model(options.start, source.classes)
     source = as_trained(source, model)
-    name = model_info(model).architecture
-    data = prepare_data(options, ranks, name, data=source)
+    data = prepare_data(train, ranks, model_info(model).architecture, data=source)
+    run = _Run(data, options, ranks, script)
     head = head_name(model)
-    open_run(options, ranks)
-    note_split(model, data, options, ranks)
-    trainer = Trainer(
-        model,
-        data,
-        options,
-        ranks,
-        script=script,
-        hooks=Unfreezing(head, options["head_epochs"]),
-        loss=make_loss(options, data, model),
+    open_run(train.output, ranks)
+    note_split(model, data, train, ranks)
+    parts = Parts(
+        hooks=Unfreezing(head, options.head_epochs),
+        loss=make_loss(train.loss, data, model),
         optimizer=_optimizer(model, head, options),
-        settings={name: options[name] for name in _OWN},
+        settings=options.settings(),
     )
-    metrics = trainer.fit()
+    metrics = Trainer(model, data, train, ranks, script=script, parts=parts).fit()
     model.cpu().eval().requires_grad_()
-    output = trainer.output
-    recipe = {"train": command, "seed": options["seed"], "threads": torch.get_num_threads()}
+    recipe = {"train": command, "seed": train.compute.seed, "threads": torch.get_num_threads()}
     attach_info(
         model,
         dataclasses.replace(
@@ -121,14 +124,14 @@ def transfer(options: Mapping[str, Any], ranks: Ranks, script: str, command: str
             classes=list(data.classes),
             transforms=data.preset.to_dict(),
             recipe=recipe,
-            metrics={data.data.held_out: metrics.to_dict()},
+            metrics=run.figures(metrics),
         ),
     )
     if ranks.first:
-        _save_float(model, output)
-    done = Outcome(model, {"float": metrics}, {"float": output / FLOAT})
-    if options["quantize"] != "none":
-        _quantize(done, data, options, ranks, output, script)
+        _save_float(model, run.output)
+    done = Outcome(model, {"float": metrics}, {"float": run.output / FLOAT})
+    if options.int8.quantize != "none":
+        _quantize(done, run)
     return done
 
 
@@ -146,101 +149,72 @@ def _save_float(model: nn.Module, output: Path) -> None:
     save_float(model, path)
 
 
-def _quantize(
-    done: Outcome,
-    data: Prepared,
-    options: Mapping[str, Any],
-    ranks: Ranks,
-    output: Path,
-    script: str,
-) -> None:
-    float_top1 = done.metrics["float"].top1
-    kept = {"float_metrics": {data.data.held_out: done.metrics["float"].to_dict()}}
-    if options["quantize"] == "qat":
-        _train_quantized(done, data, options, ranks, output, script, kept)
+def _quantize(done: Outcome, run: _Run) -> None:
+    """Makes the int8 model of the fine-tuned one, and notes it in the outcome."""
+    how, data, ranks = run.options.int8, run.data, run.ranks
+    kept = {"float_metrics": run.figures(done.metrics["float"])}
+    if how.quantize == "qat":
+        _train_quantized(done, run, kept)
         return
     with spread_calibration():
         int8 = ptq(
             done.model,
             data.data.split("train", data.preset),
-            backend=options["backend"],
-            recipe=options["recipe"],
-            seed=options["seed"],
+            backend=how.backend,
+            recipe=how.recipe,
+            seed=run.options.train.compute.seed,
             progress=ranks.first,
         )
     metrics = evaluate_all(int8, data.test_set, ranks, workers=data.workers)
-    lost = float_top1 - metrics.top1
-    if options["quantize"] == "auto" and lost > options["max_drop"]:
+    lost = done.metrics["float"].top1 - metrics.top1
+    if how.quantize == "auto" and lost > how.max_drop:
         say(
-            f"PTQ loses {points(lost, options['max_drop'])} points of top-1, more than "
-            f"{options['max_drop']:g}: going on "
-            "with quantization-aware training."
+            f"PTQ loses {points(lost, how.max_drop)} points of top-1, more than "
+            f"{how.max_drop:g}: going on with quantization-aware training."
         )
-        _train_quantized(done, data, options, ranks, output, script, kept)
+        _train_quantized(done, run, kept)
         if not ranks.first or done.metrics["int8"].top1 >= metrics.top1:
             return
         below = points(metrics.top1 - done.metrics["int8"].top1, 0)
         say(f"Training ended {below} points below PTQ, whose model is kept: try a lower --qat-lr.")
     done.int8, done.method = int8, "PTQ"
-    done.metrics["int8"], done.files["int8"] = metrics, output / INT8
+    done.metrics["int8"], done.files["int8"] = metrics, run.output / INT8
     if ranks.first:
         recipe = {**model_info(int8).recipe, **kept}
-        figures = {data.data.held_out: metrics.to_dict()}
-        save(int8, done.files["int8"], recipe=recipe, metrics=figures)
+        save(int8, done.files["int8"], recipe=recipe, metrics=run.figures(metrics))
 
 
-def _train_quantized(
-    done: Outcome,
-    data: Prepared,
-    options: Mapping[str, Any],
-    ranks: Ranks,
-    output: Path,
-    script: str,
-    kept: Mapping[str, Any],
-) -> None:
-    folder, float_sha256 = output / QAT, digest(done.model.state_dict())
-    resume = "auto" if options["resume"] else None
+def _train_quantized(done: Outcome, run: _Run, kept: Mapping[str, Any]) -> None:
+    """Trains on from PTQ with quantization in the loop, in a folder of its own."""
+    train, how, ranks = run.options.train, run.options.int8, run.ranks
+    folder, float_sha256 = run.output / QAT, digest(done.model.state_dict())
+    resume = "auto" if train.output.resume else None
     if ranks.first and folder.exists() and not (resume and _is_of(folder, float_sha256)):
         tell(f"{folder} is of another float model: training with quantization starts anew.")
         shutil.rmtree(folder)
     ranks.barrier()
-    own = {
-        **options,
-        **QAT_DEFAULTS,
-        "backend": options["backend"] or default_backend(),
-        "recipe": options["recipe"],
-        "epochs": options["qat_epochs"],
-        "lr": options["qat_lr"] or options["lr"] / 10,
-        "lr_option": "--qat-lr",
-        "lr_scheduler": "cosine",
-        "lr_warmup_epochs": 0,
-        "start_epoch": 0,
-        "model_ema": False,
-        "teacher": SELF,
-        "output_dir": str(folder),
-        "resume": resume,
-        "plot": False,
-    }
-    start = start_qat(done.model, data, own, ranks)
-    trainer = Trainer(
-        start.model,
-        data,
-        own,
-        ranks,
-        script=script,
-        hooks=Freezing(own),
-        loss=make_loss(own, data, done.model),
-        optimizer=qat_optimizer(start.model, own),
-        settings={**start.settings, "float_sha256": float_sha256},
+    own = train.changed(
+        epochs=how.qat_epochs,
+        lr=how.qat_lr or train.schedule.lr / 10,
+        lr_scheduler="cosine",
+        lr_warmup_epochs=0,
+        start_epoch=0,
+        model_ema=False,
+        teacher=SELF,
+        output_dir=str(folder),
+        resume=resume,
+        plot=False,
     )
-    trained = trainer.fit()
+    ways = QatOptions(backend=how.backend, recipe=how.recipe)
+    start = start_qat(done.model, run.data, own, ways, ranks, {"float_sha256": float_sha256})
+    parts = dataclasses.replace(start.parts, lr_option="--qat-lr")
+    trained = Trainer(start.model, run.data, own, ranks, script=run.script, parts=parts).fit()
     ranks.barrier()
     if ranks.first:
-        finished = finish_qat(
-            start.model, trained, data, output, recipe=kept, info=model_info(done.model)
-        )
-        done.int8, done.method = finished.int8, "QAT"
-        done.metrics["int8"], done.files["int8"] = finished.metrics, finished.file
+        info = model_info(done.model)
+        end = finish_qat(start.model, trained, run.data, run.output, recipe=kept, info=info)
+        done.int8, done.method = end.int8, "QAT"
+        done.metrics["int8"], done.files["int8"] = end.metrics, end.file
 
 
 def _is_of(folder: Path, float_sha256: str) -> bool:
@@ -252,47 +226,38 @@ def _is_of(folder: Path, float_sha256: str) -> bool:
     return stored == float_sha256
 
 
-def open_pictures(options: Mapping[str, Any], ranks: Ranks) -> Data:
-    """Opens the data that the options `data` and `data_path` name, and checks all pictures of it.
+def open_pictures(options: DataOptions, ranks: Ranks) -> Data:
+    """Opens the data that the options name, and checks all pictures of it.
 
     A folder without the halves train and val gets a held-out share of each class.
 
     Raises:
         ArgumentError: No such data, a single class, or pictures that cannot be read.
     """
-    path = options["data_path"]
-    data = sources.open_data(options["data"], path)
-    if path is not None:
+    data = sources.open_data(options.data, options.data_path)
+    if options.data_path is not None:
         with ranks.first_alone():
             check_pictures(data, progress=ranks.first)
     return data
 
 
-def _batch_size(options: Mapping[str, Any], data: Data, ranks: Ranks) -> int:
-    # Somebody with forty photos should not have to know what a batch is.
-    most = len(data.split("train", None)) // ranks.world
-    size: int | None = options["batch_size"]
-    return max(2, min(32, most)) if size is None else size
-
-
-def starting_model(options: Mapping[str, Any], classes: list[str]) -> nn.Module:
+def starting_model(options: StartOptions, classes: list[str]) -> nn.Module:
     """Builds the model to fine-tune, with a head for the classes.
 
     A checkpoint of the same classes keeps its head; every other model gets a fresh one.
 
     Args:
-        options: `model`, `weights` and `checkpoint`; of a checkpoint `model` says, where need be,
-            what it is, and `told` what else `load_float` has to know.
+        options: The options; of a checkpoint, `model` says what it is where the file does not.
         classes: Names of the classes.
 
     Raises:
         ArgumentError: The options name no model.
         DownloadError: The weights could not be fetched.
     """
-    name, weights, checkpoint = (options[k] for k in ("model", "weights", "checkpoint"))
-    if name is None and checkpoint is None:
-        raise ArgumentError("Give --model NAME or --checkpoint FILE to start from.")
-    if checkpoint is None:
+    name, weights = options.model, options.weights
+    if options.checkpoint is None:
+        if name is None:
+            raise ArgumentError("Give --model NAME or --checkpoint FILE to start from.")
         wanted = None if str(weights).lower() == "none" else weights
         try:
             return float_model(name, wanted, len(classes))
@@ -301,7 +266,7 @@ def starting_model(options: Mapping[str, Any], classes: list[str]) -> nn.Module:
                 f"{error} Without a connection, start from a file (--checkpoint FILE) or from "
                 "random weights (--weights none), which needs many pictures."
             ) from None
-    model = load_float(Path(checkpoint), name, **options.get("told", {}))
+    model = load_float(Path(options.checkpoint), name, **options.told)
     if same_names(class_names(model_info(model).classes), classes):
         return model
     path = head_name(model)
@@ -360,12 +325,16 @@ class Unfreezing(Hooks):
         head.requires_grad_().train()
 
 
-def _optimizer(model: nn.Module, head: str, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, head: str, options: TransferOptions) -> torch.optim.Optimizer:
     own = list(model.get_submodule(head).parameters())
     known = {id(p) for p in own}
     rest = [p for p in model.parameters() if id(p) not in known]
-    groups = [{"params": own, "lr": options["lr"] * options["head_lr_factor"]}, {"params": rest}]
-    return make_optimizer(groups, options)
+    lr = options.train.schedule.lr
+    groups: list[dict[str, Any]] = [
+        {"params": own, "lr": lr * options.head_lr_factor},
+        {"params": rest},
+    ]
+    return make_optimizer(groups, options.train.optimizer, lr)
 
 
 def measure_latency(done: Outcome, threads: int = 1) -> None:

@@ -18,6 +18,7 @@ from qzoo.cli import main
 from qzoo.errors import ArgumentError
 from qzoo.importers.checkpoint import load_float
 from qzoo.training import Ranks, check_run, find_run, new_folder, open_run, transfer
+from qzoo.training.options import OutputOptions
 from qzoo.training.runs import clear
 
 ALONE = Ranks(torch.device("cpu"))
@@ -73,10 +74,8 @@ def test_the_run_with_the_same_options_goes_on(tmp_path: Path) -> None:
     assert find_run(base, SETTINGS, last) == third
 
 
-def _options(output: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(output), "resume": None, "overwrite": False, "test_only": False, **more,
-    }  # fmt: skip
+def _options(output: Path, **more: Any) -> OutputOptions:
+    return OutputOptions(output_dir=str(output), **more)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_a_run_goes_on_in_its_own_folder(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
     for resume in ("auto", str(run / "checkpoint.pth")):
         options = _options(run, resume=resume, overwrite=True)
-        check_run({**options, "overwrite": False}, ALONE)
+        check_run(options.changed(overwrite=False), ALONE)
         open_run(options, ALONE)
         assert (run / "checkpoint.pth").exists(), "to go on comes before to replace"
     # Stopped before the first checkpoint: there is nothing to lose.
@@ -177,20 +176,16 @@ def test_finetune_twice_makes_two_models(
 
 def test_an_int8_model_of_other_float_weights_does_not_stay(photos: Path, tmp_path: Path) -> None:
     """A run that goes on with more epochs gets another float model, so the rest is made anew."""
-    from qzoo.training import set_up, transfer
-    from qzoo.training.options import option_values
+    from qzoo.training import TransferOptions, set_up, transfer
 
     def run(epochs: int, resume: str | None) -> None:
-        options = option_values(
+        options = TransferOptions().changed(
             data_path=str(photos), output_dir=str(tmp_path / "run"), resume=resume, epochs=epochs,
             train_crop_size=32, augment="none", batch_size=4, threads=1, workers=0, lr=0.01,
+            model="shufflenet_v2_x0_5", weights="none", head_epochs=0, head_lr_factor=1.0,
+            quantize="qat", qat_epochs=1, recipe="fast", backend="x86",
         )  # fmt: skip
-        options |= {
-            "model": "shufflenet_v2_x0_5", "weights": "none", "checkpoint": None, "head_epochs": 0,
-            "head_lr_factor": 1.0, "quantize": "qat", "max_drop": 0.5, "qat_epochs": 1,
-            "qat_lr": None, "recipe": "fast", "backend": "x86",
-        }  # fmt: skip
-        set_up(options, ALONE)
+        set_up(options.train, ALONE)
         transfer(options, ALONE, "transfer.py", "command")
 
     out = tmp_path / "run"

@@ -24,6 +24,7 @@ from torchvision import transforms as T
 from qzoo import training
 from qzoo.errors import MissingDependencyError, UnknownNameError
 from qzoo.training import sources
+from qzoo.training.options import OptimizerOptions, ScheduleOptions
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +116,7 @@ def test_random_states_come_back(engine: ModuleType, tmp_path: Path) -> None:
 
 # Optimization
 
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "lr": 0.4, "epochs": 20, "lr_step_size": 3, "lr_gamma": 0.7, "lr_min": 0.01,
     "lr_warmup_method": "linear", "lr_warmup_decay": 0.05,
 }  # fmt: skip
@@ -128,9 +129,9 @@ SCHEDULE = {
 def test_schedules_are_torchvisions(
     engine: ModuleType, kind: str, warmup: int, method: str
 ) -> None:
-    options = {
+    options = ScheduleOptions(**{
         **SCHEDULE, "lr_scheduler": kind, "lr_warmup_epochs": warmup, "lr_warmup_method": method,
-    }  # fmt: skip
+    })  # fmt: skip
     weight = [nn.Parameter(torch.zeros(1))]
     own, other = SGD(weight, 0.4), SGD(weight, 0.4)
     schedule = engine.make_schedule(own, options)
@@ -156,9 +157,10 @@ def test_schedules_are_torchvisions(
 
 def test_norm_layers_have_their_own_weight_decay(engine: ModuleType) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    one = engine.parameter_groups(model, {"weight_decay": 0.1, "norm_weight_decay": None})
+    one = engine.parameter_groups(model, OptimizerOptions(weight_decay=0.1))
     assert [len(group["params"]) for group in one] == [6]
-    norms, others = engine.parameter_groups(model, {"weight_decay": 0.1, "norm_weight_decay": 0.0})
+    apart = OptimizerOptions(weight_decay=0.1, norm_weight_decay=0.0)
+    norms, others = engine.parameter_groups(model, apart)
     assert (len(norms["params"]), norms["weight_decay"]) == (2, 0.0)
     assert (len(others["params"]), others["weight_decay"]) == (4, 0.1)
 
@@ -166,8 +168,8 @@ def test_norm_layers_have_their_own_weight_decay(engine: ModuleType) -> None:
 @pytest.mark.parametrize("name", ["sgd", "sgd_nesterov", "rmsprop", "adamw"])
 def test_optimizers_take_their_options(engine: ModuleType, name: str) -> None:
     weight = nn.Parameter(torch.ones(1))
-    options = {"opt": name, "lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
-    optimizer = engine.make_optimizer([{"params": [weight], "lr": 0.5}], options)
+    options = OptimizerOptions(opt=name, momentum=0.8, weight_decay=0.01)
+    optimizer = engine.make_optimizer([{"params": [weight], "lr": 0.5}], options, 0.1)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"]) == (0.5, 0.01)
     assert group.get("momentum", 0.8) == 0.8
