@@ -61,7 +61,7 @@ def observing(model: nn.Module) -> Pass:
     """
     row, recipe = get_backend(default_backend()), get_recipe("fast")
     few = open_calibration(torch.zeros(2, 3, 8, 8), images=2, batch_size=2, seed=0, transform=None)
-    state = Quantization(model, row, few, reduce_range=row.reduce_range, progress=False)
+    state = Quantization(model, row, few, progress=False)
     choose_weight_scales(state, recipe.weight_observer)
 
     def run(images: Tensor, batch: int) -> None:

@@ -8,9 +8,17 @@ into exit code 2 without a traceback. Where Python or torchvision users expect a
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import warnings
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from .safe_text import printable
+
+#: Where the package's own files lie.
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 
 class QzooError(Exception):
@@ -65,6 +73,33 @@ class QuantizationWarning(UserWarning):
 
 class BackendWarning(UserWarning):
     """A model runs on another quantized engine than the one it was quantized for."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warns whoever called qzoo: the warning names the nearest line outside the package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def check_known(name: Any, known: Iterable[str], kind: str) -> None:
+    """Checks that there is something of this name.
+
+    Args:
+        name: What was asked for.
+        known: The names there are.
+        kind: What they are names of, for the message.
+
+    Raises:
+        UnknownNameError: There is not; the message names the known ones.
+    """
+    names = list(known)
+    if name not in names:
+        raise UnknownNameError(
+            f"Unknown {kind} {name!r}: choose one of {', '.join(names)}."
+            + did_you_mean(str(name), names)
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

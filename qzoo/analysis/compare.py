@@ -21,7 +21,7 @@ from ..quantize.data import open_labelled
 from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.mixed.replay import simulate
 from ..quantize.observers import MSE, IntegerRange
-from ..quantize.ptq import own_transforms
+from ..quantize.options import own_transforms
 from ..quantize.simulate import Simulation
 from ..reference.compare import native_outputs
 from ..reference.ops import QUANTIZE, arguments

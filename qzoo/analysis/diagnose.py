@@ -19,7 +19,7 @@ from ..native.model import (
 from ..quantize.data import open_labelled
 from ..quantize.mixed.replay import simulate
 from ..quantize.mixed.sensitivity import Sensitivity, measure_sensitivity
-from ..quantize.ptq import own_transforms
+from ..quantize.options import own_transforms
 from .accuracy import Accuracy, measure_accuracy
 from .compare import Comparison, compare_layers
 from .experiments import Experiment, run_experiments

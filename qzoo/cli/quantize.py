@@ -113,7 +113,7 @@ def quantize(
         opened.labels_for(model_info(loaded))  # what does not fit shows now and not at the end
     with only_json(as_json), torch_threads(threads):
         calibration = opened.split("train" if held_out else "all", preset_of(loaded))
-        int8 = ptq(loaded, calibration, **{**options, "keep_float": list(options["keep_float"])})
+        int8 = ptq(loaded, calibration, **options)
         found = {}
         if measured:
             pictures, _ = pictures_to_measure(opened, loaded, int8, labelled=True)

@@ -106,7 +106,6 @@ def tune_command(
     opened = divide(opened, model_info(loaded).seen)
     calibration = opened.split("train", preset_of(loaded))
     pictures, _ = pictures_to_measure(opened, loaded)
-    options["keep_float"] = list(options["keep_float"])
     if options["time_budget"]:
         left = options["time_budget"] - (time.monotonic() - start)
         options["time_budget"] = max(left, 0.001)  # 0 would mean something else

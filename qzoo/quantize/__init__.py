@@ -6,9 +6,9 @@ from .._core.lazy import module_getattr
 from . import qat
 from .dynamic import DynamicReport, quantize_dynamic
 from .mixed.sensitivity import Sensitivity, measure_sensitivity
-from .mixed.tune import Tuned, tune
+from .mixed.tune import Tuned, TuneOptions, tune
 from .observers import OBSERVERS, IntegerRange, make_observer
-from .ptq import ptq
+from .ptq import PTQOptions, ptq
 from .recipes import RECIPES, STEPS, Recipe
 from .weight_only import WeightOnlyReport, quantize_weight_only
 
@@ -19,8 +19,10 @@ __all__ = [
     "DynamicReport",
     "Grid",
     "IntegerRange",
+    "PTQOptions",
     "Recipe",
     "Sensitivity",
+    "TuneOptions",
     "Tuned",
     "WeightOnlyReport",
     "make_observer",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from ..backends import available_engines, default_backend, quantized_engine, run_engine
-from ..errors import ArgumentError, QuantizationWarning
+from ..errors import ArgumentError, QuantizationWarning, warn
 from ..native.markers import require_torch_ao
 from .state import match_layers
 
@@ -113,11 +112,10 @@ def quantize_dynamic(
         shown = "; ".join(f"{name!r}: {why}" for name, why in list(skipped.items())[:3])
         raise ArgumentError(f"None of the layers has a dynamic int8 form ({shown}).")
     if skipped:
-        warnings.warn(
+        warn(
             f"{len(skipped)} layers stay float: "
             f"{'; '.join(f'{name!r}, because {why}' for name, why in list(skipped.items())[:3])}.",
             QuantizationWarning,
-            stacklevel=2,
         )
     report = DynamicReport(
         tuple(_describe(name, found[name]) for name in names), MappingProxyType(skipped)

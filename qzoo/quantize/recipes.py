@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ..errors import ArgumentError, UnknownNameError, did_you_mean
+from ..errors import ArgumentError, check_known
 from .observers import OBSERVERS
 from .state import Quantization
 from .steps.adaround import round_adaptively
@@ -45,16 +45,10 @@ class Recipe:
             UnknownNameError: One does not exist; the message names the known ones.
             ArgumentError: A step is missing or comes too early, or there are none but an observer.
         """
-        for kind, names, known in (
-            ("step", self.steps, STEPS),
-            ("observer", (self.observer, self.weight_observer), OBSERVERS),
-        ):
-            for name in names:
-                if name not in known:
-                    raise UnknownNameError(
-                        f"Unknown {kind} {name!r} in the recipe {self.name!r}: choose from "
-                        f"{', '.join(known)}." + did_you_mean(str(name), known)
-                    )
+        for step in self.steps:
+            check_known(step, STEPS, f"step of the recipe {self.name!r}")
+        for observer in (self.observer, self.weight_observer):
+            check_known(observer, OBSERVERS, f"observer of the recipe {self.name!r}")
         if not self.steps:
             if (self.observer, self.weight_observer) != ("histogram", "minmax"):
                 raise ArgumentError(
@@ -86,12 +80,12 @@ _BEFORE = {
 }
 
 #: What a step does to the model; each notes what it did in `state.notes`.
-STEPS: MappingProxyType[str, Callable[[Quantization, Recipe], None]] = MappingProxyType(
+STEPS: MappingProxyType[str, Callable[[Quantization, Recipe], object]] = MappingProxyType(
     {
         "equalize": lambda state, recipe: equalize(state),
         "weights": lambda state, recipe: choose_weight_scales(state, recipe.weight_observer),
-        "calibrate": lambda state, recipe: _calibrate(state, recipe),
-        "share_ranges": lambda state, recipe: _share_ranges(state),
+        "calibrate": lambda state, recipe: calibrate(state, recipe.observer),
+        "share_ranges": lambda state, recipe: share_ranges(state),
         "adaround": lambda state, recipe: round_adaptively(state),
         "bias_correction": lambda state, recipe: correct_biases(state),
     }
@@ -126,18 +120,5 @@ def get_recipe(recipe: str | Recipe) -> Recipe:
     if isinstance(recipe, Recipe):
         recipe.check()
         return recipe
-    if recipe not in RECIPES:
-        raise UnknownNameError(
-            f"Unknown recipe {recipe!r}: choose one of {', '.join(RECIPES)}."
-            + did_you_mean(str(recipe), RECIPES)
-        )
+    check_known(recipe, RECIPES, "recipe")
     return RECIPES[recipe]
-
-
-def _calibrate(state: Quantization, recipe: Recipe) -> None:
-    calibrate(state, recipe.observer)
-    state.notes["observer"] = recipe.observer
-
-
-def _share_ranges(state: Quantization) -> None:
-    state.notes["layers_with_shared_range"] = share_ranges(state)

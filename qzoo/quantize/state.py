@@ -54,13 +54,12 @@ class Quantization:
         backend: Backend,
         calibration: Calibration,
         keep_float: Sequence[str] = (),
-        reduce_range: bool = False,
         progress: bool = True,
     ) -> None:
-        source = open_source(model, backend, calibration, stacklevel=5)
+        source = open_source(model, backend, calibration)
         self.fused, self.layers = source.fused, source.layers
         self.info, self.recording = source.info, source.recording
-        self.grid = IntegerRange(0, 127 if reduce_range else 255)
+        self.grid = IntegerRange(0, backend.activation_max)
         self.backend, self.calibration, self.progress = backend, calibration, progress
         self.keep_float = match_layers(keep_float, self.weighted())
         self.ranges: dict[str, tuple[float, int]] = {}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._core.process import undisturbed
-from ..errors import ArgumentError, MissingDependencyError, QuantizationWarning
+from ..errors import ArgumentError, MissingDependencyError, QuantizationWarning, warn
 from .state import match_layers
 
 #: Weights that share a scale; int8 also offers one scale per output channel.
@@ -227,9 +226,7 @@ def _choose(
     if skipped and (layers is not None or not names):
         raise ArgumentError(f"{len(skipped)} linear layers cannot be quantized so: {shown}.")
     if skipped:
-        warnings.warn(
-            f"{len(skipped)} linear layers stay float: {shown}.", QuantizationWarning, stacklevel=3
-        )
+        warn(f"{len(skipped)} linear layers stay float: {shown}.", QuantizationWarning)
     return names, skipped
 
 

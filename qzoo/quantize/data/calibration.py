@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ...artifact.seen import files_of
 from ...datasets.pairs import image_and_label, not_a_tensor, wrong_channels
-from ...errors import ArgumentError, QuantizationWarning
+from ...errors import ArgumentError, QuantizationWarning, warn
 from ...pictures.folders import halves, read_folder
 from ...pictures.images import SUFFIXES, transformed
 
@@ -391,9 +390,8 @@ def _check_count(count: int) -> None:
     if count == 0:
         raise ArgumentError("There are no calibration images: the data set is empty.")
     if count == 1:
-        warnings.warn(
+        warn(
             "Calibrating on a single image: its ranges will cut other images off. A few hundred, "
             "of every class, are usual.",
             QuantizationWarning,
-            stacklevel=5,
         )

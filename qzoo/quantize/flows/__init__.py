@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..source.faithful import check_all_ran
 from ..state import match_layers
 from ..steps.calibrate import forward
 
-FLOWS = ("eager", "fx", "pt2e")
+Before = Callable[[Tensor], Tensor]
 
 
 def torch_artifact(
@@ -54,117 +55,101 @@ def torch_artifact(
         ArtifactError: Settings whose result an int8 artifact cannot hold.
         MissingDependencyError: torchao, or ExecuTorch's quantizer, is not installed.
     """
+    run = _Run(model, calibration, backend, progress, keep_float, settings)
     # Converting makes modules whose random weights are then replaced.
     with torch.random.fork_rng(devices=[]):
-        return _FLOWS[flow](model, calibration, backend, progress, keep_float, settings)
+        return _FLOWS[flow](run)
 
 
-def _eager(
-    model: nn.Module,
-    calibration: Calibration,
-    backend: Backend,
-    progress: bool,
-    keep_float: Collection[str],
-    settings: Any,
-) -> Artifact:
-    if keep_float:
-        raise ArgumentError(
-            'keep_float goes with qzoo\'s own steps or with flow="fx" and "pt2e", not with '
-            "PyTorch's eager observers: leave one of them out."
-        )
-    require_torch_ao('The recipe "torchvision"')
-    from ...native import eager
+@dataclass(frozen=True)
+class _Run:
+    """A model on its way through one of the flows; see `torch_artifact`."""
 
-    source = open_source(model, backend, calibration)
-    observed: Any = source.fused
-    eager.insert_observers(observed, backend.qconfig())
-    wanted = ranged_layers(source.recording, source.layers)
-    with _noting(observed, wanted) as ran:
-        _calibrate(observed, _Images(calibration, "calibrate", progress))
-    # PyTorch would give a layer that never ran the scale 1.0.
-    check_all_ran(wanted, ran)
-    with quantized_engine(run_engine(backend.name)):
-        eager.convert_observed(observed)
-        return from_native(attach_info(observed, source.info))
+    model: Any
+    calibration: Calibration
+    backend: Backend
+    progress: bool
+    keep_float: Collection[str]
+    settings: Any
 
+    def eager(self) -> Artifact:
+        if self.keep_float:
+            raise ArgumentError(
+                'keep_float goes with qzoo\'s own steps or with flow="fx" and "pt2e", not with '
+                "PyTorch's eager observers: leave one of them out."
+            )
+        require_torch_ao('The recipe "torchvision"')
+        from ...native import eager
 
-def _fx(
-    model: Any,
-    calibration: Calibration,
-    backend: Backend,
-    progress: bool,
-    keep_float: Collection[str],
-    settings: Any,
-) -> Artifact:
-    require_torch_ao('flow="fx"')
-    from ...importers.fx import from_fx
-    from ...native import fx
+        source = self._source()
+        observed: Any = source.fused
+        eager.insert_observers(observed, self.backend.qconfig())
+        wanted = ranged_layers(source.recording, source.layers)
+        with _noting(observed, wanted) as ran:
+            self._calibrate(observed)
+        # PyTorch would give a layer that never ran the scale 1.0.
+        check_all_ran(wanted, ran)
+        with quantized_engine(run_engine(self.backend.name)):
+            eager.convert_observed(observed)
+            return from_native(attach_info(observed, source.info))
 
-    if settings is not None:
-        fx.check_mapping(settings)
-    source = open_source(model, backend, calibration)
-    kept = _kept(source, keep_float)
-    plain: Any = source.plain
-    before = None
-    if getattr(plain, "transform_input", False):
-        # FX would quantize this float arithmetic in front of the model, which artifacts do not.
-        before, plain.transform_input = model._transform_input, False
-    example = next(iter(_Images(calibration, "", False, before)))
-    mapping = fx.mapping_for(backend.name, settings, kept)
-    prepared = fx.prepare_graph(plain, mapping, example)
-    _calibrate(prepared, _Images(calibration, "calibrate", progress, before))
-    with quantized_engine(run_engine(backend.name)):
-        converted = fx.convert_graph(prepared)
-        images = _Images(calibration, "measure ranges", progress, before)
-        grid = IntegerRange(0, backend.activation_max)
-        return from_fx(converted, source.info, example, images, lambda: Observer(grid))
+    def fx(self) -> Artifact:
+        require_torch_ao('flow="fx"')
+        from ...importers.fx import from_fx
+        from ...native import fx
 
+        if self.settings is not None:
+            fx.check_mapping(self.settings)
+        source = self._source()
+        plain: Any = source.plain
+        before = None
+        if getattr(plain, "transform_input", False):
+            # FX would quantize this float arithmetic in front of the model, which artifacts do not.
+            before, plain.transform_input = self.model._transform_input, False
+        example = next(self._images("", before))
+        mapping = fx.mapping_for(self.backend.name, self.settings, self._kept(source))
+        prepared = fx.prepare_graph(plain, mapping, example)
+        self._calibrate(prepared, before)
+        with quantized_engine(run_engine(self.backend.name)):
+            converted = fx.convert_graph(prepared)
+            images = self._images("measure ranges", before)
+            grid = IntegerRange(0, self.backend.activation_max)
+            return from_fx(converted, source.info, example, images, lambda: Observer(grid))
 
-def _pt2e(
-    model: nn.Module,
-    calibration: Calibration,
-    backend: Backend,
-    progress: bool,
-    keep_float: Collection[str],
-    settings: Any,
-) -> Artifact:
-    from .pt2e import convert, prepare
+    def pt2e(self) -> Artifact:
+        from . import pt2e
 
-    source = open_source(model, backend, calibration)
-    kept = _kept(source, keep_float)
-    prepared = prepare(source.plain, next(iter(calibration)), backend, settings, kept)
-    _calibrate(prepared, _Images(calibration, "calibrate", progress))
-    images = _Images(calibration, "measure ranges", progress)
-    return from_pt2e(convert(prepared), source.info, images, keep_float=kept)
+        source = self._source()
+        kept = self._kept(source)
+        example = next(iter(self.calibration))
+        prepared = pt2e.prepare(source.plain, example, self.backend, self.settings, kept)
+        self._calibrate(prepared)
+        images = self._images("measure ranges")
+        return from_pt2e(pt2e.convert(prepared), source.info, images, keep_float=kept)
 
+    def _source(self) -> Source:
+        return open_source(self.model, self.backend, self.calibration)
 
-_FLOWS = {"eager": _eager, "fx": _fx, "pt2e": _pt2e}
+    def _kept(self, source: Source) -> set[str]:
+        """Returns the names of the layers to keep in float."""
+        weighted = [name for name, layer in source.layers.items() if layer.op in WEIGHTED_OPS]
+        return match_layers(list(self.keep_float), weighted)
 
+    def _images(self, title: str, before: Before | None = None) -> Iterator[Tensor]:
+        """Yields the calibration images, each through `before`, with a bar if it has a title."""
+        hidden = not (self.progress and title)
+        bar = tqdm(self.calibration, title, unit="batch", leave=False, disable=hidden)
+        yield from bar if before is None else map(before, bar)
 
-def _kept(source: Source, keep_float: Collection[str]) -> set[str]:
-    """Returns the names of the layers to keep in float."""
-    weighted = [name for name, layer in source.layers.items() if layer.op in WEIGHTED_OPS]
-    return match_layers(list(keep_float), weighted)
+    def _calibrate(self, observed: nn.Module, before: Before | None = None) -> None:
+        with torch.no_grad():
+            for batch in self._images("calibrate", before):
+                forward(observed, batch)
 
 
-class _Images:
-    """Calibration images, read anew for every pass, with a progress bar."""
-
-    def __init__(
-        self,
-        calibration: Calibration,
-        title: str,
-        progress: bool,
-        before: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.calibration, self.title, self.progress = calibration, title, progress
-        self.before = before
-
-    def __iter__(self) -> Iterator[Tensor]:
-        hidden = not self.progress
-        bar = tqdm(self.calibration, self.title, unit="batch", leave=False, disable=hidden)
-        for images in bar:
-            yield images if self.before is None else self.before(images)
+_FLOWS = {"eager": _Run.eager, "fx": _Run.fx, "pt2e": _Run.pt2e}
+#: The flows of `ptq`; "eager" is qzoo's own steps, where a recipe has some.
+FLOWS = tuple(_FLOWS)
 
 
 @contextmanager
@@ -183,9 +168,3 @@ def _noting(observed: nn.Module, names: Sequence[str]) -> Iterator[set[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _calibrate(observed: nn.Module, images: _Images) -> None:
-    with torch.no_grad():
-        for batch in images:
-            forward(observed, batch)

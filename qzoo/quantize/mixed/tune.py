@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
+from typing_extensions import Unpack
 
-from ...artifact.format import Artifact, ModelInfo
+from ...artifact.format import Artifact
 from ...artifact.layers import float_weight_tensors
 from ...datasets.evaluate import eval_mode
 from ...datasets.holdout import HELD_OUT, divide
 from ...datasets.sources import Relabelled, open_folder
-from ...errors import ArgumentError, QuantizationWarning
+from ...errors import ArgumentError, QuantizationWarning, warn
 from ...native.model import from_native, model_info, to_native
-from ..data import LabelledImages, open_calibration, open_labelled, stratified, targets_of
-from ..ptq import check_counts, own_transforms, ptq
-from ..recipes import Recipe, get_recipe
+from ..data import LabelledImages, open_labelled, stratified, targets_of
+from ..options import Keywords, Options, check_count, takes
+from ..ptq import PTQOptions, ptq
 from ..simulate import Simulation
 from .damage import first_answers
 from .replay import simulate
@@ -130,22 +130,48 @@ class Tuned:
         return plain
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(Options):
+    """What can be chosen about `tune`, besides what `Options` holds.
+
+    `keep_float` names layers to keep in float in any case.
+
+    Attributes:
+        sensitivity_images: Images that the layers' harm is measured on.
+        time_budget: Seconds after which the best so far is returned. Calibration, the steps that
+            improve layers, and the measurements keep to it as well: they take fewer images where
+            all of them would take too long, at least a batch each. 0 quantizes and measures once,
+            on all images, and searches nothing; None takes the time that it takes.
+    """
+
+    sensitivity_images: int = 64
+    time_budget: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("sensitivity_images", self.sensitivity_images)
+        budget = self.time_budget
+        if budget is not None and (type(budget) not in (int, float) or not budget >= 0):
+            raise ArgumentError(f"time_budget should be seconds, 0 or more, not {budget!r}.")
+
+
+class TuneKeywords(Keywords, total=False):
+    """`TuneOptions` as keyword arguments, for type checkers and editors."""
+
+    backend: str | None
+    sensitivity_images: int
+    time_budget: float | None
+
+
+@takes(TuneOptions)
 def tune(
     model: nn.Module,
     data: Any,
     max_drop: float = 0.3,
     *,
     test_data: Any = None,
-    backend: str | None = None,
-    recipe: str | Recipe = "default",
-    images: int | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    keep_float: Sequence[str] = (),
-    transforms: Any = None,
-    sensitivity_images: int = 64,
-    time_budget: float | None = None,
-    progress: bool = True,
+    options: TuneOptions | None = None,
+    **changes: Unpack[TuneKeywords],
 ) -> Tuned:
     """Quantizes a model and keeps as few layers in float as meet a target.
 
@@ -161,66 +187,60 @@ def tune(
             class is measured on and the rest calibrates; a folder's val/ is measured on. Tensors
             and loaders serve for both, with a `QuantizationWarning`. Without labels, the share of
             changed first answers counts, which is the most that top-1 can have lost.
-        backend: Numeric configuration, as in `ptq`.
-        recipe: The steps that quantize, as in `ptq`.
-        images: Number of calibration images, as in `ptq`.
-        batch_size: Images per forward pass.
-        seed: Seed of the choice of images.
-        keep_float: Layers to keep in float in any case, as names or shell patterns.
-        transforms: Evaluation transforms; None takes the model's own.
-        sensitivity_images: Images that the layers' harm is measured on.
-        time_budget: Seconds after which the best so far is returned. Calibration, the steps that
-            improve layers, and the measurements keep to it as well: they take fewer images where
-            all of them would take too long, at least a batch each. 0 quantizes and measures once,
-            on all images, and searches nothing; None takes the time that it takes.
-        progress: Whether to show progress bars on stderr.
+        options: What to choose otherwise than by default; None takes the defaults.
+        changes: Single options instead, or other than in `options`: see `TuneOptions`.
 
     Raises:
         ArgumentError: As `ptq`; or an impossible target, budget or number of images.
+        UnknownNameError: An unknown backend, recipe, step or observer.
     """
     start = time.monotonic()
-    _check(max_drop, time_budget, sensitivity_images)
-    check_counts(images=images, batch_size=batch_size)
-    deadline = math.inf if time_budget is None else start + time_budget
-    plan, info = get_recipe(recipe), model_info(model)
-    transform = transforms or own_transforms(model)
-    parts = _parts(data, test_data, info, transform, seed, progress)
-    reading: dict[str, Any] = {"transform": transform, "model": info}
-    if time_budget:
-        most = BATCH_SHARE * time_budget / _seconds_of_an_image(model, parts.judged, reading)
-        batch_size = max(LEAST, min(batch_size, int(most)))
-    reading["batch_size"] = batch_size
-    calibration = open_calibration(
-        parts.calibration, images=images or plan.images, batch_size=batch_size, seed=seed,
-        transform=transform, stratify=plan.stratify,
-    )  # fmt: skip
-    if time_budget:
-        calibration.stop_after(CALIBRATION_SHARE * time_budget, QUANTIZING_SHARE * time_budget)
-    options: dict[str, Any] = {
-        "backend": backend, "recipe": recipe, "transforms": transforms, "progress": progress,
-    }  # fmt: skip
-    base = from_native(ptq(model, calibration, keep_float=keep_float, **options))
-    quantizing = time.monotonic() - start
-    test = open_labelled(parts.judged, seed=seed, mixed=bool(time_budget), **reading)
-    if time_budget:
+    if type(max_drop) not in (int, float) or not 0 <= max_drop <= 100:
+        raise ArgumentError(f"max_drop should be points of top-1 from 0 to 100, not {max_drop!r}.")
+    chosen = TuneOptions.of(options, changes)
+    parts = _parts(data, test_data, model, chosen)
+    reading, budget = _Reading(model, chosen), chosen.time_budget
+    if budget:
+        most = BATCH_SHARE * budget / _seconds_of_an_image(model, parts.judged, reading)
+        reading.batch_size = max(LEAST, min(chosen.batch_size, int(most)))
+    chosen = dataclasses.replace(chosen, batch_size=reading.batch_size)
+    calibration = chosen.open(parts.calibration, model)
+    if budget:
+        calibration.stop_after(CALIBRATION_SHARE * budget, QUANTIZING_SHARE * budget)
+    quantizing = chosen.shared(PTQOptions)
+    base = from_native(ptq(model, calibration, options=quantizing))
+    taken = time.monotonic() - start
+    deadline = math.inf if budget is None else start + budget
+    test = reading.open(parts.judged, mixed=bool(budget))
+    if budget:
         test.stop_after(ANSWERING_SHARE * (deadline - time.monotonic()))
-    search = _Search(model, test, max_drop, start, deadline, progress)
+    search = _Search(model, test, max_drop, start, deadline, chosen.progress)
     search.measure("quantize", base)
     if not search.best.met and search.time_left():
         search.simulation = simulate(model, base, next(iter(test))[0])
-        search.run(_ranking(search, parts.calibration, sensitivity_images, seed, reading))
-        again = set(plan.steps) - INDEPENDENT_STEPS
-        if again and search.best.float_layers and search.time_left(quantizing):
-            kept = search.best.float_layers
+        search.run(_ranking(search, parts.calibration, chosen.sensitivity_images, reading))
+        kept = search.best.float_layers
+        if kept and set(chosen.plan.steps) - INDEPENDENT_STEPS and search.time_left(taken):
             calibration.stop_after(math.inf, math.inf)
-            again_model = ptq(model, calibration, keep_float=kept, **options)
-            search.measure("requantize", from_native(again_model))
+            again = ptq(model, calibration, options=quantizing, keep_float=kept)
+            search.measure("requantize", from_native(again))
     return search.result(calibration.count, parts.how)
 
 
-def _ranking(
-    search: _Search, data: Any, images: int, seed: int, reading: dict[str, Any]
-) -> list[str]:
+class _Reading:
+    """How images to measure on are read."""
+
+    def __init__(self, model: nn.Module, options: TuneOptions) -> None:
+        self.info, self.transform = model_info(model), options.transforms_of(model)
+        self.batch_size, self.seed = options.batch_size, options.seed
+
+    def open(self, data: Any, **settings: Any) -> LabelledImages:
+        """Opens images as `open_labelled` does, with what is not named in `settings` as chosen."""
+        own = {"batch_size": self.batch_size, "seed": self.seed}
+        return open_labelled(data, transform=self.transform, model=self.info, **{**own, **settings})
+
+
+def _ranking(search: _Search, data: Any, images: int, reading: _Reading) -> list[str]:
     """Returns the layers whose weights may be kept in float, the most harmful first.
 
     Where the time that is left allows for too few images, there are none.
@@ -235,10 +255,10 @@ def _ranking(
         if images < LEAST:
             search.stopped = OUT_OF_TIME
             return []
-    reading = {**reading, "batch_size": min(images, reading["batch_size"])}
+    batches = reading.open(data, images=images, batch_size=min(images, reading.batch_size))
     sensitivity = measure_sensitivity(
-        simulation, open_labelled(data, images=images, seed=seed, **reading), modes=("int8",),
-        parts=("weights",), layers=layers, deadline=limit, progress=search.progress,
+        simulation, batches, modes=("int8",), parts=("weights",), layers=layers, deadline=limit,
+        progress=search.progress,
     )  # fmt: skip
     return [layer.name for layer in sensitivity.ranking("weights")]
 
@@ -249,11 +269,11 @@ def _on_cpu(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda images: model(images.to(device)).cpu()
 
 
-def _seconds_of_an_image(model: nn.Module, data: Any, reading: dict[str, Any]) -> float:
+def _seconds_of_an_image(model: nn.Module, data: Any, reading: _Reading) -> float:
     """Returns how long it takes to read an image and to run the float model on it."""
     begun = time.monotonic()
     with torch.inference_mode(), eval_mode(model):
-        images, _ = next(iter(open_labelled(data, images=1, batch_size=1, **reading)))
+        images, _ = next(iter(reading.open(data, images=1, batch_size=1)))
         _on_cpu(model)(images)
     return max(time.monotonic() - begun, 1e-6)
 
@@ -272,14 +292,13 @@ class _Parts(NamedTuple):
     how: str
 
 
-def _parts(
-    data: Any, test_data: Any, info: ModelInfo, transform: Any, seed: int, progress: bool
-) -> _Parts:
+def _parts(data: Any, test_data: Any, model: nn.Module, options: TuneOptions) -> _Parts:
     """Returns two parts of the data, where none is named to judge by."""
     if test_data is not None:
         return _Parts(data, test_data, "the images named for it")
+    info, transform = model_info(model), options.transforms_of(model)
     if isinstance(data, (str, os.PathLike)) and transform is not None:
-        found = divide(open_folder(Path(data)), info.seen, progress=progress)
+        found = divide(open_folder(Path(data)), info.seen, progress=options.progress)
         judged = found.split("test", transform)
         if found.classes:
             judged = Relabelled(judged, found.labels_for(info))
@@ -290,16 +309,16 @@ def _parts(
     if not batches and hasattr(data, "__getitem__") and hasattr(data, "__len__") and len(data) > 1:
         targets = targets_of(data)
         count = max(1, round(HELD_OUT * len(data)))
-        order = stratified([0] * len(data) if targets is None else targets, len(data), seed)
+        alike = [0] * len(data) if targets is None else targets
+        order = stratified(alike, len(data), options.seed)
         held, rest = sorted(order[:count]), sorted(order[count:])
         how = f"held-out {round(100 * HELD_OUT)} %"
         return _Parts(Subset(data, rest), Subset(data, held), how)
     if not isinstance(data, (str, os.PathLike)):
-        warnings.warn(
+        warn(
             "tune calibrates and judges on the same images, so that its figures flatter: pass "
             "test_data=, or a data set or folder, which it divides.",
             QuantizationWarning,
-            stacklevel=3,
         )
     return _Parts(data, data, "the images that it was calibrated on")
 
@@ -469,13 +488,3 @@ def _percent(right: Tensor) -> float:
 
 def _weighted(artifact: Artifact) -> list[str]:
     return [name for name, layer in artifact.layers.items() if layer.op in ("conv2d", "linear")]
-
-
-def _check(max_drop: float, time_budget: float | None, images: int) -> None:
-    numbers = (int, float)
-    if type(max_drop) not in numbers or not 0 <= max_drop <= 100:
-        raise ArgumentError(f"max_drop should be points of top-1 from 0 to 100, not {max_drop!r}.")
-    if time_budget is not None and (type(time_budget) not in numbers or not time_budget >= 0):
-        raise ArgumentError(f"time_budget should be seconds, 0 or more, not {time_budget!r}.")
-    if type(images) is not int or images < 1:
-        raise ArgumentError(f"sensitivity_images should be a whole number above 0, not {images!r}.")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...artifact.grid import Grid
 from ...artifact.layers import SMALLEST_SCALE
-from ...errors import ArgumentError, UnknownNameError, did_you_mean
+from ...errors import ArgumentError, check_known
 from .clipping import entropy_range, mse_range, percentile_range
 
 #: Bins of a histogram: eight for each of the 256 integers, which tells rounding errors apart.
@@ -327,11 +327,7 @@ def make_observer(name: str, grid: IntegerRange | None = None, axis: int | None 
     Raises:
         UnknownNameError: There is no such observer; the message names the known ones.
     """
-    if name not in OBSERVERS:
-        raise UnknownNameError(
-            f"Unknown observer {name!r}: choose one of {', '.join(OBSERVERS)}."
-            + did_you_mean(str(name), OBSERVERS)
-        )
+    check_known(name, OBSERVERS, "observer")
     return OBSERVERS[name](grid, axis)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-
 from torch import nn
 
-from ...errors import QuantizationWarning
+from ...errors import QuantizationWarning, warn
 from ...reference.trace import Recording
 
 
@@ -44,12 +42,11 @@ def keep_frozen(prepared: nn.Module, recording: Recording, model: nn.Module) -> 
         if any(kept) and not trains[f"{layer}.weight"]:
             lost.append(norm)
     if lost:
-        warnings.warn(
+        warn(
             f"{len(lost)} batch norms that are to train stand behind frozen convolutions: "
             f"{lost[0]}{', ...' * (len(lost) > 1)}. They are folded into those and frozen with "
             'them; batch_norm="keep" trains them.',
             QuantizationWarning,
-            stacklevel=3,
         )
 
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from ...artifact.format import Artifact
-from ...errors import ArgumentError, QuantizationWarning, listed
+from ...errors import ArgumentError, QuantizationWarning, listed, warn
 from ...importers.pt2e import from_pt2e
 from ..flows import pt2e
 from ..source.float_model import float_copy
@@ -118,11 +117,10 @@ class Pt2eModel(InTraining):
         )
         changed = artifact.info.recipe.get("changed", {})
         if changed:
-            warnings.warn(
+            warn(
                 f"{len(changed)} layers round in int8 where PT2E's training did not, or otherwise "
                 f"({listed(changed, 3)}), so evaluate the int8 model itself.",
                 QuantizationWarning,
-                stacklevel=4,
             )
         recipe = {**state.info.recipe, **artifact.info.recipe, "method": "QAT (pt2e)"}
         return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, recipe=recipe))

@@ -45,9 +45,7 @@ class Source:
     recording: Recording
 
 
-def open_source(
-    model: nn.Module, backend: Backend, calibration: Calibration, stacklevel: int = 6
-) -> Source:
+def open_source(model: nn.Module, backend: Backend, calibration: Calibration) -> Source:
     """Copies a float model that is to be quantized and checks that it can be.
 
     Args:
@@ -55,14 +53,13 @@ def open_source(
         backend: The numeric configuration.
         calibration: Images to compare the model with its architecture on; where there are none,
             noise is taken.
-        stacklevel: How far up the caller is whom warnings are meant for.
 
     Raises:
         ArgumentError: The model is already int8, cannot be fused, is not what its builder makes,
             or computes something else than its architecture.
         ArtifactError: The model does not come from one of qzoo's builders.
     """
-    plain = float_copy(model, stacklevel)
+    plain = float_copy(model)
     fused = fuse(plain)
     layers = fused_layers(fused)
     info = int8_info(model, layers, fused, backend)

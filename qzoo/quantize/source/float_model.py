@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import ArgumentError, QuantizationWarning
+from ...errors import ArgumentError, QuantizationWarning, warn
 from ...native.model import is_int8, model_info
 from ...registry import get_entry
 
@@ -25,17 +24,13 @@ def fused_copy(model: nn.Module) -> nn.Module:
         ArgumentError: The model is already int8, or is not one that can be fused.
         ArtifactError: The model does not come from one of qzoo's builders.
     """
-    return fuse(float_copy(model, stacklevel=5))
+    return fuse(float_copy(model))
 
 
-def float_copy(model: nn.Module, stacklevel: int = 4) -> nn.Module:
+def float_copy(model: nn.Module) -> nn.Module:
     """Returns a copy of a float model of the zoo in eval mode, without gradients, on the CPU.
 
     Hooks and auxiliary classifiers are left out.
-
-    Args:
-        model: The model.
-        stacklevel: How far up the caller is whom warnings are meant for.
 
     Raises:
         ArgumentError: The model is already int8, cannot be copied, or has weights that are not
@@ -53,11 +48,10 @@ def float_copy(model: nn.Module, stacklevel: int = 4) -> nn.Module:
             'and load its weights there (with torch.device("cpu"): ...).'
         )
     if model.training:
-        warnings.warn(
+        warn(
             "The model is in train mode; a copy in eval mode is quantized, without dropout and "
             "with the batch norms' running statistics.",
             QuantizationWarning,
-            stacklevel=stacklevel,
         )
     plain = without_hooks(eval_copy(model, torch.float32))
     _check_numbers(plain)

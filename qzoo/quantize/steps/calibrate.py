@@ -48,6 +48,7 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
     for name, seen in observers.items():
         scale, zero_point = seen.qparams()
         state.ranges[name] = (float(scale[0]), int(zero_point[0]))
+    state.notes["observer"] = observer
     return observers
 
 

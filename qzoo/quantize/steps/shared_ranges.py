@@ -16,14 +16,11 @@ from ...reference.trace import Recording
 from ..state import Quantization
 
 
-def share_ranges(state: Quantization) -> int:
+def share_ranges(state: Quantization) -> None:
     """Gives every concatenation and the layers that it joins one common range.
 
     Args:
         state: The model, calibrated; its `ranges` are changed.
-
-    Returns:
-        How many layers share a range with another one.
     """
     groups = joined_layers(state.recording, state.layers, state.ranges)
     for members, concatenations in groups:
@@ -33,7 +30,7 @@ def share_ranges(state: Quantization) -> int:
         common = _qparams(state, low, high)
         for name in members:
             state.ranges[name] = common
-    return sum(len(members) for members, _ in groups)
+    state.notes["layers_with_shared_range"] = sum(len(members) for members, _ in groups)
 
 
 def joined_layers(
