@@ -67,7 +67,7 @@ def _shared(
     """Returns the best range of the layers that share theirs with a concatenation."""
     layers = simulation.artifact.layers
     found = {}
-    for members, concatenations in joined_layers(simulation.recording, layers, ends):
+    for members, concatenations in joined_layers(simulation.recording, ends):
         grids = {name: (layers[name].scale, layers[name].zero_point) for name in members}
         # One of them may be the layer at fault, so the grid that most of them have decides.
         common, count = Counter(grids.values()).most_common(1)[0]

@@ -19,6 +19,7 @@ from ..metadata import read_metadata
 from ..models.picture_size import picture_size
 from ..native.model import Int8Model, as_artifact, package_versions
 from ..reference import ReferenceModel, build_reference
+from ..reference.run import Watched
 from ..transforms import preset_kwargs
 from ..weights import class_names
 
@@ -234,13 +235,10 @@ def node_shapes(reference: ReferenceModel, images: Tensor) -> dict[Any, list[int
     """Returns the shape of every tensor in a graph, by node."""
     shapes: dict[Any, list[int]] = {}
 
-    class Shapes(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            result = super().run_node(n)
-            if isinstance(result, Tensor):
-                shapes[n] = list(result.shape)
-            return result
+    def watch(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor):
+            shapes[node] = list(value.shape)
 
     with torch.no_grad():
-        Shapes(reference).run(images)
+        Watched(reference, watch).run(images)
     return shapes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from torch import nn
 
@@ -42,18 +41,13 @@ def check_sums(make_skeleton: Callable[[], nn.Module], layers: Mapping[str, Laye
 
 def _sums(skeleton: nn.Module, layers: Mapping[str, Layer]) -> Iterator[tuple[str, float, float]]:
     """Gives each sum's name, its scale, and the scale of each of its addends."""
-    from ..reference.trace import record  # which is made of artifacts, and most never need it
+    from ..reference.calls import grid_source  # made of artifacts, and most models never need it
+    from ..reference.trace import record
 
-    recording = record(skeleton, layers)
-    scales: dict[Any, float] = {}
-    for node in recording.graph.nodes:
-        inputs = [scales[value] for value in node.all_input_nodes]
-        layer = layers.get(str(node.target)) if node.op == "call_module" else None
-        if layer is not None and layer.op in RANGED_OPS:
-            scales[node] = layer.scale
-            if layer.op == "functional" and node.args[0] in ("add", "add_relu"):
-                yield from ((str(node.target), layer.scale, addend) for addend in inputs)
-        elif isinstance(recording.modules.get(str(node.target)), nn.Hardsigmoid):
-            scales[node] = HARDSIGMOID_GRID.scale
-        else:
-            scales[node] = inputs[0] if inputs else 1.0
+    ranged = {name: layer.scale for name, layer in layers.items() if layer.op in RANGED_OPS}
+    for node in record(skeleton, layers).graph.nodes:
+        if node.meta["kind"] in ("add", "add_relu"):
+            for addend in node.all_input_nodes:
+                source = grid_source(addend, ranged)
+                name = str(node.target)
+                yield name, ranged[name], ranged.get(source, HARDSIGMOID_GRID.scale)

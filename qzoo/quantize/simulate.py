@@ -21,8 +21,9 @@ from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS
 from ..errors import ArgumentError
 from ..native.layers import float_weights
 from ..reference.build import build_reference
+from ..reference.calls import grid_source
 from ..reference.ops import QUANTIZE, grid_of
-from ..reference.trace import INPUT_AFFINE
+from ..reference.run import compute, last_uses, not_in_place
 from .state import spread
 
 #: What the values of a forward pass may take in memory while layers are tried, in bytes.
@@ -87,10 +88,8 @@ class Simulation:
         self.reference = reference = build_reference(artifact)
         self.recording = reference.recording
         self._nodes = list(self.recording.graph.nodes)
-        self._last = _last_uses(self._nodes)
-        for module in fused.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]
+        self._last = last_uses(self._nodes)
+        not_in_place(fused)
         self._float = {n: _float_pair(fused, n, artifact) for n in _weighted(artifact)}
         self._int8 = {n: int8_weight(artifact, n) for n in self._float}
         steps = {n.meta["step"]: n for n in self._nodes if "step" in n.meta}
@@ -103,7 +102,8 @@ class Simulation:
         for name, layer in artifact.layers.items():
             if layer.op in RANGED_OPS and name in steps:
                 self.grids.setdefault(name, layer.grid)
-        self.owners = {step: self._owner(steps[step]) for step in self.grids}
+        ranged = {name for name, layer in artifact.layers.items() if layer.op in RANGED_OPS}
+        self.owners = {step: grid_source(steps[step], ranged) for step in self.grids}
         self.steps = [n.meta["step"] for n in self._nodes if n.meta.get("step") in self.grids]
         self.ranged = list(dict.fromkeys(self.owners[step] for step in self.steps))
         self.weighted = [name for name in self.ranged if name in self._float]
@@ -202,49 +202,26 @@ class Simulation:
         return max(1, min(most, VALUES_MEMORY // max(2 * size, 1)))
 
     def _call(self, node: fx.Node, value: Callable[[fx.Node], Any], parts: Parts) -> Any:
-        args = fx.map_arg(node.args, value)
-        kwargs = dict(fx.map_arg(node.kwargs, value))
-        if "inplace" in kwargs:
-            kwargs["inplace"] = False
-        if node.op == "call_module":
-            result = self._module(str(node.target), args, parts)
-        elif node.op == "call_method":
-            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        args: Any = fx.map_arg(node.args, value)
+        kwargs: Any = fx.map_arg(node.kwargs, value)
+        if node.op == "call_module" and str(node.target) in self._float:
+            result = self._weighted(str(node.target), args[0], parts)
         else:
-            result = node.target(*args, **kwargs)  # type: ignore[operator]
+            result = compute(self._fused, node, args, kwargs)
         step = node.meta.get("step")
         if step in self.grids and self.owners[step] in parts.outputs:
             return fake_quantize(result, self.grids[step])
         return result
 
-    def _module(self, name: str, args: Any, parts: Parts) -> Any:
-        if name == INPUT_AFFINE:
-            return self._fused._transform_input(*args)  # type: ignore[operator]
-        if name in self._float:
-            weight, bias = (self._int8 if name in parts.weights else self._float)[name]
-            layer = self.artifact.layers[name]
-            if layer.op == "linear":
-                result = F.linear(args[0], weight, bias)
-            else:
-                geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-                result = F.conv2d(args[0], weight, bias, *geometry)
-            return F.relu(result) if layer.relu else result
-        module: Any = self._fused.get_submodule(name)
-        if args and isinstance(args[0], str):
-            return getattr(module, args[0])(*args[1:])
-        return module(*args)
-
-    def _owner(self, node: fx.Node) -> str:
-        """Returns the layer whose grid a call's output is rounded to."""
-        step = str(node.meta["step"])
-        layer = self.artifact.layers.get(str(node.target)) if node.op == "call_module" else None
-        if layer is not None and layer.op in RANGED_OPS:
-            return str(node.target)
-        if isinstance(self.recording.modules.get(str(node.target)), nn.Hardsigmoid):
-            return step
-        source = node.args[0]
-        assert isinstance(source, fx.Node), node
-        return self._owner(source)
+    def _weighted(self, name: str, x: Tensor, parts: Parts) -> Tensor:
+        weight, bias = (self._int8 if name in parts.weights else self._float)[name]
+        layer = self.artifact.layers[name]
+        if layer.op == "linear":
+            result = F.linear(x, weight, bias)
+        else:
+            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            result = F.conv2d(x, weight, bias, *geometry)
+        return F.relu(result) if layer.relu else result
 
 
 def int8_weight(artifact: Artifact, name: str) -> tuple[Tensor, Tensor | None]:
@@ -282,16 +259,3 @@ def _float_pair(fused: nn.Module, name: str, artifact: Artifact) -> tuple[Tensor
             "float. Give the float model that was quantized."
         )
     return weight.detach(), None if bias is None else bias.detach()
-
-
-def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Returns, for each call, the values that nothing reads after it."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        for source in node.all_input_nodes:
-            last[source] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last.items():
-        if node.op != "output":
-            found.setdefault(node, []).append(source)
-    return found

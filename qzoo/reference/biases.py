@@ -35,7 +35,7 @@ def with_room_for_biases(artifact: Artifact, recording: Recording | None = None)
         return artifact
     recording = recording or build_reference(artifact).recording
     rewriter = Rewriter(artifact, recording)
-    rewriter.rewrite()
+    rewriter.write()
     tensors = dict(artifact.tensors)
     for node in recording.graph.nodes:
         name = str(node.target)

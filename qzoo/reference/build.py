@@ -92,8 +92,9 @@ def build_reference(
     artifact = as_artifact(model)
     recording = record(_skeleton(artifact), artifact.layers)
     rewriter = Rewriter(artifact, recording, ste, explicit, activations == torch.int8)
-    root, graph = rewriter.rewrite()
-    reference = ReferenceModel(root, graph, f"Reference_{artifact.info.architecture}")
+    rewriter.write()
+    name = f"Reference_{artifact.info.architecture}"
+    reference = ReferenceModel(rewriter.root, rewriter.graph, name)
     reference.meta.update(artifact=artifact, recording=recording)
     return reference.eval()
 

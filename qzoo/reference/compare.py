@@ -20,7 +20,7 @@ from ..native.substitute import SubstituteModel
 from ..native.values import integers, with_integers
 from .build import ReferenceModel
 from .ops import QUANTIZE
-from .trace import INPUT_AFFINE
+from .run import Watched
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,17 @@ def native_outputs(
     if isinstance(native, SubstituteModel):
         return reference_outputs(reference, x, None if inputs is None else dict(inputs))
     steps: dict[str, Tensor] = {}
+
+    def watch(node: fx.Node, value: Any) -> Any:
+        found = integers(value)
+        if found is None:
+            return None
+        step = node.meta["step"]
+        steps[step] = found
+        return with_integers(value, inputs[step]) if inputs and step in inputs else None
+
     with torch.no_grad(), native_call():
-        _NativeInterpreter(native, reference, steps, inputs or {}).run(x)
+        Watched(native, watch, reference.recording.graph).run(x)
     return steps
 
 
@@ -92,8 +101,19 @@ def reference_outputs(
     if not any(node.target is QUANTIZE for node in reference.graph.nodes):
         raise ArgumentError("A reference model built with ste=True has no integer outputs.")
     steps: dict[str, Tensor] = {}
+
+    def watch(node: fx.Node, value: Any) -> Any:
+        if node.target is not QUANTIZE:
+            return None
+        step = node.meta["step"]
+        offset = 128 if value.dtype == torch.int8 else 0
+        steps[step] = (value.int() + offset).to(torch.uint8)
+        if inputs is None:
+            return None
+        return (inputs[step].int() - offset).to(value.dtype).to(value.device)
+
     with torch.no_grad():
-        _ReferenceInterpreter(reference, inputs, steps).run(x)
+        Watched(reference, watch).run(x)
     return steps
 
 
@@ -139,59 +159,6 @@ def differences(
         op = _describe(calls[name], reference)
         found.append(LayerDifference(name, op, steps, share, gap.numel()))
     return found
-
-
-class _NativeInterpreter(fx.Interpreter):
-    """Runs the recorded calls on the native model's modules."""
-
-    def __init__(
-        self,
-        native: nn.Module,
-        reference: ReferenceModel,
-        steps: dict[str, Any],
-        inputs: Mapping[str, Tensor],
-    ) -> None:
-        super().__init__(native, graph=reference.recording.graph)
-        self.steps, self.inputs = steps, inputs
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        found = integers(result)
-        if found is not None:
-            step = n.meta["step"]
-            self.steps[step] = found
-            if step in self.inputs:
-                return with_integers(result, self.inputs[step])
-        return result
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target == INPUT_AFFINE:
-            return self.module._transform_input(*args)  # type: ignore[operator]
-        if args and isinstance(args[0], str):
-            op, *rest = args
-            return getattr(self.module.get_submodule(target), op)(*rest)
-        return super().call_module(target, args, kwargs)
-
-
-class _ReferenceInterpreter(fx.Interpreter):
-    """Notes every layer's integers and may replace them before the next layer."""
-
-    def __init__(
-        self, reference: ReferenceModel, inputs: dict[str, Tensor] | None, steps: dict[str, Tensor]
-    ) -> None:
-        super().__init__(reference)
-        self.inputs, self.steps = inputs, steps
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.target is not QUANTIZE:
-            return result
-        name = n.meta["step"]
-        offset = 128 if result.dtype == torch.int8 else 0
-        self.steps[name] = (result.int() + offset).to(torch.uint8)
-        if self.inputs is None:
-            return result
-        return (self.inputs[name].int() - offset).to(result.dtype).to(result.device)
 
 
 def _describe(call: fx.Node, reference: ReferenceModel) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.models.shufflenetv2 import channel_shuffle
 
 from ..artifact.format import Artifact
 from ..artifact.grid import HARDSIGMOID_GRID, Grid
@@ -17,25 +15,42 @@ from ..artifact.layers import Layer
 from ..errors import ArtifactError
 from .ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments, fake_quantize
 from .trace import INPUT_AFFINE, Recording
+from .writer import GraphWriter
 
 aten = torch.ops.aten
 
-_FUNCTIONS = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.max_pool2d: "max_pool2d",
-    F.avg_pool2d: "avg_pool2d",
-    F.adaptive_avg_pool2d: "adaptive_avg_pool2d",
-    F.dropout: "dropout",
-    torch.flatten: "flatten",
-    torch.mean: "mean",
-    torch.chunk: "chunk",
-    operator.getitem: "getitem",
-    channel_shuffle: "channel_shuffle",
+
+class _MaxPool(NamedTuple):
+    """What `F.max_pool2d` takes after the tensor, and `nn.MaxPool2d` has as attributes."""
+
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    dilation: Any = 1
+    ceil_mode: bool = False
+    return_indices: bool = False
+
+
+class _AvgPool(NamedTuple):
+    """The same of `F.avg_pool2d` and `nn.AvgPool2d`."""
+
+    kernel_size: Any
+    stride: Any = None
+    padding: Any = 0
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+
+
+#: Attributes of modules that a function of the same kind takes as arguments.
+_ATTRIBUTES = {
+    "max_pool2d": _MaxPool._fields,
+    "avg_pool2d": _AvgPool._fields,
+    "adaptive_avg_pool2d": ("output_size",),
 }
 
 
-class Rewriter:
+class Rewriter(GraphWriter):
     """Builds one reference graph.
 
     Args:
@@ -46,9 +61,6 @@ class Rewriter:
         signed: Whether activations are int8 instead of uint8.
         rounding: Whether outputs are rounded at all; without, and with layers kept in float, the
             graph is the float model that the int8 one stands for.
-
-    Attributes:
-        done: Each call of the recording and the node that gives its result in the new graph.
     """
 
     def __init__(
@@ -60,40 +72,22 @@ class Rewriter:
         signed: bool = False,
         rounding: bool = True,
     ) -> None:
-        self.artifact, self.recording = artifact, recording
+        super().__init__(recording, nn.Module())
+        self.artifact = artifact
         self.ste, self.explicit, self.signed, self.rounding = ste, explicit, signed, rounding
-        self.graph = fx.Graph()
-        self.root = nn.Module()
-        self.done: dict[fx.Node, fx.Node] = {}
-
-    def rewrite(self) -> tuple[nn.Module, fx.Graph]:
-        """Returns the module that holds the buffers, and the graph that uses them."""
-        for node in self.recording.graph.nodes:
-            if node.op == "output":
-                self.graph.output(self.done[node.args[0]])
-            elif node.op == "placeholder":
-                self.done[node] = self.graph.placeholder(node.name)
-                self.done[node].meta["grid"] = None
-            else:
-                args = fx.map_arg(node.args, self.done.__getitem__)
-                kwargs = fx.map_arg(node.kwargs, self.done.__getitem__)
-                if node.op == "call_module":
-                    self.done[node] = self._module(node, *args)
-                else:
-                    self.done[node] = self._function(node, *args, **kwargs)
-        self.graph.lint()
-        return self.root, self.graph
 
     # What a recorded call becomes.
 
-    def _module(self, node: fx.Node, *args: Any) -> fx.Node:
+    def _module(self, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
         name = str(node.target)
         if name == INPUT_AFFINE:
             return self._affine(*args)
         layer = self.artifact.layers.get(name)
         module = self.recording.modules[name]
         if layer is None:
-            return self._plain(node, module, *args)
+            attributes = _ATTRIBUTES.get(node.meta["kind"], ())
+            given = [getattr(module, attribute) for attribute in attributes]
+            return self._function(node, *args, *given)
         match layer.op:
             case "quantize":
                 return self._quantize(node, args[0], self._grid(layer))
@@ -108,57 +102,38 @@ class Rewriter:
                 return self._quantize(node, result, self._grid(layer))
         raise ArtifactError(f"Layer {name!r} has the operation {layer.op!r}, unknown here.")
 
-    def _plain(self, node: fx.Node, module: Any, x: fx.Node) -> fx.Node:
-        """Rewrites a module that computes on integers as they stand."""
-        match module:
-            case nn.ReLU():
-                return self._relu(x)
-            case nn.Hardsigmoid():
-                result = self._emit(aten.hardsigmoid.default, x)
-                grid = HARDSIGMOID_GRID.signed() if self.signed else HARDSIGMOID_GRID
-                return self._quantize(node, result, grid)
-            case nn.MaxPool2d() as m:
-                return self._max_pool2d(
-                    node, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode
-                )
-            case nn.AvgPool2d() as m:
-                return self._avg_pool2d(
-                    node, x, m.kernel_size, m.stride, m.padding, m.ceil_mode, m.count_include_pad,
-                    m.divisor_override,
-                )  # fmt: skip
-            case nn.AdaptiveAvgPool2d() as m:
-                return self._adaptive_avg_pool2d(node, x, m.output_size)
-            case nn.Dropout() | nn.Identity():
-                return x
-        raise ArtifactError(
-            f"Layer {node.target!r} ({type(module).__name__}) has no int8 form in reference models."
-        )
-
-    def _function(self, node: fx.Node, x: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
-        name = str(node.target) if node.op == "call_method" else _FUNCTIONS.get(node.target)
-        match name:
+    def _function(self, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
+        """Rewrites what computes on integers as they stand, a function or such a module."""
+        x, *rest = args
+        match node.meta["kind"]:
             case "relu":
                 return self._relu(x)
-            case "dropout" | "contiguous":
+            case "dropout" | "contiguous" | "identity":
                 return x
+            case "hardsigmoid":
+                grid = HARDSIGMOID_GRID.signed() if self.signed else HARDSIGMOID_GRID
+                return self._quantize(node, self._emit(aten.hardsigmoid.default, x), grid)
             case "max_pool2d":
-                return self._max_pool2d(node, x, *args, **kwargs)
+                return self._max_pool2d(node, x, _MaxPool(*rest, **kwargs))
             case "avg_pool2d":
-                return self._avg_pool2d(node, x, *args, **kwargs)
+                return self._avg_pool2d(node, x, _AvgPool(*rest, **kwargs))
             case "adaptive_avg_pool2d":
-                return self._adaptive_avg_pool2d(node, x, *args, **kwargs)
+                return self._adaptive_avg_pool2d(node, x, *rest, **kwargs)
             case "mean":
-                return self._mean(node, x, *args, **kwargs)
+                return self._mean(node, x, *rest, **kwargs)
             case "flatten":
-                return self._move(node, aten.flatten.using_ints, x, *args, **kwargs)
+                return self._move(node, aten.flatten.using_ints, x, *rest, **kwargs)
             case "chunk":
-                return self._chunk(x, *args, **kwargs)
+                return self._chunk(x, *rest, **kwargs)
             case "getitem":
-                return self._move(node, operator.getitem, x, *args)
+                return self._move(node, operator.getitem, x, *rest)
             case "channel_shuffle":
-                return self._move(node, aten.channel_shuffle.default, x, *args, **kwargs)
+                return self._move(node, aten.channel_shuffle.default, x, *rest, **kwargs)
+        called = str(node.target)
+        if node.op == "call_module":
+            called = f"{called!r} ({type(self.recording.modules[called]).__name__})"
         raise ArtifactError(
-            f"The architecture calls {node.target}, which has no int8 form in reference models."
+            f"The architecture calls {called}, which has no int8 form in reference models."
         )
 
     # One method per kind of operation.
@@ -239,36 +214,12 @@ class Rewriter:
         result.meta["grid"] = grid
         return result
 
-    def _max_pool2d(
-        self,
-        node: fx.Node,
-        x: fx.Node,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> fx.Node:
-        kernel, pad = _pair(kernel_size), _pair(padding)
-        step = kernel if stride is None else _pair(stride)
-        args = (kernel, step, pad, _pair(dilation), ceil_mode)
+    def _max_pool2d(self, node: fx.Node, x: fx.Node, pool: _MaxPool) -> fx.Node:
+        args = (*_window(pool), _pair(pool.dilation), pool.ceil_mode)
         return self._move(node, aten.max_pool2d.default, x, *args)
 
-    def _avg_pool2d(
-        self,
-        node: fx.Node,
-        x: fx.Node,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> fx.Node:
-        kernel, pad = _pair(kernel_size), _pair(padding)
-        step = kernel if stride is None else _pair(stride)
-        args = (kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+    def _avg_pool2d(self, node: fx.Node, x: fx.Node, pool: _AvgPool) -> fx.Node:
+        args = (*_window(pool), pool.ceil_mode, pool.count_include_pad, pool.divisor_override)
         return self._keep_grid(node, self._emit(aten.avg_pool2d.default, x, *args), x)
 
     def _adaptive_avg_pool2d(self, node: fx.Node, x: fx.Node, output_size: Any) -> fx.Node:
@@ -329,12 +280,7 @@ class Rewriter:
         return node
 
     def _buffer(self, name: str, value: Tensor, persistent: bool = True) -> fx.Node:
-        parent, _, child = name.rpartition(".")
-        owner = self.root
-        for part in parent.split(".") if parent else ():
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
+        owner, child = self._place(name)
         # The artifact's tensor itself, not a copy: neither of the two is ever written to.
         owner.register_buffer(child, value, persistent=persistent)
         return self.graph.get_attr(name)
@@ -342,3 +288,10 @@ class Rewriter:
 
 def _pair(value: int | Sequence[int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
+
+
+def _window(pool: _MaxPool | _AvgPool) -> tuple[list[int], list[int], list[int]]:
+    """Returns a pool's kernel, stride and padding, each for height and width."""
+    kernel = _pair(pool.kernel_size)
+    stride = kernel if pool.stride is None else _pair(pool.stride)
+    return kernel, stride, _pair(pool.padding)

@@ -15,6 +15,7 @@ from torchvision.models.shufflenetv2 import channel_shuffle
 
 from ..artifact.layers import Layer
 from ..errors import ArtifactError
+from .calls import kind
 
 #: Name of the module that stands for the float arithmetic in front of the first quantization.
 INPUT_AFFINE = "_transform_input"
@@ -61,7 +62,7 @@ class Recording:
         graph: Placeholder, `call_module` nodes (a functional's first argument is the operation's
             name), `call_function`, `call_method`, output. Each node's `meta["step"]` names it:
             the module's path ("layer1.0.conv1") or, of functions and further calls of a module,
-            the node's own name.
+            the node's own name. `meta["kind"]` says what it computes, in the words of `calls`.
         modules: The skeleton's leaf modules by name; weights are on the meta device.
         affine: Gain and offset per input channel, float32 [3] each, of what the model does to its
             input before quantizing it; None where that is nothing.
@@ -105,6 +106,7 @@ def record(skeleton: nn.Module, layers: Mapping[str, Layer]) -> Recording:
     for node in graph.nodes:
         fresh = node.op == "call_module" and node.target not in seen
         node.meta["step"] = str(node.target) if fresh else node.name
+        node.meta["kind"] = kind(node, modules.get(str(node.target)))
         seen.add(node.target)
     return Recording(graph, modules, affine)
 

@@ -177,7 +177,7 @@ def _prepare(
     plan = Plan(state, index, {"method": "QAT", **notes})
     qat = QatModel(plan, ranges)
     builder = GraphBuilder(state, ranges, index, norms, weights, qat)
-    builder.build()
+    builder.write()
     qat.set_graph(builder.graph)
     plan.folds = builder.folds
     for name in state.weighted():

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.models.shufflenetv2 import channel_shuffle
 
 from ...errors import ArgumentError
 from ...native.layers import float_weights
+from ...reference.calls import AVERAGES, MOVES
 from ...reference.trace import INPUT_AFFINE
+from ...reference.writer import GraphWriter
 from ..state import Quantization
 from .layers import Average, Hardsigmoid, Input, Output, Weighted, gain_of, make_weighted
 from .ranges import Ranges
 
-#: What gives values that lie on their input's grid without rounding.
-_MOVES = (
-    F.relu, torch.relu, F.max_pool2d, F.dropout, torch.flatten, torch.chunk, operator.getitem,
-    channel_shuffle, "relu", "flatten", "chunk", "contiguous",
-)  # fmt: skip
-_AVERAGES = (F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean")
-_MOVING_MODULES = (nn.ReLU, nn.MaxPool2d, nn.Dropout, nn.Identity)
-_AVERAGING_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 
-
-class GraphBuilder:
+class GraphBuilder(GraphWriter):
     """Builds the modules of a model in training and the graph that calls them.
 
     Args:
@@ -56,30 +46,13 @@ class GraphBuilder:
         root: nn.Module,
     ) -> None:
         self.state, self.ranges, self.index, self.norms = state, ranges, index, norms
-        self.weights, self.root = weights, root
-        self.graph = fx.Graph()
+        super().__init__(state.recording, root)
+        self.weights = weights
         self.folds: dict[str, str] = {}
-        self._done: dict[fx.Node, fx.Node] = {}
         #: The range that a node's values lie on; None for fixed grids and float values.
         self._grids: dict[fx.Node, int | None] = {}
 
-    def build(self) -> None:
-        """Emits all calls."""
-        for node in self.state.recording.graph.nodes:
-            if node.op == "output":
-                self.graph.output(self._done[node.args[0]])
-                continue
-            if node.op == "placeholder":
-                emitted = self.graph.placeholder("x")
-            else:
-                args = fx.map_arg(node.args, self._done.__getitem__)
-                kwargs = dict(fx.map_arg(node.kwargs, self._done.__getitem__))
-                emit = self._module if node.op == "call_module" else self._function
-                emitted = emit(node, args, kwargs)
-            self._done[node] = emitted
-        self.graph.lint()
-
-    def _module(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+    def _module(self, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
         name = str(node.target)
         if name == INPUT_AFFINE:
             assert self.state.recording.affine is not None
@@ -140,27 +113,26 @@ class GraphBuilder:
 
     def _plain(self, name: str, node: fx.Node, x: fx.Node) -> fx.Node:
         """Emits a module that computes on integers as they stand."""
+        kind = node.meta["kind"]
         module = copy.deepcopy(self.state.recording.modules[name])
-        if isinstance(module, nn.Hardsigmoid):
+        if kind == "hardsigmoid":
             return self._call(name, Hardsigmoid(self.ranges), x)
-        if not isinstance(module, (*_MOVING_MODULES, *_AVERAGING_MODULES)):
+        if kind not in MOVES | AVERAGES:
             raise ArgumentError(
                 f"Layer {name!r} ({type(module).__name__}) cannot be trained for int8."
             )
-        if isinstance(module, nn.ReLU):
+        if kind == "relu":
             module = nn.ReLU()  # never in place, where another layer may still need its input
         result = self._call(name, module, x)
-        if isinstance(module, _AVERAGING_MODULES):
-            return self._average(name, result, x)
-        return self._moved(result, x)
+        return self._average(name, result, x) if kind in AVERAGES else self._moved(result, x)
 
-    def _function(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+    def _function(self, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
         kwargs = {k: v for k, v in kwargs.items() if k != "inplace"}
         target: Any = node.target
-        if target not in (*_MOVES, *_AVERAGES):
+        if node.meta["kind"] not in MOVES | AVERAGES:
             raise ArgumentError(f"The architecture calls {target}, which has no int8 form.")
         result = self.graph.create_node(node.op, target, args, kwargs)
-        if target in _AVERAGES:
+        if node.meta["kind"] in AVERAGES:
             return self._average(f"rounded_{node.name}", result, args[0])
         return self._moved(result, args[0])
 
@@ -186,12 +158,7 @@ class GraphBuilder:
         return node
 
     def _call(self, name: str, module: nn.Module, *args: Any) -> fx.Node:
-        parent, _, child = name.rpartition(".")
-        owner = self.root
-        for part in parent.split(".") if parent else ():
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
+        owner, child = self._place(name)
         if child not in owner._modules:  # else it is called once more
             owner.add_module(child, module)
         return self.graph.call_module(name, args)
@@ -229,7 +196,7 @@ def build_graph(
 
     ranges = Ranges(0, state.grid, learned=False)
     builder = GraphBuilder(state, ranges, index, norms, shapes, nn.Module())
-    builder.build()
+    builder.write()
     return builder.graph
 
 

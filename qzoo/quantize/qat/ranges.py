@@ -176,7 +176,7 @@ def range_index(state: Quantization) -> dict[str, int]:
     """
     names = state.ranged()
     leader = {name: name for name in names}
-    for members, _ in joined_layers(state.recording, state.layers, names):
+    for members, _ in joined_layers(state.recording, names):
         if len({state.ranges.get(name) for name in members}) == 1:
             leader |= dict.fromkeys(members, members[0])
     order = {name: i for i, name in enumerate(dict.fromkeys(leader[n] for n in names))}

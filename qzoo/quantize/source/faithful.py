@@ -23,6 +23,7 @@ from ...models.picture_size import usual_size
 from ...native.hooks import output_hooks
 from ...native.layers import float_weights
 from ...reference.rewrite import Rewriter
+from ...reference.run import Watched
 from ...reference.trace import INPUT_AFFINE, Recording
 from .float_model import eval_copy, fuse
 
@@ -98,7 +99,8 @@ class _Check:
         for name, weight, bias in self._weights(fused):
             tensors |= float_weight_tensors(name, weight, bias)
         rewriter = Rewriter(Artifact(info, kept, tensors), recording, rounding=False)
-        self.root, self.graph = rewriter.rewrite()
+        rewriter.write()
+        self.root, self.graph = rewriter.root, rewriter.graph
         # Folding leaves no value in front of a batch norm or a ReLU that was folded in.
         self.compared = {rewriter.done[n]: n for n in self.calls if not self._folded(n)}
 
@@ -150,14 +152,16 @@ class _Check:
             self.root.get_submodule(name)._buffers.update(weight=weight)
             if bias is not None:
                 self.root.get_submodule(name)._buffers.update(bias=bias)
-        runner = _Runner(self.root, self.graph, self.compared)
+        expected: dict[str, list[Tensor]] = {}
+
+        def watch(node: fx.Node, value: Any) -> None:
+            if node in self.compared:
+                expected.setdefault(str(self.compared[node].target), []).append(value)
+
         try:
-            logits = runner.run(images)
+            logits = Watched(self.root, watch, self.graph).run(images)
         except RuntimeError as error:
             raise cannot_process(images, error) from error
-        expected: dict[str, list[Tensor]] = {}
-        for new, node in self.compared.items():
-            expected.setdefault(str(node.target), []).append(runner.values[new])
         return expected, logits
 
     def _weights(self, fused: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
@@ -225,20 +229,6 @@ class _Comparison:
             self.place = name
         else:
             self.last = name
-
-
-class _Runner(fx.Interpreter):
-    """Runs a graph and keeps some of its values."""
-
-    def __init__(self, root: nn.Module, graph: fx.Graph, wanted: Collection[fx.Node]) -> None:
-        super().__init__(root, graph=graph)
-        self.wanted, self.values = wanted, dict[fx.Node, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n in self.wanted:
-            self.values[n] = result
-        return result
 
 
 def check_all_ran(wanted: Sequence[str], ran: Collection[str]) -> None:

@@ -7,12 +7,10 @@ its place. The forward pass is walked once with a number in place of each channe
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torchvision.models.shufflenetv2 import channel_shuffle
 
 from ...reference.trace import INPUT_AFFINE
 from ..state import Quantization
@@ -103,15 +101,15 @@ class Channels:
 
     def _function(self, node: fx.Node, args: Any) -> Any:
         x, *rest = args
-        if node.target in (torch.chunk, "chunk"):
+        if node.meta["kind"] == "chunk":
             dim = node.kwargs.get("dim", rest[1] if len(rest) > 1 else 0)
             if dim != 1:
                 return [self._fix(x)] * rest[0]
             size = -(-len(x) // rest[0])
             return [x[i : i + size] for i in range(0, len(x), size)]
-        if node.target is operator.getitem:
+        if node.meta["kind"] == "getitem":
             return x[rest[0]]
-        if node.target is channel_shuffle:
+        if node.meta["kind"] == "channel_shuffle":
             size = len(x) // rest[0]
             return [x[g * size + i] for i in range(size) for g in range(rest[0])]
         return x

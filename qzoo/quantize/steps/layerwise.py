@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from tqdm import tqdm
 
 from ...artifact.grid import HARDSIGMOID_GRID
-from ...reference.trace import INPUT_AFFINE
+from ...reference.run import compute, last_uses, not_in_place
 from ..state import Quantization
 
 #: What the values between layers may take in memory, in bytes; it bounds the images used.
@@ -125,13 +125,12 @@ class _Pair:
     def __init__(self, state: Quantization) -> None:
         self.state = state
         self.weighted = set(state.weighted())
-        for module in state.fused.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]
+        not_in_place(state.fused)
 
     def float_call(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
         """Returns what a call gives in the float model, given its arguments' values."""
-        return self._call(node, fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value))
+        args, kwargs = (fx.map_arg(a, value) for a in (node.args, node.kwargs))
+        return compute(self.state.fused, node, args, kwargs)
 
     def int8_call(self, node: fx.Node, value: Callable[[fx.Node], Any]) -> Any:
         """Returns what a call gives in the int8 model: integers, or floats before the first."""
@@ -146,10 +145,10 @@ class _Pair:
         if node.op == "call_module" and name in self.weighted:
             result = apply(self.state, name, args[0], self.state.dequantized(name))
         else:
-            result = self._call(node, args, kwargs)
+            result = compute(self.state.fused, node, args, kwargs)
         if node.op == "call_module" and name in self.state.ranges:
             grid: tuple[float, int] | None = self.state.ranges[name]
-        elif isinstance(self.state.recording.modules.get(name), nn.Hardsigmoid):
+        elif node.meta["kind"] == "hardsigmoid":
             grid = (HARDSIGMOID_GRID.scale, HARDSIGMOID_GRID.zero_point)
         else:
             # All other calls move values about, which leaves them as they are, or average them
@@ -161,21 +160,6 @@ class _Pair:
         if isinstance(result, (tuple, list)):
             return [Integers.of(part, *grid) for part in result]
         return Integers.of(result, *grid)
-
-    def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        if node.op == "call_module":
-            name = str(node.target)
-            if name == INPUT_AFFINE:
-                return self.state.fused._transform_input(*args)  # type: ignore[operator]
-            module: Any = self.state.fused.get_submodule(name)
-            if args and isinstance(args[0], str):
-                return getattr(module, args[0])(*args[1:])
-            return module(*args, **kwargs)
-        if "inplace" in kwargs:
-            kwargs = {**kwargs, "inplace": False}
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def apply(state: Quantization, name: str, x: Tensor, weight: Tensor, relu: bool = True) -> Tensor:
@@ -195,18 +179,6 @@ def apply(state: Quantization, name: str, x: Tensor, weight: Tensor, relu: bool 
         geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
         y = F.conv2d(x, weight, bias, *geometry)
     return y.relu_() if layer.relu and relu else y
-
-
-def last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """Returns, for each call, the values that nothing reads after it."""
-    last: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        for source in node.all_input_nodes:
-            last[source] = node
-    found: dict[fx.Node, list[fx.Node]] = {}
-    for source, node in last.items():
-        found.setdefault(node, []).append(source)
-    return found
 
 
 def _take(state: Quantization, pair: _Pair, images: int | None) -> list[Tensor]:

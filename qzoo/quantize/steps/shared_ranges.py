@@ -7,11 +7,9 @@ their channels on untouched, so that all blocks of a stage come to share one ran
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from torch import fx
-
-from ...artifact.layers import Layer
+from ...reference.calls import grid_source
 from ...reference.trace import Recording
 from ..state import Quantization
 
@@ -22,7 +20,7 @@ def share_ranges(state: Quantization) -> None:
     Args:
         state: The model, calibrated; its `ranges` are changed.
     """
-    groups = joined_layers(state.recording, state.layers, state.ranges)
+    groups = joined_layers(state.recording, state.ranges)
     for members, concatenations in groups:
         # What a branch would clip less of, the concatenation clips all the same.
         ends = [_ends(state, name) for name in concatenations]
@@ -34,13 +32,12 @@ def share_ranges(state: Quantization) -> None:
 
 
 def joined_layers(
-    recording: Recording, layers: Mapping[str, Layer], ranged: Collection[str]
+    recording: Recording, ranged: Collection[str]
 ) -> list[tuple[list[str], list[str]]]:
     """Finds the layers that concatenations join, directly or through each other.
 
     Args:
         recording: Which layer feeds which.
-        layers: Module name to layer.
         ranged: Names of the layers with an output range.
 
     Returns:
@@ -53,7 +50,7 @@ def joined_layers(
             name = leader[name]
         return name
 
-    joined = [n for n in recording.graph.nodes if _is_cat(n, layers)]
+    joined = [n for n in recording.graph.nodes if n.meta["kind"] == "cat"]
     for node in joined:
         for part in node.args[1]:
             leader[find(grid_source(part, ranged))] = find(str(node.target))
@@ -62,20 +59,6 @@ def joined_layers(
         groups.setdefault(find(name), []).append(name)
     concatenations = {str(node.target) for node in joined}
     return [(members, [n for n in members if n in concatenations]) for members in groups.values()]
-
-
-def grid_source(node: fx.Node, ranged: Collection[str]) -> str:
-    """Returns the layer whose output range a recorded value lies in."""
-    while not (node.op == "call_module" and str(node.target) in ranged):
-        source = node.args[0]
-        assert isinstance(source, fx.Node), node
-        node = source
-    return str(node.target)
-
-
-def _is_cat(node: fx.Node, layers: Mapping[str, Layer]) -> bool:
-    functional = layers.get(str(node.target))
-    return functional is not None and functional.op == "functional" and "cat" in node.args[:1]
 
 
 def _ends(state: Quantization, name: str) -> tuple[float, float]:
