@@ -7,10 +7,12 @@ from ..quantize.mixed.sensitivity import LayerSensitivity, Sensitivity, measure_
 from .compare import Comparison, LayerComparison, compare
 from .diagnose import Diagnosis, analyze
 from .findings import Advice, Finding
+from .options import AnalysisOptions
 from .suspects import Suspect
 
 __all__ = [
     "Advice",
+    "AnalysisOptions",
     "Comparison",
     "Diagnosis",
     "Finding",

@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from ..artifact.grid import Grid
 from ..errors import ArgumentError
-from ..native.model import Int8Model, as_artifact, model_info, to_native
-from ..quantize.data import open_labelled
+from ..native.model import Int8Model, as_artifact, to_native
+from ..quantize.data import LabelledImages
 from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.mixed.replay import simulate
 from ..quantize.observers import MSE, IntegerRange
-from ..quantize.options import own_transforms
 from ..quantize.simulate import Simulation
 from ..reference.compare import native_outputs
 from ..reference.ops import QUANTIZE, arguments
 from .measures import Error, ErrorMeter, Figures, Histogram, OutputRange, RangeMeter
+from .options import AnalysisOptions
 from .ranges import BestRange, best_ranges
 from .weights import WeightError, compare_weights
 
@@ -129,13 +129,26 @@ def compare(
     Raises:
         ArgumentError: The models do not belong together, or the images are not what they take.
     """
+    options = AnalysisOptions(images=images, seed=seed, transforms=transform)
+    found = options.open(data, model, images)
+    return compare_layers(*open_pair(model, int8, found), found, progress)
+
+
+def open_pair(
+    model: nn.Module, int8: Int8Model, batches: LabelledImages
+) -> tuple[Simulation, nn.Module]:
+    """Returns the simulation of a float and an int8 model, and the native int8 model.
+
+    Args:
+        model: The float model.
+        int8: The int8 model.
+        batches: Images to check the float model on.
+
+    Raises:
+        ArgumentError: The models do not belong together.
+    """
     artifact = as_artifact(int8)
-    prepare = transform or own_transforms(model)
-    found = open_labelled(
-        data, images=images, seed=seed, transform=prepare, model=model_info(model)
-    )
-    simulation = simulate(model, artifact, next(iter(found))[0])
-    return compare_layers(simulation, to_native(artifact), found, progress)
+    return simulate(model, artifact, next(iter(batches))[0]), to_native(artifact)
 
 
 def compare_layers(

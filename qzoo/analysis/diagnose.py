@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..native.model import (
-    Int8Model,
-    as_artifact,
-    model_info,
-    package_versions,
-    to_native,
-)
-from ..quantize.data import open_labelled
-from ..quantize.mixed.replay import simulate
+from .._core.keywords import chosen, takes
+from ..native.model import Int8Model, package_versions
 from ..quantize.mixed.sensitivity import Sensitivity, measure_sensitivity
-from ..quantize.options import own_transforms
 from .accuracy import Accuracy, measure_accuracy
-from .compare import Comparison, compare_layers
+from .compare import Comparison, compare_layers, open_pair
 from .experiments import Experiment, run_experiments
 from .findings import Finding, find
 from .measures import Figures
+from .options import AnalysisKeywords, AnalysisOptions
 from .suspects import Suspect, rank
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -78,64 +73,39 @@ class Diagnosis(Figures):
         return render(self)
 
 
+@takes(AnalysisOptions)
 def analyze(
     model: nn.Module,
     int8: Int8Model,
     data: Any,
     *,
-    images: int = 256,
-    sensitivity_images: int = 64,
-    test_data: Any = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    transforms: Callable[[Any], Tensor] | None = None,
-    progress: bool = True,
+    options: AnalysisOptions | None = None,
+    **changes: Unpack[AnalysisKeywords],
 ) -> Diagnosis:
     """Finds out where an int8 model loses accuracy.
 
     Args:
         model: The float model that was quantized; left as it was.
-        int8: The native int8 model or its artifact.
+        int8: The int8 model, in any form that `qzoo.as_artifact` takes.
         data: Images, as `open_labelled` takes them; labels are used where there are some.
-        images: How many of them the layers are compared on.
-        sensitivity_images: How many the layers are tried alone on, which takes longest.
-        test_data: What top-1 is measured on; None takes the same images as the comparison.
-        batch_size: Images per forward pass.
-        seed: Seed of the choice of images.
-        transforms: Evaluation transforms; None takes the model's own.
-        progress: Whether to show progress bars on stderr.
+        options: What to choose otherwise than by default; None takes the defaults.
+        changes: Single options instead, or other than in `options`: see `AnalysisOptions`.
 
     Raises:
         ArgumentError: The models do not belong together, or the images are not what they take.
     """
-    artifact = as_artifact(int8)
-    transform = transforms or own_transforms(model)
-
-    def some(count: int | None, source: Any = data) -> Any:
-        return open_labelled(
-            source, images=count, batch_size=batch_size, seed=seed, transform=transform,
-            model=model_info(model),
-        )  # fmt: skip
-
-    seen = some(images)
-    simulation = simulate(model, artifact, next(iter(seen))[0])
-    native = to_native(artifact)
-    comparison = compare_layers(simulation, native, seen, progress)
-    few = some(sensitivity_images)
-    sensitivity = measure_sensitivity(simulation, few, modes=("int8",), progress=progress)
+    own = chosen(AnalysisOptions, options, changes)
+    seen = own.open(data, model, own.images)
+    few = own.open(data, model, own.sensitivity_images)
+    test = seen if own.test_data is None else own.open(own.test_data, model, None)
+    simulation, native = open_pair(model, int8, seen)
+    comparison = compare_layers(simulation, native, seen, own.progress)
+    sensitivity = measure_sensitivity(simulation, few, modes=("int8",), progress=own.progress)
     weights = [s.name for s in sensitivity.layers if "weights" in s.int8]
     order = [s.name for s in sensitivity.ranking("weights")] if weights else []
-    experiments = run_experiments(simulation, comparison, order, few, progress)
-    test = seen if test_data is None else some(None, test_data)
-    accuracy = measure_accuracy(simulation.run, native, test, progress)
-    ranking = rank(comparison, sensitivity)
-    measured = {
-        "images": comparison.images,
-        "sensitivity_images": sensitivity.images,
-        "accuracy_images": accuracy.images,
-        "seed": seed,
-        "versions": package_versions(),
-    }
+    experiments = run_experiments(simulation, comparison, order, few, own.progress)
+    accuracy = measure_accuracy(simulation.run, native, test, own.progress)
+    artifact = simulation.artifact
     found = Diagnosis(
         architecture=artifact.info.architecture,
         backend=str(artifact.info.backend),
@@ -146,9 +116,15 @@ def analyze(
         accuracy=accuracy,
         comparison=comparison,
         sensitivity=sensitivity,
-        ranking=ranking,
+        ranking=rank(comparison, sensitivity),
         experiments=experiments,
         findings=(),
-        measured=measured,
+        measured={
+            "images": comparison.images,
+            "sensitivity_images": sensitivity.images,
+            "accuracy_images": accuracy.images,
+            "seed": own.seed,
+            "versions": package_versions(),
+        },
     )
     return dataclasses.replace(found, findings=find(found))

@@ -7,22 +7,21 @@ Functions take them either way: `ptq(model, data, recipe="best")`, or gathered i
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 from torch import Tensor, nn
 
+from .._core.keywords import check_count, chosen
 from ..backends import get_backend
-from ..errors import ArgumentError, QuantizationWarning, did_you_mean, warn
+from ..errors import ArgumentError, QuantizationWarning, warn
 from ..native.model import ModelInfo, model_info
 from ..transforms import ImageClassification, describe
 from .data import Calibration, open_calibration
 from .recipes import Recipe, get_recipe
 
 Transforms = ImageClassification | Callable[[Any], Tensor]
-F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", bound="Options")
 
 
@@ -84,13 +83,7 @@ class Options:
             ArgumentError: `options` is something else, or a changed value is out of range.
             TypeError: There is no such option.
         """
-        if options is not None and not isinstance(options, cls):
-            raise ArgumentError(f"options should be {cls.__name__}, not {options!r}.")
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in changes:
-            if name not in known:
-                raise TypeError(f"There is no option {name!r} here." + did_you_mean(name, known))
-        return dataclasses.replace(options or cls(), **changes)
+        return chosen(cls, options, changes)
 
     def shared(self, kind: type[T]) -> T:
         """Returns options of another way to int8 that are the same where both have them."""
@@ -148,33 +141,6 @@ class Keywords(TypedDict, total=False):
     keep_float: Sequence[str]
     transforms: Transforms | None
     progress: bool
-
-
-def takes(kind: type[Options]) -> Callable[[F], F]:
-    """Shows options in the signature of a function that takes them as keywords.
-
-    `help()` and editors then list them with their defaults.
-    """
-
-    def decorate(function: F) -> F:
-        own = inspect.signature(function)
-        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        fields = inspect.signature(kind).parameters.values()
-        shown = [*named, *(p for p in fields if p.name not in own.parameters)]
-        function.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
-        return function
-
-    return decorate
-
-
-def check_count(name: str, value: Any) -> None:
-    """Checks a number of images.
-
-    Raises:
-        ArgumentError: It is no whole number above 0.
-    """
-    if type(value) is not int or value < 1:
-        raise ArgumentError(f"{name} should be a whole number above 0, not {value!r}.")
 
 
 def own_transforms(model: nn.Module) -> ImageClassification | None:

@@ -10,6 +10,7 @@ from torch import nn
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from .._core.keywords import takes
 from ..artifact.format import Artifact
 from ..artifact.seen import CALIBRATION, hashes, noted
 from ..backends import default_backend, get_backend
@@ -17,7 +18,7 @@ from ..errors import ArgumentError, check_known
 from ..native.model import to_native
 from .data import Calibration
 from .flows import FLOWS, torch_artifact
-from .options import Keywords, Options, takes
+from .options import Keywords, Options
 from .qat.model import InTraining
 from .recipes import STEPS, Recipe, get_recipe
 from .state import Quantization

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 from typing_extensions import Unpack
 
+from ..._core.keywords import check_count, takes
 from ...artifact.format import Artifact
 from ...artifact.layers import float_weight_tensors
 from ...datasets.evaluate import eval_mode
@@ -30,7 +31,7 @@ from ...datasets.sources import Relabelled, open_folder
 from ...errors import ArgumentError, QuantizationWarning, warn
 from ...native.model import from_native, model_info, to_native
 from ..data import LabelledImages, open_labelled, stratified, targets_of
-from ..options import Keywords, Options, check_count, takes
+from ..options import Keywords, Options
 from ..ptq import PTQOptions, ptq
 from ..simulate import Simulation
 from .damage import first_answers

@@ -20,12 +20,13 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
+from ..._core.keywords import takes
 from ...artifact.format import Artifact
 from ...backends import default_backend, get_backend
 from ...errors import ArgumentError, check_known
 from ...native.model import Int8Model, as_artifact, attach_info, to_native
 from ..data import nothing
-from ..options import Keywords, Options, takes
+from ..options import Keywords, Options
 from ..recipes import STEPS, Recipe
 from ..source.float_model import float_copy
 from ..state import Quantization
