@@ -77,19 +77,10 @@ def main() -> None:
     warnings.showwarning = _show_warning
 
 
-main.add_command(listing.list_command)
-main.add_command(listing.info)
-main.add_command(classify.classify)
-main.add_command(classify.demo)
-main.add_command(finetune.finetune)
-main.add_command(quantize.quantize)
-main.add_command(evaluate.evaluate)
-main.add_command(analyze.analyze_command)
-main.add_command(tune.tune_command)
-main.add_command(benchmark.benchmark)
-main.add_command(export.export)
-main.add_command(files.convert)
-main.add_command(files.download)
-main.add_command(files.verify)
-main.add_command(files.push)
-main.add_command(files.cache)
+for _command in (
+    *(listing.list_command, listing.info, classify.classify, classify.demo, finetune.finetune),
+    *(quantize.quantize, evaluate.evaluate, analyze.analyze_command, tune.tune_command),
+    *(benchmark.benchmark, export.export, files.convert, files.download, files.verify),
+    *(files.push, files.cache),
+):
+    main.add_command(_command)

@@ -1,4 +1,4 @@
-"""What the ending of a file's name says: each format has its own and is written to no other."""
+"""Names of files: each format has endings of its own, and is written to no other."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import MappingProxyType
 
 from ..errors import ArgumentError
 
+#: How names of files with weights end.
+WEIGHTS_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt")
 ARTIFACT = "artifact"
 TORCHVISION = "torchvision"
 
@@ -46,6 +48,16 @@ def check_ending(path: Path, wanted: str) -> None:
         f"Cannot write the format {wanted} to {path.name!r}{means}: end the name in "
         f"{' or '.join(ENDINGS[wanted])}."
     )
+
+
+def check_folder(path: Path | None) -> None:
+    """Checks, before long work, that a file can be written where it is to go.
+
+    Raises:
+        ArgumentError: There is no such folder.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ArgumentError(f"There is no folder {path.parent} to write {path.name} to.")
 
 
 def _ending(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UnknownNameError
 from ..registry import model_name
-from ._options import WEIGHTS_ENDINGS
+from ._endings import WEIGHTS_ENDINGS
 
 #: What a repository on the Hugging Face Hub begins with.
 HUB = "hf://"

@@ -1,4 +1,4 @@
-"""Which pictures commands measure on: those that the models have not seen, where that is known."""
+"""How commands measure accuracy: on pictures that the models have not seen, with intervals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from ._output import print_line, print_warning
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..datasets.evaluate import Metrics
     from ..datasets.sources import Data
     from ..datasets.unseen import Sighting
 
@@ -55,3 +56,22 @@ def pictures_to_measure(
         hint = "" if everything is None else " (--all-pictures measures on all.)"
         print_line(words + hint, err=True)
     return chosen, sighting
+
+
+def figures(metrics: Metrics) -> dict[str, Any]:
+    """Returns accuracies and their 95 % intervals in percent, as JSON values."""
+    found: dict[str, Any] = {"n": metrics.n}
+    for k in metrics.correct:
+        low, high = metrics.interval(k)
+        found[f"top{k}"] = round(metrics.accuracy(k), 3)
+        found[f"top{k}_low"], found[f"top{k}_high"] = round(low, 3), round(high, 3)
+    return found
+
+
+def sentence(metrics: Metrics) -> str:
+    """Returns accuracies and their 95 % intervals in one line."""
+    parts = []
+    for k in metrics.correct:
+        low, high = metrics.interval(k)
+        parts.append(f"top-{k} {metrics.accuracy(k):.2f} % ({low:.2f} to {high:.2f})")
+    return f"{', '.join(parts)} on {metrics.n} images"

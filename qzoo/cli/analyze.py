@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from .._core.option_types import Whole
-from ..errors import ArgumentError
-from ._options import (
-    Place,
-    all_pictures_option,
-    complete_models,
-    data_place,
-    html_option,
-    json_option,
-    seed_option,
-    state_dict_options,
-    takes,
-    threads_option,
-    weights_option,
-)
+from . import _options as opt
+from ._command import command, option, place
+from ._endings import check_folder
 from ._output import only_json, print_json, print_line, print_table
 from ._pictures import pictures_to_measure
 
@@ -29,55 +17,42 @@ if TYPE_CHECKING:
     from ..analysis import Diagnosis
 
 
-@click.command("analyze")
-@takes(
-    Place("float_model", "FLOAT", complete=complete_models),
-    Place("int8_model", "INT8", complete=complete_models),
-    data_place(),
-)
-@weights_option("Which of torchvision's float weights of FLOAT, where that is a name.")
-@state_dict_options("--model", "-m")
-@click.option(
-    "--images",
-    default=256,
-    show_default=True,
-    type=Whole(1),
-    help="Pictures to compare the two models on.",
-)
-@click.option(
-    "--sensitivity-images",
-    default=64,
-    show_default=True,
-    type=Whole(1),
-    help="Pictures that every layer is tried alone on, which takes longest.",
-)
-@seed_option
-@click.option(
-    "--top",
-    default=15,
-    show_default=True,
-    type=Whole(1),
-    help="How many layers to list, the most harmful first.",
-)
-@all_pictures_option
-@threads_option
-@json_option
-@html_option
-def analyze_command(
-    float_model: str,
-    int8_model: str,
-    data: str,
-    weights: str | None,
-    told: dict[str, Any],
-    images: int,
-    sensitivity_images: int,
-    seed: int,
-    top: int,
-    all_pictures: bool,
-    threads: int | None,
-    as_json: bool,
-    html: Path | None,
-) -> None:
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What `qzoo analyze` takes."""
+
+    float_model: str = place("FLOAT", complete=opt.complete_models)
+    int8_model: str = place("INT8", complete=opt.complete_models)
+    data: str = opt.data()
+    weights: str | None = opt.weights(
+        help="Which of torchvision's float weights of FLOAT, where that is a name.  "
+        "[default: DEFAULT]"
+    )
+    told: dict[str, Any] = opt.state_dict("--model", "-m")
+    images: int = option(
+        "--images", type=Whole(1), default=256, help="Pictures to compare the two models on."
+    )
+    sensitivity_images: int = option(
+        "--sensitivity-images",
+        type=Whole(1),
+        default=64,
+        help="Pictures that every layer is tried alone on, which takes longest.",
+    )
+    seed: int = opt.seed()
+    top: int = option(
+        "--top",
+        type=Whole(1),
+        default=15,
+        help="How many layers to list, the most harmful first.",
+    )
+    all_pictures: bool = opt.all_pictures()
+    threads: int | None = opt.threads()
+    as_json: bool = opt.as_json()
+    html: Path | None = opt.html()
+
+
+@command(AnalyzeOptions, "analyze")
+def analyze_command(options: AnalyzeOptions) -> None:
     """Find out where an int8 model loses accuracy.
 
     Also says what to try next. FLOAT is the file, folder or name of the float model that INT8, an
@@ -96,47 +71,42 @@ def analyze_command(
     from ..datasets.sources import open_data
     from ._models import load_float_model, load_model
 
-    check_folder(html)
-    opened = open_data(data)
-    loaded = load_float_model(float_model, weights, told)
-    int8 = load_model(int8_model, None)
-    pictures, sighting = pictures_to_measure(opened, loaded, int8, everything=all_pictures)
-    with only_json(as_json), torch_threads(threads):
+    check_folder(options.html)
+    opened = open_data(options.data)
+    loaded = load_float_model(options.float_model, options.weights, options.told)
+    int8 = load_model(options.int8_model, None)
+    pictures, sighting = pictures_to_measure(opened, loaded, int8, everything=options.all_pictures)
+    with only_json(options.as_json), torch_threads(options.threads):
         diagnosis = analyze(
-            loaded, int8, pictures, images=images, sensitivity_images=sensitivity_images, seed=seed
+            loaded,
+            int8,
+            pictures,
+            images=options.images,
+            sensitivity_images=options.sensitivity_images,
+            seed=options.seed,
         )
-    if html is not None:
-        write_atomically(html, diagnosis.to_html().encode())
-    if as_json:
+    if options.html is not None:
+        write_atomically(options.html, diagnosis.to_html().encode())
+    if options.as_json:
         print_json({**diagnosis.to_dict(), "pictures": sighting.to_dict()})
         return
-    report(diagnosis, top)
-    if html is not None:
+    report(diagnosis, options.top)
+    if options.html is not None:
         print_line()
-        print_line(f"wrote {html}")
-
-
-def check_folder(path: Path | None) -> None:
-    """Checks, before long work, that a file can be written where it is to go.
-
-    Raises:
-        ArgumentError: There is no such folder.
-    """
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ArgumentError(f"There is no folder {path.parent} to write {path.name} to.")
+        print_line(f"wrote {options.html}")
 
 
 def report(diagnosis: Diagnosis, top: int) -> None:
     """Prints a diagnosis: accuracy, the layers to look at first, and what to try next."""
     print_line(_accuracy(diagnosis))
     rows = []
-    for place, suspect in enumerate(diagnosis.ranking[:top], 1):
+    for number, suspect in enumerate(diagnosis.ranking[:top], 1):
         layer = diagnosis.comparison.layer(suspect.name)
         notes = ["range does not fit"] if suspect.wrong_range else []
         notes += ["weights do not fit"] if suspect.wrong_weights else []
         rows.append(
             (
-                place,
+                number,
                 suspect.name,
                 suspect.op,
                 f"{suspect.damage.sqnr_db:.1f}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +16,12 @@ import click
 
 from .._core.option_types import MOST, MOST_THREADS, Whole
 from ..errors import ArgumentError, QzooError, UncalibratedWarning
-from ._options import (
-    RUNTIMES,
-    Place,
-    batch_size_option,
-    complete_from,
-    complete_models,
-    json_option,
-    size_option,
-    takes,
-    weights_option,
-)
+from . import _options as opt
+from ._command import command, option
 from ._output import print_csv, print_json, print_table, print_warning, progress
 
 if TYPE_CHECKING:
-    import torch
-
+    from .._core.timing import Timing
     from ..artifact.format import Artifact
     from ..runtimes.base import CompiledModel
 
@@ -46,64 +38,49 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> list
         ) from None
 
 
-@click.command()
-@takes(
-    Place(
-        "models",
-        "MODEL",
-        ("--model", "-m"),
-        "A model, if it does not stand first; may be repeated.",
-        complete_models,
-        many=True,
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What `qzoo benchmark` takes."""
+
+    models: tuple[str, ...] = opt.models()
+    runtimes: str | None = option(
+        "--runtimes",
+        "--runtime",
+        help="What to measure: names separated by commas, or all.  "
+        "[default: the installed ones that compile quickly]",
+        shell_complete=opt.complete_from(["all", "auto", *opt.RUNTIMES]),
     )
-)
-@click.option(
-    "--runtimes",
-    "--runtime",
-    "runtimes",
-    help="What to measure: names separated by commas, or all.  "
-    "[default: the installed ones that compile quickly]",
-    shell_complete=complete_from(["all", "auto", *RUNTIMES]),
-)
-@click.option(
-    "--threads",
-    default="1",
-    show_default=True,
-    callback=_numbers,
-    help="Numbers of CPU threads, such as 1,2.",
-)
-@batch_size_option("1", "Numbers of pictures per call, such as 1,32.", callback=_numbers, type=str)
-@size_option
-@weights_option()
-@click.option("--random", is_flag=True, help="Random weights: as fast, and nothing to download.")
-@click.option(
-    "--rounds",
-    default=15,
-    show_default=True,
-    type=Whole(1),
-    help="How often each runtime has its turn; more give steadier medians.",
-)
-@click.option(
-    "--memory/--no-memory",
-    default=True,
-    show_default=True,
-    help="Whether to measure memory too, each runtime in a process of its own.",
-)
-@json_option
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout, with the environment.")
-def benchmark(
-    models: tuple[str, ...],
-    runtimes: str | None,
-    threads: list[int],
-    batch_size: list[int],
-    size: int | None,
-    weights: str | None,
-    random: bool,
-    rounds: int,
-    memory: bool,
-    as_json: bool,
-    as_csv: bool,
-) -> None:
+    threads: list[int] = option(
+        "--threads", default="1", callback=_numbers, help="Numbers of CPU threads, such as 1,2."
+    )
+    batch_size: list[int] = opt.batch_size(
+        type=str,
+        default="1",
+        callback=_numbers,
+        help="Numbers of pictures per call, such as 1,32.",
+    )
+    size: int | None = opt.size()
+    weights: str | None = opt.weights()
+    random: bool = option(
+        "--random", is_flag=True, help="Random weights: as fast, and nothing to download."
+    )
+    rounds: int = option(
+        "--rounds",
+        type=Whole(1),
+        default=15,
+        help="How often each runtime has its turn; more give steadier medians.",
+    )
+    memory: bool = option(
+        "--memory/--no-memory",
+        default=True,
+        help="Whether to measure memory too, each runtime in a process of its own.",
+    )
+    as_json: bool = opt.as_json()
+    as_csv: bool = option("--csv", is_flag=True, help="Print CSV on stdout, with the environment.")
+
+
+@command(BenchmarkOptions)
+def benchmark(options: BenchmarkOptions) -> None:
     """Measure the latency and memory of int8 models on each runtime.
 
     MODEL is the name of a model, or the file or folder of an int8 model. The runtimes take turns,
@@ -116,27 +93,28 @@ def benchmark(
       qzoo benchmark my_model.safetensors --runtimes torch,openvino --csv
       qzoo benchmark inception_v3 --random --runtimes all
     """
-    if as_json and as_csv:
+    if options.as_json and options.as_csv:
         raise ArgumentError("--json and --csv exclude each other.")
-    names = _runtimes(runtimes)
+    runtimes = _runtimes(options.runtimes)
     rows: list[dict[str, Any]] = []
-    settings = list(itertools.product(threads, batch_size))
-    steps = len(models) * len(settings) * len(names) * (3 if memory else 2)
-    with progress(total=steps, unit="step") as bar:
-        for name in models:
-            artifact = _artifact(name, weights, random)
-            for count, pictures in settings:
-                rows += _measure(name, artifact, names, count, pictures, size, rounds, memory, bar)
-    if as_json:
+    settings = list(itertools.product(options.threads, options.batch_size))
+    turns = len(options.models) * len(settings) * len(runtimes) * (3 if options.memory else 2)
+    with progress(total=turns, unit="step") as bar:
+        for name in options.models:
+            artifact = _artifact(name, options.weights, options.random)
+            for threads, batch in settings:
+                one = _Measurement(name, artifact, threads, batch)
+                rows += one.rows(runtimes, options, bar)
+    if options.as_json:
         print_json(rows)
-    elif as_csv:
+    elif options.as_csv:
         environment = _environment()
         print_csv([{**row, **environment} for row in rows])
     else:
         columns = ("model", "batch", "threads", "runtime", "ms", "quartiles", "images/s", "MiB", "")
-        shown = {model: Path(model).name for model in models}
+        shown = {model: Path(model).name for model in options.models}
         if len(set(shown.values())) < len(shown):
-            shown = {model: model for model in models}
+            shown = {model: model for model in options.models}
         print_table(None, columns, [[shown[r["model"]], *_cells(r)] for r in rows], "lrrlrrrr")
 
 
@@ -164,71 +142,76 @@ def _artifact(name: str, weights: str | None, random: bool) -> Artifact:
         return as_artifact(get_model(name, quantize=True))
 
 
-def _measure(
-    name: str,
-    artifact: Artifact,
-    runtimes: Sequence[str],
-    threads: int,
-    batch: int,
-    size: int | None,
-    rounds: int,
-    memory: bool,
-    bar: Any,
-) -> list[dict[str, Any]]:
-    import torch
+@dataclass(frozen=True)
+class _Measurement:
+    """One model with one batch size and number of threads, to be measured on several runtimes."""
 
-    from .._core.timing import interleave
-    from ..runtimes.api import compile
-    from ..runtimes.footprint import footprint
+    name: str
+    artifact: Artifact
+    threads: int
+    batch: int
 
-    label = Path(name).name[:20]  # a long path would leave no room for the bar
-    compiled = {}
-    for runtime in runtimes:
-        bar.set_description(f"{label}: make {runtime} ready")
-        compiled[runtime] = compile(artifact, runtime, threads, batch, size)
-        bar.update()
-    height, width = next(iter(compiled.values())).size
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float32, device="cpu")
-    bar.set_description(f"{label}: measure latency")
-    timings = interleave({r: _call(m, x) for r, m in compiled.items()}, rounds)
-    bar.update(len(compiled))
-    best = min(timing.median_ms for timing in timings.values())
-    rows = []
-    for runtime, timing in timings.items():
-        row: dict[str, Any] = {
-            "model": name,
-            "batch": batch,
-            "threads": threads,
-            "height": height,
-            "width": width,
+    def rows(
+        self, runtimes: Sequence[str], options: BenchmarkOptions, bar: Any
+    ) -> list[dict[str, Any]]:
+        """Measures it; returns a row for each runtime."""
+        from .._core.timing import interleave
+        from ..runtimes.api import compile
+        from ..runtimes.measure import random_images
+
+        label = Path(self.name).name[:20]  # a long path would leave no room for the bar
+        compiled = {}
+        for runtime in runtimes:
+            bar.set_description(f"{label}: make {runtime} ready")
+            compiled[runtime] = compile(
+                self.artifact, runtime, self.threads, self.batch, options.size
+            )
+            bar.update()
+        x = random_images(self.batch, next(iter(compiled.values())).size)
+        bar.set_description(f"{label}: measure latency")
+        calls = {name: functools.partial(model, x) for name, model in compiled.items()}
+        timings = interleave(calls, options.rounds)
+        bar.update(len(compiled))
+        best = min(timing.median_ms for timing in timings.values())
+        rows = []
+        for runtime, timing in timings.items():
+            row = self._row(compiled[runtime], timing, runtime)
+            row["fastest"] = timing.median_ms == best
+            if options.memory:
+                bar.set_description(f"{label}: measure memory of {runtime}")
+                row |= self._memory(compiled[runtime])
+                bar.update()
+            rows.append(row)
+        return rows
+
+    def _row(self, model: CompiledModel, timing: Timing, runtime: str) -> dict[str, Any]:
+        return {
+            "model": self.name,
+            "batch": self.batch,
+            "threads": self.threads,
+            "height": model.size[0],
+            "width": model.size[1],
             "runtime": runtime,
-            "executes": _executes(compiled[runtime]),
+            "executes": _executes(model),
             "median_ms": round(timing.median_ms, 4),
             "low_ms": round(timing.low_ms, 4),
             "high_ms": round(timing.high_ms, 4),
             "rounds": timing.rounds,
-            "images_per_s": round(batch * 1e3 / timing.median_ms, 1),
-            "fastest": timing.median_ms == best,
-            "float_layers": " ".join(compiled[runtime].float_layers),
+            "images_per_s": round(self.batch * 1e3 / timing.median_ms, 1),
+            "fastest": False,
+            "float_layers": " ".join(model.float_layers),
             "peak_mib": None,
             "model_mib": None,
         }
-        if memory:
-            bar.set_description(f"{label}: measure memory of {runtime}")
-            try:
-                row |= footprint(
-                    artifact, compiled[runtime].runtime, threads, batch, (height, width)
-                )
-            except QzooError as error:
-                print_warning(error)
-            bar.update()
-        rows.append(row)
-    return rows
 
+    def _memory(self, model: CompiledModel) -> dict[str, float]:
+        from ..runtimes.footprint import footprint
 
-def _call(model: CompiledModel, x: torch.Tensor) -> Callable[[], object]:
-    return lambda: model(x)
+        try:
+            return footprint(self.artifact, model.runtime, self.threads, self.batch, model.size)
+        except QzooError as error:
+            print_warning(error)
+            return {}
 
 
 def _executes(model: CompiledModel) -> str:

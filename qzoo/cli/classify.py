@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from .._core.option_types import Whole
-from ._options import complete_files, engine_option, json_option, model_option, weights_option
+from . import _options as opt
+from ._command import argument, command, complete_files, option
 from ._output import print_json, print_line, print_table, progress
 
 if TYPE_CHECKING:
@@ -21,30 +20,24 @@ DEMO_WEIGHTS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 _DIGITS = Path(__file__).parent.parent / "embedded" / "digits"
 
 
-@click.command()
-@click.argument(
-    "images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_files
-)
-@model_option("mobilenet_v2", "Name of a model, or the file or folder of an int8 model.")
-@weights_option()
-@engine_option
-@click.option(
-    "--topk",
-    "-k",
-    default=5,
-    show_default=True,
-    type=Whole(1),
-    help="Guesses per picture.",
-)
-@json_option
-def classify(
-    images: tuple[str, ...],
-    model: str,
-    weights: str | None,
-    backend: str | None,
-    topk: int,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """What `qzoo classify` takes."""
+
+    images: tuple[str, ...] = argument(
+        nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_files
+    )
+    model: str = opt.model_option(
+        default="mobilenet_v2", help="Name of a model, or the file or folder of an int8 model."
+    )
+    weights: str | None = opt.weights()
+    backend: str | None = opt.engine()
+    topk: int = option("--topk", "-k", type=Whole(1), default=5, help="Guesses per picture.")
+    as_json: bool = opt.as_json()
+
+
+@command(ClassifyOptions)
+def classify(options: ClassifyOptions) -> None:
     """Classify pictures with an int8 model.
 
     \b
@@ -57,12 +50,14 @@ def classify(
     from ..pictures.images import load_image
     from ._models import load_model
 
+    images = options.images
     for name in images:
         if not Path(name).is_file():
             load_image(name)  # says what is wrong with it, before a model is fetched
-    loaded = load_model(model, weights, backend)
-    results = classify_images(loaded, progress(images, desc="classify", unit="picture"), topk)
-    if as_json:
+    loaded = load_model(options.model, options.weights, options.backend)
+    bar = progress(images, desc="classify", unit="picture")
+    results = classify_images(loaded, bar, options.topk)
+    if options.as_json:
         print_json(
             [
                 {"file": name, "predictions": [asdict(p) for p in guesses]}
@@ -78,9 +73,15 @@ def classify(
     print_table(None, ("picture", "class", "probability"), rows, "llr", grouped=True)
 
 
-@click.command()
-@json_option
-def demo(as_json: bool) -> None:
+@dataclass(frozen=True)
+class DemoOptions:
+    """What `qzoo demo` takes."""
+
+    as_json: bool = opt.as_json()
+
+
+@command(DemoOptions)
+def demo(options: DemoOptions) -> None:
     """Classify bundled pictures and measure speed, offline.
 
     The model comes with the package, too. It is measured here in float on PyTorch, and in int8 on
@@ -90,25 +91,14 @@ def demo(as_json: bool) -> None:
     Example:
       qzoo demo
     """
-    from ..classify import classify as classify_images
     from ..registry import get_model, get_weight
 
     member: Any = get_weight(DEMO_WEIGHTS)
     architecture = member.meta["architecture"]
     model = get_model(architecture, weights=member, quantize=True)
-    files = sorted(_DIGITS.glob("*.png"))
-    results = [guesses[0] for guesses in classify_images(model, files, 1)]
-    pictures = [
-        {
-            "file": f.name,
-            "label": f.name.split("-")[1],
-            "prediction": p.name,
-            "probability": p.probability,
-        }
-        for f, p in zip(files, results, strict=True)
-    ]
+    pictures = _classified(model)
     figures, runtimes = _compare(model, member)
-    if as_json:
+    if options.as_json:
         print_json({"pictures": pictures, "models": figures, "runtimes": runtimes})
         return
     rows = [
@@ -148,6 +138,23 @@ def demo(as_json: bool) -> None:
     print_line(_about_runtimes(figures[1]["runtime"], list(runtimes)))
 
 
+def _classified(model: nn.Module) -> list[dict[str, Any]]:
+    """Classifies the bundled digits, whose names say what they are."""
+    from ..classify import classify as classify_images
+
+    files = sorted(_DIGITS.glob("*.png"))
+    results = [guesses[0] for guesses in classify_images(model, files, 1)]
+    return [
+        {
+            "file": f.name,
+            "label": f.name.split("-")[1],
+            "prediction": p.name,
+            "probability": p.probability,
+        }
+        for f, p in zip(files, results, strict=True)
+    ]
+
+
 _SIZES = {"latency_64_ms": "64x64 pixels", "latency_224_ms": "224x224 pixels"}
 #: The runtimes that are worth installing for speed, and quickly ready.
 _FAST = ("onnxruntime", "openvino")
@@ -168,6 +175,7 @@ def _compare(
     from ..native.model import model_info
     from ..registry import get_entry
     from ..runtimes.api import RUNTIMES, available_runtimes, compile
+    from ..runtimes.measure import random_images
 
     info = model_info(int8)
     with torch.random.fork_rng(devices=[]):
@@ -176,13 +184,10 @@ def _compare(
     torch.save(float_model.state_dict(), buffer)
     names = [name for name in available_runtimes() if not RUNTIMES[name].slow]
     found: dict[str, dict[str, float]] = {name: {} for name in ["float32", *names]}
-    generator = torch.Generator().manual_seed(0)
     with torch_threads(1), torch.inference_mode():
         for key in _SIZES:
             side = int(key.split("_")[1])
-            x = torch.randn(
-                1, 3, side, side, generator=generator, dtype=torch.float32, device="cpu"
-            )
+            x = random_images(1, (side, side))
             models: dict[str, Any] = {"float32": float_model, "torch": int8}
             models |= {n: compile(int8, n, 1, 1, side) for n in names if n != "torch"}
             calls = {name: functools.partial(model, x) for name, model in models.items()}

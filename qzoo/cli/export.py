@@ -11,17 +11,10 @@ from typing import Any
 import click
 
 from ..errors import ArgumentError
+from . import _options as opt
+from ._command import command, option
 from ._endings import ENDINGS, check_ending, format_of
-from ._options import (
-    batch_size_option,
-    choice,
-    json_option,
-    model_place,
-    out_option,
-    size_option,
-    takes,
-    weights_option,
-)
+from ._names import short_name
 from ._output import print_json, print_line
 
 
@@ -54,34 +47,34 @@ FORMATS = MappingProxyType(
 )
 
 
-@click.command()
-@takes(model_place())
-@click.option(
-    "--to",
-    "target",
-    type=choice(list(FORMATS)),
-    help="Format of the file.  [default: what the ending of --out says]",
-)
-@out_option("File to write.  [default: the model's name with the format's ending, in this folder]")
-@weights_option()
-@batch_size_option(None, "The only number of pictures per call.  [default: any]")
-@size_option
-@click.option(
-    "--preprocess",
-    is_flag=True,
-    help="Take uint8 pictures [N, H, W, 3] of that size and normalize them in the graph.",
-)
-@json_option
-def export(
-    model: str,
-    target: str | None,
-    out: Path | None,
-    weights: str | None,
-    batch_size: int | None,
-    size: int | None,
-    preprocess: bool,
-    as_json: bool,
-) -> None:
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `qzoo export` takes."""
+
+    model: str = opt.model()
+    target: str | None = option(
+        "--to",
+        type=opt.choice(list(FORMATS)),
+        help="Format of the file.  [default: what the ending of --out says]",
+    )
+    out: Path | None = opt.out(
+        help="File to write.  [default: the model's name with the format's ending, in this folder]"
+    )
+    weights: str | None = opt.weights()
+    batch_size: int | None = opt.batch_size(
+        help="The only number of pictures per call.  [default: any]"
+    )
+    size: int | None = opt.size()
+    preprocess: bool = option(
+        "--preprocess",
+        is_flag=True,
+        help="Take uint8 pictures [N, H, W, 3] of that size and normalize them in the graph.",
+    )
+    as_json: bool = opt.as_json()
+
+
+@command(ExportOptions)
+def export(options: ExportOptions) -> None:
     """Write an int8 model as a file that stands alone.
 
     MODEL is the name of a model, or the file or folder of an int8 model.
@@ -92,19 +85,24 @@ def export(
       qzoo export resnet50 --batch-size 1 --preprocess -o model.xml
       qzoo export my_model.safetensors --to executorch
     """
-    target = target or _format_of(out)
+    target = options.target or _format_of(options.out)
     from ..native.model import as_artifact
     from ._models import load_model
-    from ._names import short_name
 
     row = FORMATS[target]
-    path = out or Path(short_name(model) + row.suffix)
+    path = options.out or Path(short_name(options.model) + row.suffix)
     check_ending(path, target)
     write: Any = getattr(importlib.import_module(f"qzoo.export.{row.module}"), row.function)
-    artifact = as_artifact(load_model(model, weights))
-    write(artifact, path, batch_size=batch_size, input_size=size, preprocess=preprocess)
+    artifact = as_artifact(load_model(options.model, options.weights))
+    write(
+        artifact,
+        path,
+        batch_size=options.batch_size,
+        input_size=options.size,
+        preprocess=options.preprocess,
+    )
     files = [path, path.with_suffix(".bin")] if target == "openvino" else [path]
-    if as_json:
+    if options.as_json:
         sizes = [{"file": str(file), "bytes": file.stat().st_size} for file in files]
         print_json({"model": artifact.info.architecture, "format": target, "files": sizes})
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +12,9 @@ import click
 
 from .._core.option_types import Whole
 from ..errors import ArgumentError, ArtifactError, QzooError
+from . import _options as opt
+from ._command import argument, command, option, place
 from ._endings import ARTIFACT, TORCHVISION, check_ending, format_of
-from ._options import (
-    BACKENDS,
-    Place,
-    choice,
-    complete_from,
-    complete_models,
-    complete_weights,
-    json_option,
-    model_place,
-    part_option,
-    takes,
-    transform_input_option,
-)
 from ._output import print_error, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -36,56 +26,59 @@ if TYPE_CHECKING:
 _SUFFIXES = {".safetensors", ".pth", ".pt"}
 
 
-@click.command()
-@takes(
-    Place("source", "IN"),
-    Place("target", "OUT", ("--out", "-o"), "File to write, if it does not stand second."),
-)
-@click.option(
-    "--model",
-    "--arch",
-    "-m",
-    help="Which model the weights are of.  [default: guessed from their shapes]",
-    shell_complete=complete_models,
-)
-@click.option(
-    "--num-classes",
-    type=Whole(1),
-    help="Outputs of the classifier.  [default: what the file holds]",
-)
-@click.option(
-    "--backend",
-    help="Backend that the numbers were chosen for.  [default: what the file says or, where it "
-    "does not, guessed from the kind of its scales]",
-    shell_complete=complete_from(BACKENDS),
-)
-@click.option(
-    "--to",
-    "kind",
-    type=choice([ARTIFACT, TORCHVISION]),
-    help="What to write: an artifact or torchvision's state dict.  [default: by OUT's ending]",
-)
-@click.option(
-    "--classes",
-    type=click.Path(path_type=Path),
-    help="Text file with one class name per line, in the order of the logits.",
-)
-@part_option
-@click.option(
-    "--like",
-    help="Weights whose transforms the model shares, such as ResNet50_QuantizedWeights.DEFAULT or, "
-    "for a float model, ResNet50_Weights.DEFAULT.  [default: none recorded]",
-)
-@transform_input_option
-@json_option
-def convert(
-    source: str,
-    target: str,
-    kind: str | None,
-    classes: Path | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What `qzoo convert` takes."""
+
+    source: str = place("IN")
+    target: str = place("OUT", "--out", "-o", help="File to write, if it does not stand second.")
+    model: str | None = option(
+        "--model",
+        "--arch",
+        "-m",
+        help="Which model the weights are of.  [default: guessed from their shapes]",
+        shell_complete=opt.complete_models,
+    )
+    num_classes: int | None = option(
+        "--num-classes",
+        type=Whole(1),
+        help="Outputs of the classifier.  [default: what the file holds]",
+    )
+    backend: str | None = option(
+        "--backend",
+        help="Backend that the numbers were chosen for.  [default: what the file says or, where it "
+        "does not, guessed from the kind of its scales]",
+        shell_complete=opt.complete_from(opt.BACKENDS),
+    )
+    kind: str | None = option(
+        "--to",
+        type=opt.choice([ARTIFACT, TORCHVISION]),
+        help="What to write: an artifact or torchvision's state dict.  [default: by OUT's ending]",
+    )
+    classes: Path | None = option(
+        "--classes",
+        type=click.Path(path_type=Path),
+        help="Text file with one class name per line, in the order of the logits.",
+    )
+    part: str | None = opt.part()
+    like: str | None = option(
+        "--like",
+        help="Weights whose transforms the model shares, such as "
+        "ResNet50_QuantizedWeights.DEFAULT or, for a float model, ResNet50_Weights.DEFAULT.  "
+        "[default: none recorded]",
+    )
+    transform_input: bool | None = opt.transform_input()
+    as_json: bool = opt.as_json()
+
+    def told(self) -> dict[str, Any]:
+        """Returns what is said of the file, as keywords of `read_any`."""
+        names = ("model", "num_classes", "backend", "part", "like", "transform_input")
+        classes = None if self.classes is None else _read_lines(self.classes)
+        return {**{name: getattr(self, name) for name in names}, "classes": classes}
+
+
+@command(ConvertOptions)
+def convert(options: ConvertOptions) -> None:
     """Turn checkpoints into artifacts, and back.
 
     IN is a published .pth file, the state dict of your own model, int8 or float, the checkpoint of
@@ -106,17 +99,17 @@ def convert(
     from ..sharing.convert import describe, read_any, state_dict_bytes
     from ._models import existing
 
-    out = Path(target)
-    kind = kind or _kind_of(out, Path(source))
+    out, source = Path(options.target), Path(options.source)
+    kind = options.kind or _kind_of(out, source)
     check_ending(out, kind)
-    names = None if classes is None else _read_lines(classes)
-    model = read_any(existing(Path(source)), classes=names, **options)
+    told = options.told()
+    model = read_any(existing(source), **told)
     if kind == TORCHVISION:
         content = state_dict_bytes(model)
     else:
         content = model.to_bytes() if isinstance(model, Artifact) else float_bytes(model)
     write_atomically(out, content)
-    if as_json:
+    if options.as_json:
         print_json({"file": str(out), "format": kind, "bytes": len(content), **_summary(model)})
         return
     print_line(f"{out}: {describe(model)}, {len(content) / 2**20:.1f} MiB")
@@ -175,27 +168,23 @@ def _read_lines(path: Path) -> list[str]:
     return names
 
 
-@click.command()
-@takes(
-    Place(
-        "models",
-        "MODEL",
-        ("--model", "-m"),
-        "A model, if it does not stand first; may be repeated.",
-        complete_models,
-        many=True,
+@dataclass(frozen=True)
+class DownloadOptions:
+    """What `qzoo download` takes."""
+
+    models: tuple[str, ...] = opt.models()
+    weights: str = option(
+        "--weights",
+        "-w",
+        default="DEFAULT",
+        help="Which int8 weights (see: qzoo info MODEL), or all.",
+        shell_complete=opt.complete_weights,
     )
-)
-@click.option(
-    "--weights",
-    "-w",
-    default="DEFAULT",
-    show_default=True,
-    help="Which int8 weights (see: qzoo info MODEL), or all.",
-    shell_complete=complete_weights,
-)
-@json_option
-def download(models: tuple[str, ...], weights: str, as_json: bool) -> None:
+    as_json: bool = opt.as_json()
+
+
+@command(DownloadOptions)
+def download(options: DownloadOptions) -> None:
     """Fetch int8 weights into the cache.
 
     Each file is verified by its published hash. Prints a path per file. Weights that come with the
@@ -209,10 +198,10 @@ def download(models: tuple[str, ...], weights: str, as_json: bool) -> None:
     from ..registry import find_member, get_entry
 
     members: list[Any] = []
-    for model in models:
+    for model in options.models:
         enum: Any = get_entry(model).weights
-        if weights.lower() != "all":
-            members.append(find_member(enum, weights))
+        if options.weights.lower() != "all":
+            members.append(find_member(enum, options.weights))
         elif not list(enum):
             find_member(enum, "DEFAULT")  # says that there are none
         else:
@@ -221,17 +210,24 @@ def download(models: tuple[str, ...], weights: str, as_json: bool) -> None:
     for member in dict.fromkeys(members):
         path = member.file(progress=True)
         found.append({"weights": repr(member), "file": str(path), "bytes": path.stat().st_size})
-        if not as_json:
+        if not options.as_json:
             print_line(path)
-    if as_json:
+    if options.as_json:
         print_json(found)
 
 
-@click.command()
-@click.argument("paths", nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path))
-@json_option
-@click.pass_context
-def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What `qzoo verify` takes."""
+
+    paths: tuple[Path, ...] = argument(
+        nargs=-1, metavar="[PATH]...", type=click.Path(path_type=Path)
+    )
+    as_json: bool = opt.as_json()
+
+
+@command(VerifyOptions)
+def verify(options: VerifyOptions) -> None:
     """Check that files are whole and fit their models.
 
     That is, hashes, structure, and that each fits its architecture. PATH is a file, or a folder
@@ -244,7 +240,7 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
       qzoo verify my_model.safetensors ~/checkpoints
     """
     rows: list[dict[str, Any]] = []
-    for name, check in _checks(paths):
+    for name, check in _checks(options.paths):
         try:
             row = {"file": str(name), "ok": True, "what": check()}
         except QzooError as error:
@@ -255,15 +251,15 @@ def verify(ctx: click.Context, paths: tuple[Path, ...], as_json: bool) -> None:
             )
             row = {"file": str(name), "ok": False, "what": what}
         rows.append(row)
-        if not as_json:
+        if not options.as_json:
             prefix = "" if row["file"] in row["what"] else f"{row['file']}: "
             print_line(f"{'ok  ' if row['ok'] else 'BAD '} {prefix}{row['what']}")
-    if as_json:
+    if options.as_json:
         print_json(rows)
     bad = sum(not row["ok"] for row in rows)
     if bad:
         print_error(f"{bad} of the files are bad.")
-        ctx.exit(2)
+        raise click.exceptions.Exit(2)
 
 
 def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
@@ -311,20 +307,26 @@ def _check_cached(cached: CachedFile, member: Any) -> str:
     return check_model(cached.path)
 
 
-@click.command()
-@takes(
-    model_place("The int8 model, if it does not stand first."),
-    Place("repo", "REPO", ("--repo",), "Where to, as org/name, if it does not stand second."),
-)
-@click.option(
-    "--private/--public",
-    default=None,
-    help="Who may see a new repository.  [default: what the organization says]",
-)
-@click.option("--revision", help="Existing branch to commit to.  [default: main]")
-@click.option("--message", help="The commit's message.")
-@json_option
-def push(model: str, repo: str, message: str | None, as_json: bool, **options: Any) -> None:
+@dataclass(frozen=True)
+class PushOptions:
+    """What `qzoo push` takes."""
+
+    model: str = opt.model(help="The int8 model, if it does not stand first.")
+    repo: str = place("REPO", "--repo", help="Where to, as org/name, if it does not stand second.")
+    private: bool | None = option(
+        "--private/--public",
+        default=None,
+        help="Who may see a new repository.  [default: what the organization says]",
+    )
+    revision: str | None = option(
+        "--revision", help="Existing branch to commit to.  [default: main]"
+    )
+    message: str | None = option("--message", help="The commit's message.")
+    as_json: bool = opt.as_json()
+
+
+@command(PushOptions)
+def push(options: PushOptions) -> None:
     """Push an int8 model to a repository on the Hugging Face Hub.
 
     MODEL is the name of a model, or the file or folder of an int8 model. The model card and
@@ -337,19 +339,30 @@ def push(model: str, repo: str, message: str | None, as_json: bool, **options: A
     from ..sharing import push_to_hub
     from ._models import load_model
 
-    if message is not None:
-        options["message"] = message
-    url = push_to_hub(load_model(model, None), repo, **options)
-    if as_json:
-        print_json({"repo": repo, "commit": url})
+    said = {} if options.message is None else {"message": options.message}
+    url = push_to_hub(
+        load_model(options.model, None),
+        options.repo,
+        private=options.private,
+        revision=options.revision,
+        **said,
+    )
+    if options.as_json:
+        print_json({"repo": options.repo, "commit": url})
     else:
         print_line(url)
 
 
-@click.command()
-@click.option("--clear", is_flag=True, help="Remove everything that was downloaded.")
-@json_option
-def cache(clear: bool, as_json: bool) -> None:
+@dataclass(frozen=True)
+class CacheOptions:
+    """What `qzoo cache` takes."""
+
+    clear: bool = option("--clear", is_flag=True, help="Remove everything that was downloaded.")
+    as_json: bool = opt.as_json()
+
+
+@command(CacheOptions)
+def cache(options: CacheOptions) -> None:
     """List the downloaded files, or remove them.
 
     \b
@@ -359,8 +372,8 @@ def cache(clear: bool, as_json: bool) -> None:
     """
     from .. import hub
 
-    files = hub.clear_cache() if clear else hub.list_cache()
-    if as_json:
+    files = hub.clear_cache() if options.clear else hub.list_cache()
+    if options.as_json:
         rows = [
             {"path": str(f.path), "size": f.size, "url": f.url, "complete": f.complete}
             for f in files
@@ -374,5 +387,5 @@ def cache(clear: bool, as_json: bool) -> None:
     ]
     if cells:
         print_table(None, ("MiB", "file", "from"), cells, "r")
-    done = "Removed" if clear else "Cache"
+    done = "Removed" if options.clear else "Cache"
     print_line(f"{done}: {len(files)} files, {total:.1f} MiB, {hub.cache_dir()}")

@@ -2,135 +2,122 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from .._core.option_types import MOST_SEED, MOST_SIZE, Number, Whole
-from ._options import (
-    NAMED_DATA,
-    WEIGHTS_ENDINGS,
-    backend_option,
-    batch_size_option,
-    complete_files,
-    data_place,
-    json_option,
-    model_option,
-    part_option,
-    recipe_option,
-    takes,
-    threads_option,
-    transform_input_option,
-    weights_option,
-)
+from .._core.option_types import Number, Whole
+from . import _options as opt
+from ._command import command, complete_files, option, place
+from ._endings import WEIGHTS_ENDINGS
 from ._output import only_json, print_json, print_line
-from .evaluate import figures
+from ._pictures import figures
 
 if TYPE_CHECKING:
     from ..training import Outcome, TransferOptions
 
 
-@click.command()
-@takes(data_place("The pictures, if they do not stand first.", metavar="PHOTOS"))
-@model_option(
-    "mobilenet_v2",
-    "The model of the zoo to start from; beside --checkpoint, which model its weights are of.",
+#: What training takes under the same names.
+_AS_THEY_ARE = (
+    *("epochs", "lr", "lr_warmup_epochs", "clip_grad_norm", "qat_lr", "batch_size", "augment"),
+    *("seed", "threads", "device", "overwrite", "recipe", "backend"),
 )
-@weights_option("Which of torchvision's float weights to start from, or none for random ones.")
-@click.option(
-    "--checkpoint",
-    help="A file of float weights to start from instead of --model.",
-    shell_complete=complete_files,
-)
-@part_option
-@transform_input_option
-@click.option(
-    "--int8/--float",
-    "int8",
-    default=True,
-    show_default=True,
-    help="Whether to quantize the fine-tuned model.",
-)
-@click.option("--qat", is_flag=True, help="Quantize by training, also where PTQ would do.")
-@recipe_option
-@backend_option
-@click.option(
-    "--out",
-    "-o",
-    type=click.Path(path_type=Path),
-    help="Folder to write.  [default: PHOTOS-MODEL or, where that is taken, PHOTOS-MODEL-2, ...]",
-)
-@click.option(
-    "--epochs",
-    default=10,
-    show_default=True,
-    type=Whole(1),
-    help="How often training goes through all pictures.",
-)
-@click.option(
-    "--lr",
-    default=0.0003,
-    show_default=True,
-    type=Number(0, min_open=True),
-    help="Learning rate at the start; it falls to 0 along a cosine.",
-)
-@click.option(
-    "--lr-warmup-epochs",
-    default=0,
-    show_default=True,
-    type=Whole(0),
-    help="Epochs in which the learning rate rises.",
-)
-@click.option(
-    "--clip-grad-norm",
-    type=Number(0, min_open=True),
-    help="Longest gradient of a step.  [default: no limit]",
-)
-@click.option(
-    "--qat-lr",
-    type=Number(0, min_open=True),
-    help="Learning rate of training with quantization.  [default: a tenth of --lr]",
-)
-@batch_size_option(None, "Pictures per step of training.  [default: 32, or all there are]")
-@click.option(
-    "--size",
-    type=Whole(1, MOST_SIZE),
-    help="Height and width in pixels to train on.  [default: 224]",
-)
-@click.option(
-    "--augment",
-    type=click.Choice(["none", "affine", "turn", "crop"]),
-    help="How training pictures are varied: small shifts and turns (affine), quarter turns and "
-    "mirroring (turn), random crops and mirroring (crop), or not at all.  "
-    "[default: crop; digits: affine; fractals: turn]",
-)
-@click.option(
-    "--seed",
-    type=Whole(0, MOST_SEED),
-    default=0,
-    show_default=True,
-    help="Of everything random; the same seed gives the same model.",
-)
-@threads_option
-@click.option("--device", help="cpu, cuda, ...  [default: a GPU where there is one]")
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="Go on with the interrupted run that has the same options, in its folder.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run that the folder holds.")
-@json_option
-def finetune(
-    data: str,
-    int8: bool,
-    qat: bool,
-    out: Path | None,
-    size: int | None,
-    as_json: bool,
-    **chosen: Any,
-) -> None:
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What `qzoo finetune` takes."""
+
+    data: str = place(
+        "PHOTOS",
+        "--data",
+        help="The pictures, if they do not stand first.",
+        complete=opt.complete_data,
+        missing="option '--data' (or PHOTOS in its place)",
+    )
+    model: str = opt.model_option(
+        default="mobilenet_v2",
+        help="The model of the zoo to start from; beside --checkpoint, which model its "
+        "weights are of.",
+    )
+    weights: str | None = opt.weights(
+        help="Which of torchvision's float weights to start from, or none for random ones.  "
+        "[default: DEFAULT]"
+    )
+    checkpoint: str | None = option(
+        "--checkpoint",
+        help="A file of float weights to start from instead of --model.",
+        shell_complete=complete_files,
+    )
+    part: str | None = opt.part()
+    transform_input: bool | None = opt.transform_input()
+    int8: bool = option(
+        "--int8/--float", default=True, help="Whether to quantize the fine-tuned model."
+    )
+    qat: bool = option("--qat", is_flag=True, help="Quantize by training, also where PTQ would do.")
+    recipe: str = opt.recipe()
+    backend: str | None = opt.backend()
+    out: Path | None = opt.out(
+        help="Folder to write.  "
+        "[default: PHOTOS-MODEL or, where that is taken, PHOTOS-MODEL-2, ...]"
+    )
+    epochs: int = option(
+        "--epochs", type=Whole(1), default=10, help="How often training goes through all pictures."
+    )
+    lr: float = option(
+        "--lr",
+        type=Number(0, min_open=True),
+        default=0.0003,
+        help="Learning rate at the start; it falls to 0 along a cosine.",
+    )
+    lr_warmup_epochs: int = option(
+        "--lr-warmup-epochs",
+        type=Whole(0),
+        default=0,
+        help="Epochs in which the learning rate rises.",
+    )
+    clip_grad_norm: float | None = option(
+        "--clip-grad-norm",
+        type=Number(0, min_open=True),
+        help="Longest gradient of a step.  [default: no limit]",
+    )
+    qat_lr: float | None = option(
+        "--qat-lr",
+        type=Number(0, min_open=True),
+        help="Learning rate of training with quantization.  [default: a tenth of --lr]",
+    )
+    batch_size: int | None = opt.batch_size(
+        help="Pictures per step of training.  [default: 32, or all there are]"
+    )
+    size: int | None = opt.size(help="Height and width in pixels to train on.  [default: 224]")
+    augment: str | None = option(
+        "--augment",
+        type=click.Choice(["none", "affine", "turn", "crop"]),
+        help="How training pictures are varied: small shifts and turns (affine), quarter turns and "
+        "mirroring (turn), random crops and mirroring (crop), or not at all.  "
+        "[default: crop; digits: affine; fractals: turn]",
+    )
+    seed: int = opt.seed(help="Of everything random; the same seed gives the same model.")
+    threads: int | None = opt.threads()
+    device: str | None = option(
+        "--device", help="cpu, cuda, ...  [default: a GPU where there is one]"
+    )
+    resume: bool = option(
+        "--resume",
+        is_flag=True,
+        help="Go on with the interrupted run that has the same options, in its folder.",
+    )
+    overwrite: bool = option(
+        "--overwrite", is_flag=True, help="Replace the run that the folder holds."
+    )
+    as_json: bool = opt.as_json()
+
+
+@command(FinetuneOptions)
+def finetune(options: FinetuneOptions) -> None:
     """Fine-tune a model on your own pictures and quantize it to int8.
 
     PHOTOS is a folder with a folder of pictures per class, or with train/ and val/ of such; or the
@@ -145,46 +132,45 @@ def finetune(
       qzoo finetune photos/ --checkpoint resnet18_state_dict.pth
       qzoo finetune digits --model shufflenet_v2_x0_5 --weights none --epochs 30 --lr 0.002
     """
-    with only_json(as_json):
-        row, lines = _finetune(data, int8, qat, out, size, **chosen)
-    if as_json and row:
+    with only_json(options.as_json):
+        row, lines = _finetune(options)
+    if options.as_json and row:
         print_json(row)
-    elif not as_json:
+    elif not options.as_json:
         for line in lines:
             print_line(line)
 
 
-def _finetune(
-    data: str, int8: bool, qat: bool, out: Path | None, size: int | None, **chosen: Any
-) -> tuple[dict[str, Any], list[str]]:
+def _finetune(chosen: FinetuneOptions) -> tuple[dict[str, Any], list[str]]:
     """Runs the training; returns its figures as JSON values and as lines, for the first process."""
     from .. import training
 
-    checkpoint = chosen.pop("checkpoint")
-    told = {key: chosen.pop(key) for key in ("part", "transform_input")}
-    chosen["model"], checkpoint = _start(chosen["model"], checkpoint)
-    chosen["resume"] = "auto" if chosen["resume"] else None
-    chosen["weights"] = chosen["weights"] or "DEFAULT"
-    source = {"data": data} if data in NAMED_DATA else {"data_path": str(Path(data))}
-    name = Path(data).resolve().name if "data_path" in source else data
-    started = "own" if checkpoint else chosen["model"]
-    if not checkpoint and str(chosen["weights"]).lower() == "none":
-        chosen |= {"head_epochs": 0, "head_lr_factor": 1.0}  # there is nothing to keep from harm
+    model, checkpoint = _start(chosen.model, chosen.checkpoint)
+    source = {"data": chosen.data}
+    name = chosen.data
+    if name not in opt.NAMED_DATA:
+        source, name = {"data_path": str(Path(name))}, Path(name).resolve().name
+    weights = chosen.weights or "DEFAULT"
+    scratch = not checkpoint and weights.lower() == "none"  # there is nothing to keep from harm
     options = training.TransferOptions().changed(
         **training.TRANSFER_DEFAULTS
         | source
-        | chosen
+        | {key: getattr(chosen, key) for key in _AS_THEY_ARE}
+        | ({"head_epochs": 0, "head_lr_factor": 1.0} if scratch else {})
         | {
+            "model": model,
+            "weights": weights,
             "checkpoint": checkpoint,
-            "told": told,
-            "quantize": ("qat" if qat else "auto") if int8 else "none",
-            "train_crop_size": size,
-            "output_dir": out,
+            "told": {"part": chosen.part, "transform_input": chosen.transform_input},
+            "quantize": ("qat" if chosen.qat else "auto") if chosen.int8 else "none",
+            "resume": "auto" if chosen.resume else None,
+            "train_crop_size": chosen.size,
+            "output_dir": chosen.out,
         }
     )
     with training.joined(options.train.compute.device) as ranks:
-        if not out:
-            base = Path(f"{name}-{started}")
+        if not chosen.out:
+            base = Path(f"{name}-{'own' if checkpoint else model}")
             folder = ranks.gather(_folder(base, options) if ranks.first else "")[0]
             options = options.changed(output_dir=folder)
         training.set_up(options.train, ranks)

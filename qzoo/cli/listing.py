@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
-
-import click
 
 from ..metadata import read_metadata
 from ..registry import list_models, model_name
+from . import _options as opt
+from ._command import argument, command, option
 from ._names import is_name
-from ._options import complete_models, json_option, model_place, takes
 from ._output import print_json, print_line, print_table
 
 
-@click.command("list")
-@click.argument("patterns", nargs=-1, metavar="[PATTERN]...", shell_complete=complete_models)
-@click.option(
-    "--quantized/--float-only",
-    default=None,
-    help="List only models with int8 weights, or only those without.  [default: all]",
-)
-@json_option
-def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: bool) -> None:
+@dataclass(frozen=True)
+class ListOptions:
+    """What `qzoo list` takes."""
+
+    patterns: tuple[str, ...] = argument(
+        nargs=-1, metavar="[PATTERN]...", shell_complete=opt.complete_models
+    )
+    quantized: bool | None = option(
+        "--quantized/--float-only",
+        default=None,
+        help="List only models with int8 weights, or only those without.  [default: all]",
+    )
+    as_json: bool = opt.as_json()
+
+
+@command(ListOptions, "list")
+def list_command(options: ListOptions) -> None:
     """List the models and their int8 weights.
 
     PATTERN is a shell wildcard, in any case; without any, all models are listed.
@@ -30,10 +38,10 @@ def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: boo
     Example:
       qzoo list "resnet*" --quantized
     """
-    wanted = [pattern.lower() for pattern in patterns]
-    names = list_models(include=wanted or None, quantized=quantized)
+    wanted = [pattern.lower() for pattern in options.patterns]
+    names = list_models(include=wanted or None, quantized=options.quantized)
     rows = [_row(name, weights) for name in names for weights in _weights(name) or [None]]
-    if as_json:
+    if options.as_json:
         print_json(rows)
         return
     if not rows:
@@ -43,10 +51,16 @@ def list_command(patterns: tuple[str, ...], quantized: bool | None, as_json: boo
     print_table(None, columns, [_cells(row) for row in rows], "lrrllrr")
 
 
-@click.command()
-@takes(model_place())
-@json_option
-def info(model: str, as_json: bool) -> None:
+@dataclass(frozen=True)
+class InfoOptions:
+    """What `qzoo info` takes."""
+
+    model: str = opt.model()
+    as_json: bool = opt.as_json()
+
+
+@command(InfoOptions)
+def info(options: InfoOptions) -> None:
     """Show everything known about MODEL and its weights.
 
     MODEL is the name of a model, or a file or folder: an artifact, a float model of qzoo, a .pth
@@ -57,16 +71,16 @@ def info(model: str, as_json: bool) -> None:
       qzoo info resnet50
       qzoo info photos-mobilenet_v2/int8.safetensors
     """
-    if not is_name(model):
-        facts = _file_facts(model)
-        if as_json:
+    if not is_name(options.model):
+        facts = _file_facts(options.model)
+        if options.as_json:
             print_json(facts)
         else:
             _print_file(facts)
         return
-    name = model_name(model)
+    name = model_name(options.model)
     meta = read_metadata(name)
-    if as_json:
+    if options.as_json:
         print_json(meta)
         return
     print_line(
@@ -90,8 +104,6 @@ def info(model: str, as_json: bool) -> None:
 
 def _file_facts(model: str) -> dict[str, Any]:
     """Reads a file, or the model in a folder, and returns what it says of itself, as JSON."""
-    import dataclasses
-
     from ..native.model import as_artifact, model_info
     from ._models import file_of, is_float_file, load_float_model, load_model
 
@@ -108,7 +120,7 @@ def _file_facts(model: str) -> dict[str, Any]:
         "file": model if file is None else str(file),
         "kind": "float" if is_float_file(model) else "int8",
         "bytes": None if file is None else file.stat().st_size,
-        **dataclasses.asdict(known),
+        **asdict(known),
         **parts,
         "versions": versions,
     }

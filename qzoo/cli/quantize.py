@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from ._endings import ARTIFACT, check_ending
-from ._options import (
-    FLOWS,
-    backend_option,
-    batch_size_option,
-    choice,
-    data_place,
-    images_option,
-    json_option,
-    keep_float_option,
-    model_place,
-    out_option,
-    recipe_option,
-    seed_option,
-    state_dict_options,
-    takes,
-    threads_option,
-    weights_option,
-)
+from . import _options as opt
+from ._command import command, option
+from ._endings import ARTIFACT, check_ending, check_folder
 from ._output import only_json, print_json, print_line, print_warning
-from ._pictures import pictures_to_measure
-from .analyze import check_folder
-from .evaluate import figures, sentence
+from ._pictures import figures, pictures_to_measure, sentence
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,42 +22,38 @@ if TYPE_CHECKING:
 LARGE_LOSS = 1.0
 
 
-@click.command()
-@takes(model_place(), data_place())
-@out_option(required=True)
-@weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
-@state_dict_options()
-@backend_option
-@recipe_option
-@click.option(
-    "--flow",
-    type=choice(FLOWS),
-    default="eager",
-    show_default=True,
-    help="What chooses the numbers: eager is qzoo itself, fx and pt2e are PyTorch's own ways.",
-)
-@images_option
-@seed_option
-@keep_float_option()
-@click.option(
-    "--evaluate/--no-evaluate",
-    default=None,
-    help="Measure float and int8.  [default: where a split of the data is held out]",
-)
-@batch_size_option(32, "Pictures that go through the model at once.")
-@threads_option
-@json_option
-def quantize(
-    model: str,
-    data: str,
-    out: Path,
-    weights: str | None,
-    told: dict[str, Any],
-    evaluate: bool | None,
-    threads: int | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What `qzoo quantize` takes."""
+
+    model: str = opt.model()
+    data: str = opt.data()
+    out: Path = opt.out(required=True)
+    weights: str | None = opt.float_weights()
+    told: dict[str, Any] = opt.state_dict()
+    backend: str | None = opt.backend()
+    recipe: str = opt.recipe()
+    flow: str = option(
+        "--flow",
+        type=opt.choice(opt.FLOWS),
+        default="eager",
+        help="What chooses the numbers: eager is qzoo itself, fx and pt2e are PyTorch's own ways.",
+    )
+    images: int | None = opt.images()
+    seed: int = opt.seed()
+    keep_float: tuple[str, ...] = opt.keep_float()
+    evaluate: bool | None = option(
+        "--evaluate/--no-evaluate",
+        default=None,
+        help="Measure float and int8.  [default: where a split of the data is held out]",
+    )
+    batch_size: int = opt.batch_size(default=32)
+    threads: int | None = opt.threads()
+    as_json: bool = opt.as_json()
+
+
+@command(QuantizeOptions)
+def quantize(options: QuantizeOptions) -> None:
     """Quantize a float model to int8 after training (PTQ).
 
     MODEL is the name of a model, or a file or folder of float weights: of qzoo finetune, or a state
@@ -92,35 +69,30 @@ def quantize(
       qzoo quantize resnet18_state_dict.pth --data photos -o int8.safetensors
       qzoo quantize my_model.safetensors --data photos --keep-float fc -o int8.safetensors
     """
-    from torch.utils.data import DataLoader
-
     from .._core.timing import torch_threads
-    from ..datasets.evaluate import evaluate as measure
     from ..datasets.holdout import by_training
     from ..datasets.sources import open_data
     from ..native.model import model_info
     from ..quantize import ptq
     from ._models import load_float_model, preset_of
 
+    out = options.out
     check_ending(out, ARTIFACT)
     check_folder(out)
-    opened = open_data(data)
-    loaded = load_float_model(model, weights, told)
+    opened = open_data(options.data)
+    loaded = load_float_model(options.model, options.weights, options.told)
     opened = by_training(opened, model_info(loaded).seen)
     held_out = "test" in opened.splits
-    measured = (held_out and bool(opened.classes)) if evaluate is None else evaluate
+    wanted = options.evaluate
+    measured = (held_out and bool(opened.classes)) if wanted is None else wanted
     if measured:
         opened.labels_for(model_info(loaded))  # what does not fit shows now and not at the end
-    with only_json(as_json), torch_threads(threads):
+    with only_json(options.as_json), torch_threads(options.threads):
         calibration = opened.split("train" if held_out else "all", preset_of(loaded))
-        int8 = ptq(loaded, calibration, **options)
-        found = {}
-        if measured:
-            pictures, _ = pictures_to_measure(opened, loaded, int8, labelled=True)
-            loader = DataLoader(pictures, options["batch_size"], num_workers=opened.workers)
-            found = {"float": measure(loaded, loader), "int8": measure(int8, loader)}
+        int8 = ptq(loaded, calibration, flow=options.flow, **opt.of_quantizing(options))
+        found = _measured(loaded, int8, opened, options.batch_size) if measured else {}
     _save(int8, out, opened, found)
-    if as_json:
+    if options.as_json:
         print_json(_row(loaded, int8, out, opened, found))
     else:
         _report(loaded, int8, out, found)
@@ -130,6 +102,16 @@ def quantize(
             f"int8 loses {lost:.2f} points of top-1: try --recipe best, another --backend "
             "with a scale per channel, or --keep-float."
         )
+
+
+def _measured(model: nn.Module, int8: nn.Module, data: Data, batch: int) -> dict[str, Metrics]:
+    from torch.utils.data import DataLoader
+
+    from ..datasets.evaluate import evaluate as measure
+
+    pictures, _ = pictures_to_measure(data, model, int8, labelled=True)
+    loader = DataLoader(pictures, batch, num_workers=data.workers)
+    return {"float": measure(model, loader), "int8": measure(int8, loader)}
 
 
 def _save(int8: nn.Module, out: Path, data: Data, found: dict[str, Metrics]) -> None:

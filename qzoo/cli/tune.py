@@ -4,77 +4,61 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .._core.option_types import Number
-from ._endings import ARTIFACT, check_ending
-from ._options import (
-    backend_option,
-    batch_size_option,
-    data_place,
-    html_option,
-    images_option,
-    json_option,
-    keep_float_option,
-    model_place,
-    out_option,
-    recipe_option,
-    seed_option,
-    state_dict_options,
-    takes,
-    threads_option,
-    weights_option,
-)
+from . import _options as opt
+from ._command import command, option
+from ._endings import ARTIFACT, check_ending, check_folder
 from ._output import only_json, print_json, print_line, print_table, print_warning
 from ._pictures import pictures_to_measure
-from .analyze import check_folder
 
 if TYPE_CHECKING:
     from ..quantize import Tuned
 
 
-@click.command("tune")
-@takes(model_place(), data_place())
-@out_option(required=True)
-@click.option(
-    "--max-drop",
-    default=0.3,
-    show_default=True,
-    type=Number(0, 100),
-    help="Points of top-1 that int8 may lose.",
-)
-@click.option(
-    "--time-budget",
-    type=Number(0),
-    help="Seconds for reading, calibrating, measuring and searching together; then the best so far "
-    "is written. Little time means fewer pictures. The start of PyTorch and --html come on top; 0 "
-    "quantizes and measures once, on all pictures.",
-)
-@weights_option("Which of torchvision's float weights of MODEL, where that is a name.")
-@state_dict_options()
-@backend_option
-@recipe_option
-@images_option
-@seed_option
-@keep_float_option(" in any case")
-@batch_size_option(32, "Pictures that go through the model at once.")
-@threads_option
-@json_option
-@html_option
-def tune_command(
-    model: str,
-    data: str,
-    out: Path,
-    weights: str | None,
-    told: dict[str, Any],
-    threads: int | None,
-    as_json: bool,
-    html: Path | None,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True)
+class TuneOptions:
+    """What `qzoo tune` takes."""
+
+    model: str = opt.model()
+    data: str = opt.data()
+    out: Path = opt.out(required=True)
+    max_drop: float = option(
+        "--max-drop",
+        type=Number(0, 100),
+        default=0.3,
+        help="Points of top-1 that int8 may lose.",
+    )
+    time_budget: float | None = option(
+        "--time-budget",
+        type=Number(0),
+        help="Seconds for reading, calibrating, measuring and searching together; then the best so "
+        "far is written. Little time means fewer pictures. The start of PyTorch and --html come on "
+        "top; 0 quantizes and measures once, on all pictures.",
+    )
+    weights: str | None = opt.float_weights()
+    told: dict[str, Any] = opt.state_dict()
+    backend: str | None = opt.backend()
+    recipe: str = opt.recipe()
+    images: int | None = opt.images()
+    seed: int = opt.seed()
+    keep_float: tuple[str, ...] = opt.keep_float(
+        help="Layers whose weights stay float in any case, such as fc or 'layer4.*'; may be "
+        "repeated."
+    )
+    batch_size: int = opt.batch_size(default=32)
+    threads: int | None = opt.threads()
+    as_json: bool = opt.as_json()
+    html: Path | None = opt.html()
+
+
+@command(TuneOptions, "tune")
+def tune_command(options: TuneOptions) -> None:
     """Quantize with as few layers in float as a target needs.
 
     The target is --max-drop. MODEL is the file, folder or name of a float model. DATA is digits,
@@ -98,25 +82,33 @@ def tune_command(
     from ._models import load_float_model, preset_of
 
     start = time.monotonic()
+    out, html = options.out, options.html
     check_ending(out, ARTIFACT)
     for path in (out, html):
         check_folder(path)
-    opened = open_data(data)
-    loaded = load_float_model(model, weights, told)
+    opened = open_data(options.data)
+    loaded = load_float_model(options.model, options.weights, options.told)
     opened = divide(opened, model_info(loaded).seen)
     calibration = opened.split("train", preset_of(loaded))
     pictures, _ = pictures_to_measure(opened, loaded)
-    if options["time_budget"]:
-        left = options["time_budget"] - (time.monotonic() - start)
-        options["time_budget"] = max(left, 0.001)  # 0 would mean something else
-    with only_json(as_json), torch_threads(threads):
-        tuned = tune(loaded, calibration, test_data=pictures, **options)
+    budget = options.time_budget
+    if budget:  # 0 means something else
+        budget = max(budget - (time.monotonic() - start), 0.001)
+    with only_json(options.as_json), torch_threads(options.threads):
+        tuned = tune(
+            loaded,
+            calibration,
+            test_data=pictures,
+            max_drop=options.max_drop,
+            time_budget=budget,
+            **opt.of_quantizing(options),
+        )
         tuned = dataclasses.replace(tuned, judged_on=opened.held_out)
         tuned.artifact.write(out)
         if html is not None:
-            page = analyze(loaded, tuned.artifact, pictures, seed=options["seed"]).to_html()
+            page = analyze(loaded, tuned.artifact, pictures, seed=options.seed).to_html()
             write_atomically(html, page.encode())
-    if as_json:
+    if options.as_json:
         print_json({"file": str(out), **tuned.to_dict()})
     else:
         _report(tuned, out)

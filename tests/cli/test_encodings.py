@@ -111,7 +111,7 @@ def test_what_libraries_print_ends_no_command(monkeypatch: pytest.MonkeyPatch) -
         print("done ✅ 猫")
         return []
 
-    monkeypatch.setattr("qzoo.registry.list_models", chatty)
+    monkeypatch.setattr("qzoo.cli.listing.list_models", chatty)
     code, out = run("cp1252", "list")
     assert code == 0 and r"done \u2705 \u732b" in out
 

@@ -177,7 +177,7 @@ def test_warnings_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.warn(HOSTILE, stacklevel=1)
         return []
 
-    monkeypatch.setattr("qzoo.registry.list_models", warn)
+    monkeypatch.setattr("qzoo.cli.listing.list_models", warn)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     with warnings.catch_warnings():
         warnings.simplefilter("always")

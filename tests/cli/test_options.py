@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
 import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -62,6 +66,35 @@ def test_options_have_the_same_names_everywhere(name: str) -> None:
         assert not spellings & same or same <= spellings, same
     for option in options:
         assert option.help and len(option.help.split("[default")[0].split()) > 2, option.name
+
+
+def test_no_command_imports_another() -> None:
+    files = {p.stem: p for p in Path(_options.__file__).parent.glob("*.py")}
+    commands = {name for name in files if not name.startswith("_")}
+    assert len(commands) > 8
+    for name in files.keys() - {"__init__"}:
+        tree = ast.parse(files[name].read_text(encoding="utf-8"))
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        near = {
+            node.module or alias.name for node in found if node.level == 1 for alias in node.names
+        }
+        assert not near & commands, name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_of_a_command_are_the_fields_of_a_frozen_dataclass(name: str) -> None:
+    given = {p.name for p in main.commands[name].params} - {"words"}
+    told = {"architecture", "part", "transform_input"}  # of a state dict, one field together
+    hints = inspect.signature(inspect.unwrap(main.commands[name].callback)).parameters  # type: ignore[arg-type]
+    module = sys.modules[inspect.unwrap(main.commands[name].callback).__module__]  # type: ignore[arg-type]
+    (options,) = (getattr(module, str(p.annotation)) for p in hints.values())
+    assert options.__dataclass_params__.frozen
+    fields = {field.name for field in dataclasses.fields(options)}
+    assert given - fields <= told and fields - given <= ({"told"} | fields_of_places(options))
+
+
+def fields_of_places(options: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(options) if "place" in f.metadata}  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
