@@ -202,7 +202,9 @@ def write_files(contents: Mapping[str | os.PathLike[str], bytes]) -> None:
     try:
         for path, content in contents.items():
             target = _target(Path(path))
-            written.append((_write_beside(target, content), target))
+            written.append((write_beside(target, content), target))
+            if target.exists():
+                _keep_owner_and_mode(target, written[-1][0])
         while written:
             temporary, path = written[0]
             temporary.replace(path)
@@ -239,16 +241,14 @@ def _target(path: Path) -> Path:
     return target
 
 
-def _write_beside(target: Path, content: bytes) -> Path:
-    """Writes a complete temporary file next to `target`, with the mode that it is to have."""
+def write_beside(target: Path, content: bytes) -> Path:
+    """Writes a complete temporary file next to `target`, which is to take its place."""
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}")
     try:
         with temporary.open("xb") as file:  # with the mode that the umask allows
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            _keep_owner_and_mode(target, temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -112,24 +112,23 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """The places that belong to one url in the cache."""
+    """The places that belong to one url in the cache.
+
+    Attributes:
+        url: Where the file comes from.
+        final: The verified file.
+        part: The unfinished download.
+        label: What a progress bar calls it.
+    """
 
     url: str
     final: Path
-
-    @property
-    def label(self) -> str:
-        """What a progress bar calls it."""
-        return self.final.name
-
-    @property
-    def part(self) -> Path:
-        """The unfinished download."""
-        return self.final.with_name(f".{self.final.name}.part")
+    part: Path
+    label: str
 
     @property
     def record(self) -> Path:
-        """The JSON record of url, ETag and total length."""
+        """The JSON record of url, ETag and total length of the unfinished download."""
         return self.final.with_name(f".{self.final.name}.json")
 
     @property
@@ -196,7 +195,8 @@ def entry_for(url: str, file_name: str | None = None) -> Entry:
     name = safe_name(file_name or unquote(parts.path).rsplit("/", 1)[-1])
     # The key keeps urls apart that end in the same name.
     key = hashlib.sha256(f"{url}\n{name}".encode()).hexdigest()[:16]
-    return Entry(url, cache_dir() / "files" / safe_name(parts.hostname) / key / name)
+    final = cache_dir() / "files" / safe_name(parts.hostname) / key / name
+    return Entry(url, final, final.with_name(f".{name}.part"), label=name)
 
 
 def storage_error(error: OSError, path: Path) -> DownloadError:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 import warnings
 from pathlib import Path
 
-from .._core.files import sync_folder
+from .._core.files import sync_folder, write_beside
 
 MAX_NOTE_BYTES = 1 << 16  # of a record; they have a few hundred
 #: Errors of a path that leads nowhere: the last two where a step is a file, or a link to itself.
@@ -93,12 +92,8 @@ def read_note(path: Path, limit: int = MAX_NOTE_BYTES) -> bytes | None:
 
 def write_file(path: Path, content: bytes) -> None:
     """Writes a file, whole or not at all, in the place of whatever lies there."""
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+    temporary = write_beside(path, content)
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
         put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

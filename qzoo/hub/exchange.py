@@ -41,15 +41,6 @@ class Retryable(Exception):
         self.wait_s = wait_s
 
 
-def backoff_s(timeout_s: float, failures: int) -> float:
-    """Returns the seconds to wait after so many failures: 0.5, 1 and 2 at the default timeout.
-
-    Each is cut by up to a half, so that the clients that a server lost together do not come back
-    together.
-    """
-    return timeout_s / 60 * 2.0 ** (failures - 1) * _jitter.uniform(0.5, 1)
-
-
 class Head(NamedTuple):
     """How a server began its answer."""
 
@@ -79,6 +70,27 @@ class StallWatch:
     def left_s(self) -> float:
         """Returns the seconds that are left, at least 0."""
         return max(0.0, self.deadline - time.monotonic())
+
+    def pause(self, failures: int, asked_s: float | None = None) -> bool:
+        """Waits before the next attempt, 0.5, 1 and 2 s at the default timeout.
+
+        Each wait is cut by up to a half, so that the clients that a server lost together do not
+        come back together.
+
+        Args:
+            failures: How many attempts have failed.
+            asked_s: Seconds that the server asked to wait instead.
+
+        Returns:
+            False, without waiting, where there were enough attempts or the time would run out.
+        """
+        wait_s = self.timeout_s / 60 * 2.0 ** (failures - 1) * _jitter.uniform(0.5, 1)
+        if asked_s is not None:
+            wait_s = asked_s
+        if failures >= MAX_ATTEMPTS or wait_s >= self.left_s():
+            return False
+        time.sleep(wait_s)
+        return True
 
 
 class Exchange:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import IO, Any
 
@@ -16,16 +17,7 @@ from .._version import __version__
 from ..errors import DownloadError
 from . import settings
 from .cache import Entry, Expected, Record, storage_error, strong_etag
-from .exchange import (
-    MAX_ATTEMPTS,
-    RETRIED_STATUS,
-    Exchange,
-    Head,
-    Retryable,
-    StallWatch,
-    backoff_s,
-    failed,
-)
+from .exchange import RETRIED_STATUS, Exchange, Head, Retryable, StallWatch, failed
 
 _COUNT = r"([0-9]{1,18})"  # of bytes or seconds; more digits are no honest number
 PROGRESS_BYTES = 1 << 20  # after which the attempts are counted anew
@@ -92,8 +84,6 @@ def download(
         "User-Agent": f"qzoo/{__version__}",
         **(headers or {}),
     }
-    watch = StallWatch(settings.timeout_s())
-    failures = 0
     with tqdm(
         desc=entry.label,
         unit="B",
@@ -102,15 +92,19 @@ def download(
         file=sys.stderr,
         disable=not progress,
     ) as bar:
+        transfer = _Transfer(url, headers, entry, expected, StallWatch(settings.timeout_s()), bar)
+        failures = 0
         while True:
             before = entry.held_bytes()
             try:
-                return _attempt(url, headers, entry, expected, watch, bar)
+                return transfer.attempt()
             except (Retryable, httpx.TransportError) as error:
                 if isinstance(error, (httpx.UnsupportedProtocol, httpx.LocalProtocolError)):
                     raise failed(url, error) from error
                 failures = 1 if entry.held_bytes() - before >= PROGRESS_BYTES else failures + 1
-                _pause(url, error, failures, watch)
+                asked_s = error.wait_s if isinstance(error, Retryable) else None
+                if not transfer.watch.pause(failures, asked_s):
+                    raise failed(url, error, failures, asked_s) from error
             except DownloadError:
                 if not entry.held_bytes():
                     entry.discard_part()
@@ -122,128 +116,110 @@ def download(
                 raise storage_error(error, entry.part) from error
 
 
-def _attempt(
-    url: str,
-    headers: dict[str, str],
-    entry: Entry,
-    expected: Expected,
-    watch: StallWatch,
-    bar: Any,
-) -> bool:
-    """Makes one request; returns whether it continued an earlier one."""
-    offset, known = entry.held_bytes(), entry.read_record()
-    unknown = known.etag is None and known.total is None
-    if offset and (unknown or offset > (known.total or expected.limit)):
-        entry.discard_part()  # nothing tells what these bytes were a part of, or they are too many
-        offset = 0
-    if offset:
-        headers = {**headers, "Range": f"bytes={offset}-"}
-        if known.etag is not None:
-            headers["If-Range"] = known.etag
-    # A third, so that a connection which hangs leaves time for another try.
-    with Exchange(url, headers, watch.timeout_s / 3) as exchange:
-        head: Head = exchange.take(watch)
-        total = _total_length(head)
-        if head.status == 416 and offset and total == offset == known.total:
-            return True  # only the last step of an earlier download was missing
-        if head.status == 416 or (head.status == 206 and not _continues(head, offset, known)):
-            entry.discard_part()
-            raise Retryable("the file changed on the server", wait_s=0)
-        _check_head(url, head, total, expected)
-        offset = offset if head.status == 206 else 0
-        entry.write_record(strong_etag(head.headers.get("ETag", "")), total)
-        _check_free(entry, total, offset)
-        bar.reset(total)
-        bar.update(offset)
-        with entry.open_part(append=offset > 0) as file:
-            _receive(url, exchange, file, offset, total, expected, watch, bar)
-            file.flush()
-            os.fsync(file.fileno())
-    return offset > 0
+@dataclass(frozen=True)
+class _Transfer:
+    """What the attempts to download one file share."""
 
+    url: str
+    headers: Mapping[str, str]
+    entry: Entry
+    expected: Expected
+    watch: StallWatch
+    bar: Any
 
-def _receive(
-    url: str,
-    exchange: Exchange,
-    file: IO[bytes],
-    received: int,
-    total: int | None,
-    expected: Expected,
-    watch: StallWatch,
-    bar: Any,
-) -> None:
-    """Writes the body to `file`, which holds `received` bytes already."""
-    while (chunk := exchange.take(watch)) is not None:
-        received += len(chunk)
-        if received > (expected.limit if total is None else total):
-            file.truncate(0)
-            raise _too_large(url, received, expected)
-        file.write(chunk)
-        watch.advance(len(chunk))
-        bar.update(len(chunk))
-    if total is not None and received < total:
-        raise Retryable(f"the server closed the connection after {received} of {total} bytes")
+    def attempt(self) -> bool:
+        """Makes one request; returns whether it continued an earlier one."""
+        entry, headers = self.entry, dict(self.headers)
+        offset, known = entry.held_bytes(), entry.read_record()
+        unknown = known.etag is None and known.total is None
+        if offset and (unknown or offset > (known.total or self.expected.limit)):
+            entry.discard_part()  # nothing tells what these bytes are part of, or they are too many
+            offset = 0
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if known.etag is not None:
+                headers["If-Range"] = known.etag
+        # A third, so that a connection which hangs leaves time for another try.
+        with Exchange(self.url, headers, self.watch.timeout_s / 3) as exchange:
+            head: Head = exchange.take(self.watch)
+            total = _total_length(head)
+            if head.status == 416 and offset and total == offset == known.total:
+                return True  # only the last step of an earlier download was missing
+            if head.status == 416 or (head.status == 206 and not _continues(head, offset, known)):
+                entry.discard_part()
+                raise Retryable("the file changed on the server", wait_s=0)
+            self._check_head(head, total)
+            offset = offset if head.status == 206 else 0
+            entry.write_record(strong_etag(head.headers.get("ETag", "")), total)
+            self._check_free(total, offset)
+            self.bar.reset(total)
+            self.bar.update(offset)
+            with entry.open_part(append=offset > 0) as file:
+                self._receive(exchange, file, offset, total)
+                file.flush()
+                os.fsync(file.fileno())
+        return offset > 0
 
+    def _receive(
+        self, exchange: Exchange, file: IO[bytes], received: int, total: int | None
+    ) -> None:
+        """Writes the body to `file`, which holds `received` bytes already."""
+        while (chunk := exchange.take(self.watch)) is not None:
+            received += len(chunk)
+            if received > (self.expected.limit if total is None else total):
+                file.truncate(0)
+                raise self._too_large(received)
+            file.write(chunk)
+            self.watch.advance(len(chunk))
+            self.bar.update(len(chunk))
+        if total is not None and received < total:
+            raise Retryable(f"the server closed the connection after {received} of {total} bytes")
 
-def _check_head(url: str, head: Head, total: int | None, expected: Expected) -> None:
-    status, name = head.status, settings.redacted(url)
-    if status in RETRIED_STATUS:
-        raise Retryable(f"the server answered {status}", wait_s=_retry_after(head))
-    if status in (401, 403):
-        raise DownloadError(
-            f"{name} may not be read (HTTP {status}); check the url and its access."
+    def _check_head(self, head: Head, total: int | None) -> None:
+        status, name, wanted = head.status, settings.redacted(self.url), self.expected.size
+        if status in RETRIED_STATUS:
+            raise Retryable(f"the server answered {status}", wait_s=_retry_after(head))
+        if status in (401, 403):
+            raise DownloadError(
+                f"{name} may not be read (HTTP {status}); check the url and its access."
+            )
+        if status in (404, 410):
+            raise DownloadError(
+                f"{name} does not exist (HTTP {status}); check the url or QZOO_MIRROR."
+            )
+        if status not in (200, 206):
+            raise DownloadError(
+                f"{name} answered HTTP {status} instead of the file; check the url."
+            )
+        encoding = head.headers.get("Content-Encoding", "").strip()
+        if encoding.lower() not in ("", "identity"):
+            raise DownloadError(
+                f"{name} is sent in the encoding {encoding[:40]!r}, which was not asked for; a "
+                "proxy or mirror in between must pass the file as it is."
+            )
+        if total is not None and total > self.expected.limit:
+            raise self._too_large(total)
+        if total is not None and wanted is not None and total != wanted:
+            raise DownloadError(
+                f"{name} has {total} bytes where {wanted} were expected; the file on the "
+                "server is not the published one, so try another source or QZOO_MIRROR."
+            )
+
+    def _too_large(self, size: int) -> DownloadError:
+        return DownloadError(
+            f"{settings.redacted(self.url)} sends at least {size} bytes where at most "
+            f"{self.expected.limit} are accepted; the file on the server is not the published "
+            "one, so try another source."
         )
-    if status in (404, 410):
-        raise DownloadError(f"{name} does not exist (HTTP {status}); check the url or QZOO_MIRROR.")
-    if status not in (200, 206):
-        raise DownloadError(f"{name} answered HTTP {status} instead of the file; check the url.")
-    encoding = head.headers.get("Content-Encoding", "").strip()
-    if encoding.lower() not in ("", "identity"):
-        raise DownloadError(
-            f"{name} is sent in the encoding {encoding[:40]!r}, which was not asked for; a proxy "
-            "or mirror in between must pass the file as it is."
-        )
-    if total is None:
-        return
-    if total > expected.limit:
-        raise _too_large(url, total, expected)
-    if expected.size is not None and total != expected.size:
-        raise DownloadError(
-            f"{name} has {total} bytes where {expected.size} were expected; the file on the "
-            "server is not the published one, so try another source or QZOO_MIRROR."
-        )
 
-
-def _pause(url: str, error: Exception, failures: int, watch: StallWatch) -> None:
-    """Waits before the next attempt.
-
-    Raises:
-        DownloadError: there were enough attempts, or the wait would end after the deadline.
-    """
-    wait_s = backoff_s(watch.timeout_s, failures)
-    asked_s = error.wait_s if isinstance(error, Retryable) else None
-    if asked_s is not None:
-        wait_s = asked_s
-    if failures >= MAX_ATTEMPTS or wait_s >= watch.left_s():
-        raise failed(url, error, failures, asked_s) from error
-    time.sleep(wait_s)
-
-
-def _too_large(url: str, size: int, expected: Expected) -> DownloadError:
-    return DownloadError(
-        f"{settings.redacted(url)} sends at least {size} bytes where at most {expected.limit} are "
-        "accepted; the file on the server is not the published one, so try another source."
-    )
-
-
-def _check_free(entry: Entry, total: int | None, offset: int) -> None:
-    free = shutil.disk_usage(entry.part.parent).free
-    if total is not None and total - offset > free:
-        raise DownloadError(
-            f"The disk that holds {entry.part.parent} is full: {entry.label} needs "
-            f"{total - offset} bytes more and {free} are free; free some space or set QZOO_HOME "
-            "to a directory on another disk."
-        )
+    def _check_free(self, total: int | None, offset: int) -> None:
+        free = shutil.disk_usage(self.entry.part.parent).free
+        if total is not None and total - offset > free:
+            raise DownloadError(
+                f"The disk that holds {self.entry.part.parent} is full: {self.entry.label} needs "
+                f"{total - offset} bytes more and {free} are free; free some space or set "
+                "QZOO_HOME to a directory on another disk."
+            )
 
 
 def _continues(head: Head, offset: int, known: Record) -> bool:

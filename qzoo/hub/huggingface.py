@@ -7,9 +7,9 @@ time, and stored by names that were checked, since a server's answers become pat
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import DownloadError
 from . import disk, http, settings
-from .cache import Expected, ReadOnlyCacheError, cache_dir, hub_lock, locked, storage_error
-from .exchange import EMBEDDED_HINT, MAX_ATTEMPTS, RETRIED_STATUS, backoff_s
+from .cache import Entry, Expected, ReadOnlyCacheError, cache_dir, hub_lock, locked, storage_error
+from .exchange import EMBEDDED_HINT, MAX_ATTEMPTS, RETRIED_STATUS, StallWatch
 from .repository import (
     COMMIT,
     ETAG,
     SHA256,
-    Blob,
     HubFile,
+    blob,
     hub_root,
     link,
     mismatch,
@@ -105,38 +105,35 @@ def _offline(url: str, held: Path | None, expected: Expected, variable: str) -> 
 def _ask(file: HubFile, url: str, expected: Expected, usable: Path | None) -> _Found | None:
     """Asks the Hub which content the revision has now.
 
-    Asked here, because the client's own retries go on for minutes, on a connection that it shares
-    with later downloads. None where the Hub cannot be reached and `usable` will do instead.
+    The client makes one request and gives up soon, but its timeouts cover neither the name lookup
+    nor a server that sends a byte a second: `QZOO_TIMEOUT` bounds all attempts together. None where
+    the Hub cannot be reached and `usable` will do instead.
     """
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    timeout_s = settings.timeout_s()
-    deadline = time.monotonic() + timeout_s
+    watch = StallWatch(settings.timeout_s())
     endpoint, token = _endpoint()
     address = _address(file, file.revision, endpoint)
 
     def ask() -> HfFileMetadata:
-        return get_hf_file_metadata(address, token=token, timeout=timeout_s / 3, endpoint=endpoint)
+        third = watch.timeout_s / 3  # so that a connection which hangs leaves time for another try
+        return get_hf_file_metadata(address, token=token, timeout=third, endpoint=endpoint)
 
-    for failures in range(1, MAX_ATTEMPTS + 1):
+    for failures in itertools.count(1):
         try:
-            answer = _bounded(ask, timeout_s, deadline, url)
+            answer = _bounded(ask, watch, url)
             break
         except Exception as error:
+            refused = isinstance(error, HfHubHTTPError)
             final = isinstance(error, (HFValidationError, OfflineModeIsEnabled)) or (
-                isinstance(error, HfHubHTTPError)
-                and error.response.status_code not in RETRIED_STATUS
+                refused and error.response.status_code not in RETRIED_STATUS  # type: ignore[attr-defined]
             )
             if not final and usable is not None:
                 return None
-            wait_s = backoff_s(timeout_s, failures)
-            late = time.monotonic() + wait_s >= deadline
-            if late and not isinstance(error, HfHubHTTPError):
-                raise _stalled(timeout_s, url) from error
-            if final or late or failures == MAX_ATTEMPTS:
-                raise _translated(error, file, url) from error
-            time.sleep(wait_s)
+            if final or not watch.pause(failures):
+                late = not final and not refused and failures < MAX_ATTEMPTS
+                raise (_stalled(watch, url) if late else _translated(error, file, url)) from error
     commit, etag, size = answer.commit_hash or "", answer.etag or "", answer.size
     if not (COMMIT.fullmatch(commit) and ETAG.fullmatch(etag)):
         raise DownloadError(
@@ -165,16 +162,18 @@ def _fetch_locked(
                 UserWarning,
                 stacklevel=4,
             )
-        blob = Blob(url, file.folder / "blobs" / found.etag, file.path.rpartition("/")[2])
-        _store(blob, current, found, expected, progress=progress)
-        link(pointer, blob.final)
+        entry = blob(file, url, found.etag)
+        _store(entry, current, found, expected, progress=progress)
+        link(pointer, entry.final)
     if found.commit != file.known_commit():
         disk.make_folder(file.ref.parent, cache_dir())
         disk.write_file(file.ref, found.commit.encode())
     return pointer
 
 
-def _store(blob: Blob, file: HubFile, found: _Found, expected: Expected, *, progress: bool) -> None:
+def _store(
+    blob: Entry, file: HubFile, found: _Found, expected: Expected, *, progress: bool
+) -> None:
     """Puts the content into the cache, or leaves it where an earlier commit has brought it."""
     problem = mismatch_of_name(found.etag, expected)
     if problem is not None:
@@ -198,7 +197,7 @@ def _store(blob: Blob, file: HubFile, found: _Found, expected: Expected, *, prog
     disk.remove(blob.record)
 
 
-def _bounded(call: Callable[[], _T], timeout_s: float, deadline: float, url: str) -> _T:
+def _bounded(call: Callable[[], _T], watch: StallWatch, url: str) -> _T:
     """Runs the client in a thread, so that no wait of its own outlives the deadline."""
     outcome: list[_T | Exception] = []
 
@@ -210,19 +209,19 @@ def _bounded(call: Callable[[], _T], timeout_s: float, deadline: float, url: str
 
     thread = threading.Thread(target=run, name="qzoo-hub-question", daemon=True)
     thread.start()
-    thread.join(max(0.0, deadline - time.monotonic()))
+    thread.join(watch.left_s())
     if not outcome:
-        raise _stalled(timeout_s, url)
+        raise _stalled(watch, url)
     result = outcome[0]
     if isinstance(result, Exception):
         raise result
     return result
 
 
-def _stalled(timeout_s: float, url: str) -> DownloadError:
+def _stalled(watch: StallWatch, url: str) -> DownloadError:
     return DownloadError(
-        f"The Hub made no progress for {timeout_s:g} s while fetching {url}; check the network, "
-        f"try again later or set QZOO_TIMEOUT to more seconds {EMBEDDED_HINT}."
+        f"The Hub made no progress for {watch.timeout_s:g} s while fetching {url}; check the "
+        f"network, try again later or set QZOO_TIMEOUT to more seconds {EMBEDDED_HINT}."
     )
 
 
@@ -258,29 +257,20 @@ def _translated(error: Exception, file: HubFile, url: str) -> DownloadError:
     if isinstance(error, DownloadError):
         return error
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    if isinstance(error, errors.GatedRepoError):
-        return DownloadError(
-            f"{file.repo} is gated; accept its terms on the Hub and log in with `hf auth login`."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return DownloadError(
-            f"There is no repository {file.repo} on the Hub, or it is private; check the name, or "
-            "log in with `hf auth login`."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return DownloadError(
-            f"{file.repo} has no revision {file.revision!r}; check the part after the @."
-        )
-    if isinstance(error, errors.RemoteEntryNotFoundError):
-        return DownloadError(
-            f"{file.repo} has no file {file.path!r} at revision {file.revision!r}; check the path."
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        return DownloadError(f"{url} could not be downloaded ({first}); try again later.")
-    return DownloadError(
-        f"{url} could not be fetched from the Hub ({first}); check the network, HF_ENDPOINT and "
-        f"HF_HUB_OFFLINE {EMBEDDED_HINT}."
-    )
+    sentences = {
+        errors.GatedRepoError: f"{file.repo} is gated; accept its terms on the Hub and log in with "
+        "`hf auth login`.",
+        errors.RepositoryNotFoundError: f"There is no repository {file.repo} on the Hub, or it is "
+        "private; check the name, or log in with `hf auth login`.",
+        errors.RevisionNotFoundError: f"{file.repo} has no revision {file.revision!r}; check the "
+        "part after the @.",
+        errors.RemoteEntryNotFoundError: f"{file.repo} has no file {file.path!r} at revision "
+        f"{file.revision!r}; check the path.",
+        errors.HfHubHTTPError: f"{url} could not be downloaded ({first}); try again later.",
+        Exception: f"{url} could not be fetched from the Hub ({first}); check the network, "
+        f"HF_ENDPOINT and HF_HUB_OFFLINE {EMBEDDED_HINT}.",
+    }
+    return DownloadError(next(s for kind, s in sentences.items() if isinstance(error, kind)))
 
 
 def _blob_sizes(folder: Path) -> list[int]:

@@ -39,15 +39,9 @@ class HubFile:
         Raises:
             DownloadError: it does not name a file of a repository.
         """
-        body, _, revision = (
-            url.removeprefix("hf://").rpartition("@")
-            if "@" in url
-            else (
-                url.removeprefix("hf://"),
-                "",
-                "main",
-            )
-        )
+        body, revision = url.removeprefix("hf://"), "main"
+        if "@" in body:
+            body, _, revision = body.rpartition("@")
         org, _, rest = body.partition("/")
         repo, _, path = rest.partition("/")
         steps = [*path.split("/"), *revision.split("/")]
@@ -102,26 +96,11 @@ class HubFile:
         return pointer if inside and content.is_file() else None
 
 
-@dataclass(frozen=True)
-class Blob(Entry):
-    """The places of a file's content in the Hub part of the cache."""
-
-    name: str
-
-    @property
-    def label(self) -> str:
-        """The file's own name."""
-        return self.name
-
-    @property
-    def part(self) -> Path:
-        """The unfinished download."""
-        return self.final.with_name(f"{self.final.name}.incomplete")
-
-    @property
-    def record(self) -> Path:
-        """The JSON record of url, ETag and total length of the unfinished download."""
-        return self.final.with_name(f".{self.final.name}.json")
+def blob(file: HubFile, url: str, name: str) -> Entry:
+    """Returns the places of a file's content, which the Hub calls `name`."""
+    final = file.folder / "blobs" / name
+    part = final.with_name(f"{name}.incomplete")
+    return Entry(url, final, part, label=file.path.rpartition("/")[2])
 
 
 def link(pointer: Path, content: Path) -> None:

@@ -175,18 +175,9 @@ def push_to_hub(
     """
     artifact = as_artifact(model, **info)
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
     if (variable := offline_variable(hub=True)) is not None:
         raise UploadError(f"Cannot push to {repo_id}: {variable} is set; unset it first.")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        raise ArgumentError(
-            f"{str(repo_id)[:100]!r} cannot be the name of a repository: write 'org/name', of "
-            "letters, digits, '-', '_' and '.'."
-        ) from None
     # The endpoint is read now, as for downloads; the client itself reads it when it is imported.
     endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
     api = HfApi(endpoint=endpoint, token=token)
@@ -223,12 +214,18 @@ def shared_files(artifact: Artifact, name: str) -> dict[str, bytes]:
     }
 
 
-def _upload_error(error: Exception, repo_id: str) -> UploadError:
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+def _upload_error(error: Exception, repo_id: str) -> UploadError | ArgumentError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError):  # by the client, before it asks anybody
+        return ArgumentError(
+            f"{str(repo_id)[:100]!r} cannot be the name of a repository: write 'org/name', of "
+            "letters, digits, '-', '_' and '.'."
+        )
 
     first = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, LocalTokenNotFoundError) or status in (401, 403):
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
         return UploadError(
             f"The Hub does not let you write to {repo_id}; log in with `hf auth login`, or check "
             "that your token may write there."
