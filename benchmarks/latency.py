@@ -30,7 +30,7 @@ import torch
 
 import qzoo
 import qzoo.quantize
-from qzoo._core.timing import torch_threads
+from qzoo._core.threads import torch_threads
 from qzoo.backends import quantized_engine
 from qzoo.metadata import read_metadata
 from qzoo.runtimes.choice import machine, version

@@ -32,7 +32,7 @@ from latency import (
 )
 from peers import Peers
 
-from qzoo._core.timing import torch_threads
+from qzoo._core.threads import torch_threads
 
 OWN = "qzoo"
 

@@ -1,5 +1,6 @@
-"""The old place of `qzoo._core.timing`, kept for programs that import it from here."""
+"""The old place of what measures time, kept for programs that import it from here."""
 
-from ._core.timing import Timing, interleave, torch_threads
+from ._core.threads import torch_threads
+from ._core.timing import Timing, interleave
 
 __all__ = ["Timing", "interleave", "torch_threads"]

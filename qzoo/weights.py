@@ -14,7 +14,7 @@ import torch
 from torchvision.models import Weights, get_weight
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from ._core.files import File, RefusedError
+from ._core.files import File, RefusedError, reading
 from ._weights_enum import WeightsEnum
 from .artifact.format import Artifact
 from .errors import ArgumentError, ArtifactError, UnknownNameError
@@ -113,12 +113,9 @@ class QuantizedWeightsEnum(WeightsEnum):
         # was verified. A bad one is left to `file`, which fetches it again.
         for verify in (check_hash and not self._is_cached(), check_hash):
             path = self.file(progress, verify)
-            try:
-                with File(path) as file:
-                    if verify == check_hash or self._is_published(file):
-                        return self._read(file)
-            except OSError as error:
-                raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from None
+            with reading(path) as file:
+                if verify == check_hash or self._is_published(file):
+                    return self._read(file)
         raise AssertionError  # the second round verifies
 
     def _is_cached(self) -> bool:

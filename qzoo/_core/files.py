@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, QzooError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +165,25 @@ def opened(source: str | os.PathLike[str] | File) -> Iterator[File]:
         return
     with File(source) as file:
         yield file
+
+
+@contextlib.contextmanager
+def reading(source: str | os.PathLike[str] | File) -> Iterator[File]:
+    """Opens a model's file, as `opened` does, for all that is read of it in a block.
+
+    Raises:
+        ArtifactError: It cannot be opened, or is refused.
+    """
+    path = source.path if isinstance(source, File) else os.fspath(source)
+    try:
+        with opened(source) as file:
+            yield file
+    except QzooError:
+        raise
+    except OSError as error:
+        raise ArtifactError(f"{path} {not_opened(error)}.") from None
+    except RefusedError as error:
+        raise ArtifactError(f"{path} {error}.") from None
 
 
 def not_opened(error: OSError) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from .._core import strict_json
-from .._core.files import File, RefusedError, opened, write_atomically
+from .._core.files import File, RefusedError, reading, write_atomically
 from ..backends import BACKENDS
 from ..errors import ArtifactError
 from ..transforms import describe, preset_kwargs
@@ -163,14 +163,8 @@ class Artifact:
             ArtifactError: The file is missing, truncated, changed, of a later version, or no
                 artifact at all.
         """
-        try:
-            with opened(path) as file:
-                return _from_file(file)
-        except OSError as error:
-            shown = path.path if isinstance(path, File) else os.fspath(path)
-            raise ArtifactError(
-                f"Cannot read the artifact {shown}: {error.strerror or error}."
-            ) from None
+        with reading(path) as file:
+            return _from_file(file)
 
 
 def _unpickled(

@@ -171,7 +171,8 @@ def _compare(
     """
     import torch
 
-    from .._core.timing import interleave, torch_threads
+    from .._core.threads import torch_threads
+    from .._core.timing import interleave
     from ..native.model import model_info
     from ..registry import get_entry
     from ..runtimes.api import RUNTIMES, available_runtimes, compile

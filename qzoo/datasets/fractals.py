@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .._core.threads import usable_cores
 from ..errors import ArgumentError, did_you_mean
 from ..hub import disk
 from ..hub.cache import cache_dir
@@ -118,7 +118,7 @@ class Fractals(Dataset[tuple[Any, int]]):
         _check("size", size, 8, 512)
         _check("seed", seed, 0, 2**63)
         if workers is None:
-            workers = os.cpu_count() or 1
+            workers = usable_cores()
         _check("workers", workers, 1, 1024)
         self.classes = tuple(f"{label:03d}" for label in range(classes))
         self.split, self.transform = split, transform

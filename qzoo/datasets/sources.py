@@ -11,6 +11,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from .._core.threads import usable_cores
 from ..artifact.format import ModelInfo
 from ..artifact.seen import files_of
 from ..errors import ArgumentError, did_you_mean, listed
@@ -63,7 +64,7 @@ class Data:
 
         To decode files is slower than to classify what they show.
         """
-        return 0 if self.name in NAMED_DATA else min(4, os.cpu_count() or 1)
+        return 0 if self.name in NAMED_DATA else min(4, usable_cores())
 
     def preset(self, crop: int | None = None, resize: int | None = None) -> ImageClassification:
         """Returns the evaluation transforms.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .._core import strict_json
-from .._core.files import File, RefusedError, not_opened, opened, write_atomically
+from .._core.files import File, RefusedError, opened, reading, write_atomically
 from ..artifact.folders import float_file
 from ..artifact.format import ModelInfo, canonical_json, check_info
 from ..artifact.layers import shape_problem
@@ -102,7 +101,7 @@ def load_float(
     """
     given = {"model": model, "part": part, "classes": classes, "transforms": transforms, **kwargs}
     given = {key: value for key, value in given.items() if value is not None}
-    with _opened(path if isinstance(path, File) else float_file(path)) as file:
+    with reading(path if isinstance(path, File) else float_file(path)) as file:
         metadata, entries = _read(file, part)
         if FLOAT_HEADER in metadata:
             if others := [key for key in given if key != "model"]:
@@ -174,19 +173,6 @@ def transform_input_keyword(model: str, transform_input: bool | None) -> dict[st
             "weights, else --no-transform-input (False)."
         )
     return {"transform_input": transform_input}
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str] | File) -> Iterator[File]:
-    try:
-        with opened(path) as file:
-            yield file
-    except FileNotFoundError:
-        raise ArtifactError(f"There is no checkpoint {path}; check the path.") from None
-    except OSError as error:
-        raise ArtifactError(f"{path} {not_opened(error)}.") from None
-    except RefusedError as error:
-        raise ArtifactError(f"{path} {error}.") from None
 
 
 def _read(file: File, part: str | None) -> tuple[dict[str, str], dict[str, Any]]:

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import platform
 import threading
 import warnings
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import strict_json
+from .._core.threads import usable_cores
 from .._core.timing import Timing
 from .._version import __version__
 from ..artifact.format import Artifact
@@ -122,13 +122,6 @@ def machine() -> str:
     except OSError:
         pass  # not Linux
     return f"{name}, {usable_cores()} cores"
-
-
-def usable_cores() -> int:
-    """Returns how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def version(package: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._core.process import undisturbed
-from .._core.timing import torch_threads
+from .._core.threads import torch_threads, usable_cores
 from ..errors import ArgumentError
 from ..export.aoti import compile_package
 from ..export.plan import MAX_BATCH, make_plan
@@ -37,7 +36,7 @@ class InductorModel(CompiledModel):
 
     def _prepare(self) -> None:
         plan = make_plan(self.artifact, self.batch_size, self.size)
-        runners = max(1, min(_MAX_RUNNERS, (os.cpu_count() or 1) // (self.threads or 1)))
+        runners = max(1, min(_MAX_RUNNERS, usable_cores() // (self.threads or 1)))
         with undisturbed():
             from torch._inductor.package import load_package
 

@@ -9,11 +9,12 @@ from types import MappingProxyType
 
 import torch
 
+from .._core.threads import usable_cores
 from .._core.timing import Timing, time_once
 from ..artifact.format import Artifact
 from ..errors import QzooError
 from .base import CompiledModel, Setting
-from .choice import Choice, choice_key, recall, remember, usable_cores
+from .choice import Choice, choice_key, recall, remember
 
 #: Time for all timed rounds together; first calls come on top. Engines differ clearly, and are
 #: often timed within a choice of runtime, so that they get half of it.

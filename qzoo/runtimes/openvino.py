@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .._core.optional import require
+from .._core.threads import usable_cores
 from .base import CompiledModel
-from .choice import usable_cores
 from .source import OnnxSource
 
 #: Input shapes that get a form of their own when the batch is free; more run on one that takes any

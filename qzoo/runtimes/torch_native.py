@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.timing import torch_threads
+from .._core.threads import torch_threads
 from ..artifact.format import Artifact
 from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
 from ..native.model import has_wide_depthwise, to_native

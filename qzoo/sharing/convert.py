@@ -8,14 +8,15 @@ import functools
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
 
 from .._core import strict_json
-from .._core.files import File, RefusedError, not_opened, opened
+from .._core.files import File, RefusedError, reading
 from ..artifact.format import Artifact, ModelInfo, canonical_json, check_info
 from ..artifact.tensor_file import read_metadata, read_tensors
 from ..errors import ArgumentError, ArtifactError, listed
@@ -33,6 +34,9 @@ from ..registry import get_entry, get_weight, list_models
 from ..transforms import describe as describe_transforms
 from ..weights import QuantizedWeightsEnum, hash_in_name
 from .pretrained import find_artifact
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: Under what the metadata of a state dict, and the header of an artifact, say what they hold.
 _INT8 = "qzoo"
@@ -77,13 +81,15 @@ def _holds_bare_tensors(file: File) -> bool:
         return False
 
 
-def read_any(path: str | os.PathLike[str] | File, **options: Any) -> Artifact | nn.Module:
+def read_any(
+    path: str | os.PathLike[str] | File, **options: Unpack[ToldKeywords]
+) -> Artifact | nn.Module:
     """Reads an int8 model, as `read_model` does, or a float one, as `load_float` does.
 
     Args:
         path: The file or folder, or the file itself where it is open already.
-        **options: Those of `convert_checkpoint`; `backend` is for int8 models, and `like` of a
-            float one may name float weights.
+        **options: See `Told`; `backend` is for int8 models, and `like` of a float one may name
+            float weights.
 
     Raises:
         ArtifactError: The file is missing, damaged, or holds no model.
@@ -91,7 +97,7 @@ def read_any(path: str | os.PathLike[str] | File, **options: Any) -> Artifact | 
     """
     if not isinstance(path, File) and Path(path).is_dir():
         return read_model(path, **options)
-    with _opened(path) as file:
+    with reading(path) as file:
         if not is_float_checkpoint(file, options.get("part")):
             return read_model(file, **options)
         if options.pop("backend", None) is not None:
@@ -99,12 +105,11 @@ def read_any(path: str | os.PathLike[str] | File, **options: Any) -> Artifact | 
                 f"{file.path} holds float weights, which are for no backend: drop backend."
             )
         like = options.pop("like", None)
-        if like is not None:
-            options["transforms"] = describe_transforms(get_weight(like).transforms)
-        return load_float(file, **options)
+        transforms = None if like is None else describe_transforms(get_weight(like).transforms)
+        return load_float(file, transforms=transforms, **options)
 
 
-def read_model(path: str | os.PathLike[str] | File, **options: Any) -> Artifact:
+def read_model(path: str | os.PathLike[str] | File, **options: Unpack[ToldKeywords]) -> Artifact:
     """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
 
     Raises:
@@ -116,7 +121,7 @@ def read_model(path: str | os.PathLike[str] | File, **options: Any) -> Artifact:
         if not isinstance(path, File) and Path(path).is_dir():
             read = functools.partial(find_artifact, path)
         else:
-            file = stack.enter_context(_opened(path))
+            file = stack.enter_context(reading(path))
             if not _begins_like_one(file) or _holds_bare_tensors(file):
                 return convert_checkpoint(file, **options)
             read = functools.partial(Artifact.read, file)
@@ -128,28 +133,45 @@ def read_model(path: str | os.PathLike[str] | File, **options: Any) -> Artifact:
         return read()
 
 
-@contextlib.contextmanager
-def _opened(path: str | os.PathLike[str] | File) -> Iterator[File]:
-    """Opens a file once for all that is done with it: what it is, its hash, its contents."""
-    try:
-        with opened(path) as file:
-            yield file
-    except OSError as error:
-        raise ArtifactError(f"{path} {not_opened(error)}.") from None
-    except RefusedError as error:
-        raise ArtifactError(f"{path} {error}.") from None
+@dataclass(frozen=True)
+class Told:
+    """What the user says of a checkpoint; None leaves it to the file.
+
+    Attributes:
+        model: The registry's name of the architecture; else it is guessed from the weights.
+        num_classes: Of the classifier; else what the file holds.
+        backend: That the numbers were chosen for; else what the file notes or, where it does not, a
+            guess from the granularity of scales.
+        classes: Names in the order of the logits.
+        part: Key of the state dict in a training checkpoint.
+        transform_input: Whether a GoogLeNet or Inception changes its input's normalization, which
+            no state dict tells.
+        like: Full name of int8 weights whose transforms the model shares.
+    """
+
+    model: str | None = None
+    num_classes: int | None = None
+    backend: str | None = None
+    classes: list[str] | None = None
+    part: str | None = None
+    transform_input: bool | None = None
+    like: str | None = None
+
+
+class ToldKeywords(TypedDict, total=False):
+    """The fields of `Told`, as keywords."""
+
+    model: str | None
+    num_classes: int | None
+    backend: str | None
+    classes: list[str] | None
+    part: str | None
+    transform_input: bool | None
+    like: str | None
 
 
 def convert_checkpoint(
-    path: str | os.PathLike[str] | File,
-    *,
-    model: str | None = None,
-    num_classes: int | None = None,
-    backend: str | None = None,
-    classes: list[str] | None = None,
-    part: str | None = None,
-    transform_input: bool | None = None,
-    like: str | None = None,
+    path: str | os.PathLike[str] | File, **told: Unpack[ToldKeywords]
 ) -> Artifact:
     """Makes an artifact of a published file, or of a user's own state dict.
 
@@ -158,53 +180,50 @@ def convert_checkpoint(
     Args:
         path: The file, of torch.save or safetensors, or the file itself where it is open already;
             its state dict is that of a converted model or of one prepared for QAT.
-        model: The registry's name of the architecture; None guesses it from the weights.
-        num_classes: Of the classifier; None takes what the file holds.
-        backend: That the numbers were chosen for; None takes what the file notes or, where it does
-            not, guesses it from the granularity of scales.
-        classes: Names in the order of the logits.
-        part: Key of the state dict in a training checkpoint.
-        transform_input: Whether a GoogLeNet or Inception changes its input's normalization, which
-            no state dict tells.
-        like: Full name of int8 weights whose transforms the model shares.
+        **told: What the file does not say itself, see `Told`.
 
     Raises:
         ArtifactError: The file is missing, damaged, or holds no int8 model.
         ArgumentError: The architecture cannot be guessed, or options do not fit it.
         UnknownNameError: An unknown model, backend or weights.
     """
-    options = (model, num_classes, backend, classes, part, transform_input, like)
-    with _opened(path) as file:
-        if all(option is None for option in options):
-            member = published_member(file)
-            if member is not None:
-                return read_published(file, member)
-        if part is None and _begins_like_one(file):
+    said = Told(**told)
+    with reading(path) as file:
+        member = published_member(file) if said == Told() else None
+        if member is not None:
+            return read_published(file, member)
+        if said.part is None and _begins_like_one(file):
             checkpoint = Checkpoint(dict(read_tensors(file).tensors), {})
         else:
-            checkpoint = read_checkpoint(file, part)
-    name, kwargs = recognize(checkpoint.entries, model)
-    told = _noted(checkpoint, name, file)
-    if num_classes is not None:
-        kwargs["num_classes"] = num_classes
+            checkpoint = read_checkpoint(file, said.part)
+    return from_checkpoint(checkpoint, _info(checkpoint, said, file), consume=True)
+
+
+def _info(checkpoint: Checkpoint, said: Told, file: File) -> ModelInfo:
+    """Returns what the model is, by its weights, the user's word and the file's note."""
+    name, kwargs = recognize(checkpoint.entries, said.model)
+    noted = _noted(checkpoint, name, file)
+    if said.num_classes is not None:
+        kwargs["num_classes"] = said.num_classes
+    transform_input = said.transform_input
     if transform_input is None:
-        transform_input = told.builder_kwargs.get("transform_input")
-    kwargs |= transform_input_keyword(name, transform_input)
-    transforms = told.transforms
-    if like is not None:
-        weights = get_weight(like)
+        transform_input = noted.builder_kwargs.get("transform_input")
+    transforms = noted.transforms
+    if said.like is not None:
+        weights = get_weight(said.like)
         if not isinstance(weights, QuantizedWeightsEnum):
-            raise ArgumentError(f"{like} are no int8 weights, whose transforms could be taken.")
+            raise ArgumentError(
+                f"{said.like} are no int8 weights, whose transforms could be taken."
+            )
         transforms = describe_transforms(weights.transforms)
-    info = dataclasses.replace(
-        told,
-        builder_kwargs=kwargs,
-        backend=backend or told.backend,
-        classes=classes or told.classes,
+    return dataclasses.replace(
+        noted,
+        builder_kwargs=kwargs | transform_input_keyword(name, transform_input),
+        backend=said.backend or noted.backend,
+        classes=said.classes or noted.classes,
         transforms=transforms,
-        recipe=told.recipe or {"converted_from": file.path.name},
+        recipe=noted.recipe or {"converted_from": file.path.name},
     )
-    return from_checkpoint(checkpoint, info, consume=True)
 
 
 def _noted(checkpoint: Checkpoint, name: str, file: File) -> ModelInfo:
@@ -275,7 +294,7 @@ def check_model(path: Path) -> str:
     """
     if path.is_dir():
         return _described(find_artifact(path))
-    with _opened(path) as file:
+    with reading(path) as file:
         if _begins_like_one(file) and not is_float_checkpoint(file):
             return _described(Artifact.read(file))
         member = published_member(file)

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from .. import hub
-from .._core.files import File, write_files
+from .._core.files import reading, write_files
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, ArtifactError, DownloadError, UploadError
@@ -123,11 +123,7 @@ def find_artifact(
         path = hub.fetch(
             f"hf://{repo}/{ARTIFACT_NAME}@{revision or 'main'}", progress=progress, sha256=sha256
         )
-    try:
-        file = File(path)
-    except OSError as error:
-        raise ArtifactError(f"Cannot read {path}: {error.strerror or error}.") from None
-    with file:
+    with reading(path) as file:
         if file.size > MAX_FILE_BYTES:
             raise ArtifactError(
                 f"{path} has {file.size} bytes, which is more than the {MAX_FILE_BYTES} that any "

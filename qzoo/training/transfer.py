@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._core.timing import interleave, torch_threads
+from .._core.threads import torch_threads
+from .._core.timing import interleave
 from ..datasets.evaluate import Metrics, points
 from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data

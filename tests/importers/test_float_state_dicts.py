@@ -378,7 +378,7 @@ def test_odd_files(tmp_path: Path, model: nn.Module) -> None:
         ("page.pth", "it is a web page"),
         ("cut.safetensors", "truncated or damaged"),
         (".", "is a folder that holds"),
-        ("gone.pth", "There is no checkpoint"),
+        ("gone.pth", "does not exist; check the path"),
     ):
         with pytest.raises(qzoo.ArtifactError, match=words):
             load_float(tmp_path / name)

@@ -211,7 +211,7 @@ def test_a_method_that_is_not_installed_is_named(
     [
         (["--methods", "float,nnfc*"], 2, "'nnfc*' matches none of float"),
         (["--models", "resnet19"], 2, "Did you mean 'resnet18'"),
-        (["--models", "resnet18"], 1, "resnet18, no method: There is no checkpoint"),
+        (["--models", "resnet18"], 1, "does not exist; check the path"),
         (["--checkpoints", "@"], 1, "is not a resnet18 trained on digits"),
     ],
 )
