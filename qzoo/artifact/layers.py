@@ -170,8 +170,13 @@ def weight_tensors(
     return tensors
 
 
-def raised(values: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Raises weight scales below `SMALLEST_SCALE` to it and rounds their integers anew.
+def raised(
+    values: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    least: Tensor | float = SMALLEST_SCALE,
+) -> tuple[Tensor, Tensor]:
+    """Raises weight scales that are too small and rounds their integers anew.
 
     Such scales belong to channels of next to no weight, as batch norm leaves behind where training
     has switched a channel off. Runtimes divide biases by them, which gives infinities.
@@ -179,17 +184,22 @@ def raised(values: Tensor, scale: Tensor, zero_point: Tensor | None) -> tuple[Te
     Args:
         values: int8 weight, output channels first.
         scale: float, 0-d (per tensor) or [C] (per channel).
-        zero_point: Integers of the same shape as `scale`; None where all are 0.
+        zero_point: Integers of the same shape as `scale`, which stay; None where all are 0.
+        least: The smallest scale that there may be, one for all or [C].
 
     Returns:
-        Integers and scales; those that were given where no scale is too small.
+        Integers and scales, [C] if either `scale` or `least` is; those that were given where no
+        scale is too small.
     """
-    if not bool((scale < SMALLEST_SCALE).any()):
+    least = torch.as_tensor(least, dtype=scale.dtype, device=scale.device)
+    if not bool((scale < least).any()):
         return values, scale
-    shape = (-1, *[1] * (values.dim() - 1)) if scale.dim() else ()
-    higher = scale.clamp(min=SMALLEST_SCALE)
+    higher = torch.maximum(scale, least)
+    shape = (-1, *[1] * (values.dim() - 1)) if higher.dim() else ()
     shrink = (scale.double() / higher.double()).reshape(shape)
-    zero: Tensor | float = 0.0 if zero_point is None else zero_point.double().reshape(shape)
+    zero: Tensor | float = 0.0
+    if zero_point is not None:
+        zero = zero_point.double().expand(higher.shape).reshape(shape)
     steps = (values.double() - zero) * shrink + zero
     # Where nothing was raised, the factor is 1 and the integers stay what they are.
     return steps.round().clamp(-128, 127).to(torch.int8), higher

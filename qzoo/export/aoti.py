@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._core.compiler import check_compiler
 from .._core.files import write_atomically
 from .._core.process import undisturbed
-from ..errors import ArgumentError, MissingDependencyError
+from ..errors import ArgumentError
 from ..native.model import Int8Model
 from ._onednn import to_onednn
 from .plan import ExportKeywords, Plan, open_export
@@ -98,20 +99,3 @@ def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tu
                 f"{str(error).strip()[:400]}"
             ) from error
     return float_layers
-
-
-def check_compiler() -> None:
-    """Checks that Inductor can compile for CPUs.
-
-    Raises:
-        MissingDependencyError: There is no C++ compiler.
-    """
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except (exc.InvalidCxxCompiler, RuntimeError):
-        raise MissingDependencyError(
-            "Inductor needs a C++ compiler, and there is none here: install one (apt-get install "
-            "g++, or xcode-select --install) or name it in the environment variable CXX."
-        ) from None

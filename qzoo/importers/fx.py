@@ -8,39 +8,19 @@ value is rounded next or, where there is none, the range that calibration images
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from .._core.process import plain_defaults, quiet
 from ..artifact.format import Artifact, ModelInfo
-from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
+from ..artifact.grid import Grid
+from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS
 from ..errors import ArtifactError
-from ..models.plan import plan
 from ..native.fx import FUNCTIONALS, layer_tensors
-from ..native.layers import check_fit
-from ..native.model import package_versions
 from ..native.values import QUANTIZE, scale_and_zero_point
-from ..reference.trace import Recording, record
-from ..registry import get_entry
-
-#: Scale and zero point.
-Range = tuple[float, int]
-#: What PyTorch's int8 kernel of the hard sigmoid always rounds to.
-_HARDSIGMOID: Range = (1 / 256, 0)
-# Operations that compute no new values: what comes out lies on the grid of what goes in.
-_MOVES = frozenset(
-    {"chunk", "contiguous", "dequantize", "relu", "relu_", "transpose", "view",
-     F.max_pool2d, F.relu, operator.getitem, torch.chunk, torch.flatten, torch.relu,
-     torch.transpose}
-)  # fmt: skip
-_MOVING_MODULES = (nn.Dropout, nn.Identity, nn.MaxPool2d, nn.ReLU)
-_AVERAGES = frozenset({"mean", F.adaptive_avg_pool2d, F.avg_pool2d, torch.mean})
-_AVERAGING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d)
+from ..reference.calls import kind
+from .graph_reader import GraphReader, Node
 
 
 def from_fx(
@@ -68,75 +48,54 @@ def from_fx(
         ArtifactError: The graph is not one of the architecture, or was quantized in a way that an
             artifact does not hold; the message names the layer.
     """
-    entry = get_entry(info.architecture)
-    _, layers = plan(entry, info.builder_kwargs)
-    recording = record(entry.skeleton(info.builder_kwargs), layers)
-    reader = _Reader(converted, recording, layers)
-    reader.read(example, batches, make_observer)
-    if reader.changed:
-        info = dataclasses.replace(info, recipe={**info.recipe, "changed": reader.changed})
-    skeleton = entry.skeleton(info.builder_kwargs)  # recording replaced the other one's parts
-    check_fit(skeleton, reader.layers, reader.tensors)
-    return Artifact(info, reader.layers, reader.tensors, package_versions())
+    reader = _Reader(converted, info)
+    reader.read(example)
+    reader.measure(batches, make_observer)
+    return reader.artifact(info)
 
 
-class _Reader:
-    """Collects layers and tensors from a graph.
+class _Reader(GraphReader):
+    """Reads a graph of quantized tensors, whose grids show when it runs."""
 
-    Attributes:
-        layers: Module name to layer.
-        tensors: The artifact's tensors.
-        changed: Layer name to what is not exactly as in the graph.
-        grids: Node to the range of its value, where that is quantized.
-        results: Nodes that layers' values are complete at.
-    """
+    rounds = QUANTIZE
 
-    def __init__(
-        self, module: fx.GraphModule, recording: Recording, layers: dict[str, Layer]
-    ) -> None:
-        self.module, self.recording = module, recording
-        self.layers, self.tensors = dict(layers), dict[str, Tensor]()
-        self.changed: dict[str, str] = {}
-        self.grids: dict[Any, Range] = {}
-        self.results: set[Any] = set()
+    def read(self, example: Tensor) -> None:
+        """Reads everything but ranges that are not in the graph."""
 
-    def read(
-        self, example: Tensor, batches: Iterable[Tensor], make_observer: Callable[[], Any]
-    ) -> None:
-        """Reads everything."""
-        self.grids = _grids(self.module, example)
-        unknown: dict[Any, str] = {}
-        for name, node in self._match().items():
-            layer = self.layers[name]
+        def watch(node: fx.Node, value: Any) -> None:
+            found = scale_and_zero_point(node.name, value)
+            if found is not None:
+                self.grids[node] = Grid(*found)
+
+        self.run(example[:1], watch)
+        results = self._match()
+        for name, layer in self.layers.items():
             if layer.op in WEIGHTED_OPS:
                 tensors, kept = layer_tensors(name, self.module.get_submodule(name))
                 self.tensors |= tensors
-                layer = self.layers[name] = dataclasses.replace(layer, float=kept)
-            self.results.add(node)
-            if node in self.grids:
-                self._set(name, self.grids[node])
-                continue
-            grids, everywhere = self._after(node)
-            if len(grids) != 1:
-                unknown[node] = name
-                self.changed[name] = "its output is float in the graph; the range is measured"
-                continue
-            self._set(name, grids.pop())
-            if not everywhere:
-                self.changed[name] = "its output is read in float somewhere in the graph"
-        self._float_arithmetic()
-        self._extra_roundings()
-        if unknown:
-            for name, found in _measure(self.module, unknown, batches, make_observer).items():
-                self._set(name, found)
+                self.layers[name] = dataclasses.replace(layer, float=kept)
+        fixed = {
+            str(node.target) if node.op == "call_module" else node.name: node
+            for node in self.module.graph.nodes
+            if self.is_fixed(node)
+        }
+        self.take_grids(results, fixed, set(results.values()))
 
-    def _set(self, name: str, found: Range) -> None:
-        scale, zero_point = found
-        self.layers[name] = dataclasses.replace(
-            self.layers[name], scale=scale, zero_point=zero_point
-        )
+    def kind(self, node: Node) -> str:
+        """Returns the plain name of what a node computes, or ""."""
+        module = self.module.get_submodule(node.target) if node.op == "call_module" else None
+        name = kind(node, module)
+        return "identity" if name == "dequantize" else name  # to float, on the same grid
 
-    def _match(self) -> dict[str, Any]:
+    def only_asks(self, node: Node) -> bool:
+        """Whether a node asks for a value's shape."""
+        return bool(node.target == "size")
+
+    def readers(self, rounding: Node) -> list[Node]:
+        """Returns what reads a quantized value."""
+        return list(rounding.users)
+
+    def _match(self) -> dict[str, Node]:
         """Returns the node that computes each layer with a range of its own.
 
         Raises:
@@ -145,7 +104,7 @@ class _Reader:
         nodes = {str(n.target): n for n in self.module.graph.nodes if n.op == "call_module"}
         functionals = [n for n in self.module.graph.nodes if n.target in FUNCTIONALS]
         functionals.reverse()  # the next one is at the end
-        found: dict[str, Any] = {}
+        found: dict[str, Node] = {}
         for call in self.recording.graph.nodes:
             layer = self.layers.get(str(call.target)) if call.op == "call_module" else None
             if layer is None or layer.op not in RANGED_OPS:
@@ -154,7 +113,7 @@ class _Reader:
             if layer.op == "quantize":
                 found[name] = next(n for n in self.module.graph.nodes if n.op == "placeholder")
             elif layer.op == "functional":
-                found[name] = _functional(name, str(call.args[0]), functionals)
+                found[name] = _functional(name, call.meta["kind"], functionals)
             elif name in nodes:
                 found[name] = nodes[name]
             else:
@@ -163,60 +122,8 @@ class _Reader:
             raise ArtifactError(f"The graph has {functionals[-1].name!r}, which no layer computes.")
         return found
 
-    def _after(self, node: Any) -> tuple[set[Range], bool]:
-        """Returns the grids a float value is rounded on next, and whether nobody reads it before.
 
-        To round after an operation that only moves values is the same as to round before it.
-        """
-        grids: set[Range] = set()
-        everywhere = True
-        for user in node.users:
-            if user.target is QUANTIZE:
-                grids.add(self.grids[user])
-            elif self._moves(user):
-                further, rounded = self._after(user)
-                grids |= further
-                everywhere = everywhere and rounded
-            elif user.target != "size":
-                everywhere = False
-        return grids, everywhere
-
-    def _moves(self, node: Any) -> bool:
-        if node.op == "call_module":
-            return isinstance(self.module.get_submodule(node.target), _MOVING_MODULES)
-        return node.target in _MOVES
-
-    def _float_arithmetic(self) -> None:
-        """Notes what an artifact rounds to a grid that is not its own, but the graph does not."""
-        for node in self.module.graph.nodes:
-            module = self.module.get_submodule(node.target) if node.op == "call_module" else None
-            if isinstance(module, nn.Hardsigmoid) and self.grids.get(node) != _HARDSIGMOID:
-                self.changed[str(node.target)] = "it is rounded to 1/256"
-            average = isinstance(module, _AVERAGING_MODULES) or node.target in _AVERAGES
-            if average and node not in self.grids:
-                self.changed[node.name] = "it is rounded to its input's steps"
-
-    def _extra_roundings(self) -> None:
-        """Notes roundings of the graph that no layer of an artifact does."""
-        for node in self.module.graph.nodes:
-            if node.target is not QUANTIZE or node.args[0] in self.results:
-                continue
-            own, grid = self._own_grid(node.args[0]), self.grids[node]
-            joined = all(FUNCTIONALS.get(u.target) == "cat" and self.grids[u] == grid
-                         for u in node.users)  # fmt: skip
-            # It changes nothing, is a layer's own, or happens in the concatenation.
-            if own in (grid, None) or joined:
-                continue
-            self.changed[node.args[0].name] = "it is rounded twice in the graph"
-
-    def _own_grid(self, node: Any) -> Range | None:
-        """Returns the grid that a float value lies on by what computes it, or None."""
-        while node not in self.grids and node not in self.results and self._moves(node):
-            node = node.args[0]
-        return self.grids.get(node)
-
-
-def _functional(name: str, op: str, rest: list[Any]) -> Any:
+def _functional(name: str, op: str, rest: list[Node]) -> Node:
     """Takes the next sum, product or concatenation of a graph, which must be the layer `name`."""
     if not rest:
         raise ArtifactError(f"The graph ends before the layer {name!r} of its architecture.")
@@ -230,58 +137,3 @@ def _functional(name: str, op: str, rest: list[Any]) -> Any:
             f"The graph computes {node.name!r} where the architecture has {name!r} ({op})."
         )
     return node
-
-
-class _Watched(fx.Interpreter):
-    """Runs a graph and shows every value to a function."""
-
-    def __init__(self, module: fx.GraphModule, watch: Any) -> None:
-        super().__init__(module)
-        self.watch = watch
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.watch(n, result)
-        return result
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        # It rescales them all the same, as an artifact's concatenations do.
-        expected = quiet("All inputs of this cat operator must share")
-        with torch.inference_mode(), plain_defaults(), expected:
-            return super().run(*args, **kwargs)
-
-
-def _grids(module: fx.GraphModule, images: Tensor) -> dict[Any, Range]:
-    """Returns the range of every quantized value of a graph.
-
-    Raises:
-        ArtifactError: Quantized values of another kind than an artifact has.
-    """
-    grids: dict[Any, Range] = {}
-
-    def watch(node: fx.Node, value: Any) -> None:
-        found = scale_and_zero_point(node.name, value)
-        if found is not None:
-            grids[node] = found
-
-    _Watched(module, watch).run(images[:1])
-    return grids
-
-
-def _measure(
-    module: fx.GraphModule,
-    wanted: dict[Any, str],
-    batches: Iterable[Tensor],
-    make_observer: Callable[[], Any],
-) -> dict[str, Range]:
-    """Returns the ranges that cover the values of some nodes, by the layers' names."""
-    observers = {node: make_observer() for node in wanted}
-
-    def watch(node: fx.Node, value: Any) -> None:
-        if node in observers:
-            observers[node].update(value)
-
-    for images in batches:
-        _Watched(module, watch).run(images)
-    found = {wanted[node]: observer.qparams() for node, observer in observers.items()}
-    return {name: (float(scale[0]), int(zero[0])) for name, (scale, zero) in found.items()}

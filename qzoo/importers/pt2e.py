@@ -15,34 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .._core.process import plain_defaults
 from ..artifact.format import Artifact, ModelInfo
-from ..artifact.layers import RANGED_OPS, Layer, float_weight_tensors, weight_tensors
+from ..artifact.grid import Grid
+from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, float_weight_tensors, weight_tensors
 from ..backends import default_backend
 from ..errors import ArtifactError
-from ..models.plan import plan
-from ..native.layers import check_fit
-from ..native.model import model_info, package_versions
-from ..reference.ops import QUANTIZE, Grid
-from ..reference.rewrite import HARDSIGMOID_GRID
-from ..reference.trace import Recording, record
+from ..native.model import model_info
+from ..reference.ops import DEQUANTIZE, QUANTIZE
 from ..registry import get_entry
+from .graph_reader import GraphReader, Node
 from .pt2e_graph import (
     REDUCED,
     constant,
     dotted_names,
     grid_of,
-    grids_after,
     is_reduced,
     kind,
     match_calls,
-    own_grid,
     weight_of,
 )
 
 #: Ranges narrower than this are widened to it; PyTorch's observers do the same.
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
-_AVERAGES = frozenset({"avg_pool2d", "adaptive_avg_pool2d", "mean"})
 
 
 def from_pt2e(
@@ -79,10 +73,7 @@ def from_pt2e(
         # In eval mode, as it was exported, the model computes no auxiliary classifiers.
         kwargs = {**known.builder_kwargs, "aux_logits": False}
         known = dataclasses.replace(known, builder_kwargs=kwargs)
-    _, layers = plan(entry, known.builder_kwargs)
-    skeleton = entry.skeleton(known.builder_kwargs)
-    recording = record(skeleton, layers)
-    reader = _Reader(converted, recording, layers, keep_float)
+    reader = _Reader(converted, known, keep_float)
     reader.read()
     if reader.changed and images is None:
         shown = "; ".join(f"{k}: {v}" for k, v in list(reader.changed.items())[:3])
@@ -91,71 +82,68 @@ def from_pt2e(
             "images=... (calibration images) to have ranges measured and take the nearest form."
         )
     if images is not None:
-        reader.measure([images] if isinstance(images, Tensor) else images)
-    recipe = {**known.recipe, "method": "PT2E"}
-    if reader.changed:
-        recipe["changed"] = reader.changed
-    backend = known.backend or default_backend()
-    known = dataclasses.replace(known, backend=backend, recipe=recipe)
-    known = dataclasses.replace(known, **info)
-    skeleton = entry.skeleton(known.builder_kwargs)  # recording replaced the other one's parts
-    check_fit(skeleton, reader.layers, reader.tensors)
-    return Artifact(known, reader.layers, reader.tensors, package_versions())
+        steps = REDUCED[1] if is_reduced(converted.graph) else 255
+        batches = [images] if isinstance(images, Tensor) else images
+        reader.measure(batches, lambda: _Ends(steps))
+    known = dataclasses.replace(
+        known,
+        backend=known.backend or default_backend(),
+        recipe={**known.recipe, "method": "PT2E"},
+    )
+    return reader.artifact(dataclasses.replace(known, **info))
 
 
-class _Reader:
-    """Collects layers and tensors from a graph.
+class _Reader(GraphReader):
+    """Reads a graph that rounds float values by operators, which say their grids."""
 
-    Attributes:
-        layers: Module name to layer; those in `unknown` still lack their ranges.
-        tensors: The artifact's tensors.
-        changed: Layer name to what is not exactly as in the graph.
-        unknown: Layer name to the node whose values decide its range.
-    """
+    rounds = QUANTIZE
 
     def __init__(
-        self,
-        module: fx.GraphModule,
-        recording: Recording,
-        layers: dict[str, Layer],
-        keep_float: Collection[str],
+        self, module: fx.GraphModule, info: ModelInfo, keep_float: Collection[str]
     ) -> None:
-        self.module, self.recording, self.keep_float = module, recording, keep_float
-        self.layers, self.tensors = dict(layers), dict[str, Tensor]()
-        self.changed: dict[str, str] = {}
-        self.unknown: dict[str, fx.Node] = {}
+        super().__init__(module, info)
+        self.keep_float = keep_float
 
     def read(self) -> None:
         """Reads everything but ranges that are not in the graph."""
-        found = match_calls(self.module.graph, self.recording, self.layers)
-        results = self._results(found)
+        found = match_calls(self.module.graph, self.recording)
+        for node in self.module.graph.nodes:
+            if node.target is QUANTIZE:
+                self.grids |= dict.fromkeys([node, *self._dequantized(node)], grid_of(node))
+        results, fixed = {}, {}
         for call, node in found.items():
             name = str(call.target)
-            if call.op == "placeholder":
-                continue
             layer = self.layers.get(name) if call.op == "call_module" else None
-            if layer is not None and layer.op in ("conv2d", "linear"):
+            if layer is not None and layer.op in WEIGHTED_OPS:
                 self._product(name, node)
             if layer is not None and layer.op in RANGED_OPS:
-                self._range(name, results[call])
-            elif kind(node) in (*_AVERAGES, "hardsigmoid"):
-                self._fixed(call.name, node)
-        self._extra_roundings(set(results.values()))
+                results[name] = found[self._complete(call, layer.relu, found)]
+            elif call.op != "placeholder" and self.is_fixed(node):
+                fixed[call.meta["step"]] = node
+        self.take_grids(results, fixed, set(found.values()))
         if is_reduced(self.module.graph):
             self.changed["activations"] = "they are clipped at 127 in the graph, here at 255"
 
-    def _results(self, found: dict[Any, Any]) -> dict[Any, Any]:
-        """Returns where each call's value is complete: behind the ReLU that was folded into it."""
-        results = dict(found)
-        for call in found:
-            layer = self.layers.get(str(call.target)) if call.op == "call_module" else None
-            if layer is None or not layer.relu:
-                continue
-            follower = call
-            while kind(found[follower]) != "relu":
-                follower = next(iter(follower.users))
-            results[call] = found[follower]
-        return results
+    def kind(self, node: Node) -> str:
+        """Returns the plain name of what a node computes, or ""."""
+        return kind(node)
+
+    def only_asks(self, node: Node) -> bool:
+        """Whether a node asks for a value's shape."""
+        return not kind(node) and node.op != "output"
+
+    def readers(self, rounding: Node) -> list[Node]:
+        """Returns what reads a rounded value, behind its dequantize."""
+        return [reader for real in rounding.users for reader in real.users]
+
+    def _dequantized(self, rounding: Node) -> list[Node]:
+        return [user for user in rounding.users if user.target is DEQUANTIZE]
+
+    def _complete(self, call: Node, relu: bool, found: dict[Node, Node]) -> Node:
+        """Returns the call behind which a layer is complete: the ReLU that is folded into it."""
+        while relu and kind(found[call]) != "relu":
+            call = next(iter(call.users))
+        return call
 
     def _product(self, name: str, node: Any) -> None:
         stack = list(dotted_names(node))
@@ -175,83 +163,19 @@ class _Reader:
         values, scale, zero_point = weight_of(self.module, node, name)
         self.tensors |= weight_tensors(name, values, scale, zero_point, real)
 
-    def _range(self, name: str, node: Any) -> None:
-        direct = {grid_of(user) for user in node.users if user.target is QUANTIZE}
-        grids, everywhere = grids_after(node)
-        grids = direct or grids
-        if len(grids) != 1:
-            self.unknown[name] = node
-            self.changed[name] = "its output is float in the graph; the range is measured"
-            return
-        (grid,) = grids
-        self._set(name, grid)
-        if not everywhere:
-            self.changed[name] = "its output is read in float somewhere in the graph"
 
-    def _fixed(self, name: str, node: Any) -> None:
-        """Checks an operation that rounds to a grid which is not its own to choose."""
-        grids, everywhere = grids_after(node)
-        wanted = HARDSIGMOID_GRID if kind(node) == "hardsigmoid" else own_grid(node.args[0])
-        if grids != {wanted} or not everywhere:
-            what = "1/256" if kind(node) == "hardsigmoid" else "its input's steps"
-            self.changed[name] = f"it is rounded to {what}"
+class _Ends:
+    """Covers all values seen, as PyTorch's observers do, with a number of steps."""
 
-    def _extra_roundings(self, results: set[Any]) -> None:
-        """Finds roundings of the graph that no layer of an artifact does."""
-        for node in self.module.graph.nodes:
-            if node.target is not QUANTIZE or node.args[0] in results:
-                continue
-            source, grid = node.args[0], grid_of(node)
-            if own_grid(source) in (grid, None) or all(
-                kind(reader) == "cat" and grids_after(reader)[0] == {grid}
-                for dequantized in node.users
-                for reader in dequantized.users
-            ):
-                continue  # it changes nothing, is a layer's own, or happens in the concatenation
-            self.changed[source.name] = "it is rounded twice in the graph"
+    def __init__(self, steps: int) -> None:
+        self.steps, self.low, self.high = steps, 0.0, 0.0
 
-    def _set(self, name: str, grid: Grid) -> None:
-        self.layers[name] = dataclasses.replace(
-            self.layers[name], scale=grid.scale, zero_point=grid.zero_point
-        )
+    def update(self, x: Tensor) -> None:
+        """Takes note of a tensor."""
+        self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
 
-    def measure(self, batches: Iterable[Tensor]) -> None:
-        """Gives the layers in `unknown` the ranges that images give.
-
-        Raises:
-            ArtifactError: The graph does not take these images.
-        """
-        if not self.unknown:
-            return
-        wanted = {node: name for name, node in self.unknown.items()}
-        ranges: dict[str, tuple[float, float]] = {}
-
-        class Ranges(fx.Interpreter):
-            def run_node(self, n: fx.Node) -> Any:
-                result = super().run_node(n)
-                if n in wanted:
-                    low, high = ranges.get(wanted[n], (0.0, 0.0))
-                    found = float(result.min()), float(result.max())
-                    ranges[wanted[n]] = (min(low, found[0]), max(high, found[1]))
-                return result
-
-        for images in batches:
-            try:
-                with torch.no_grad(), plain_defaults():
-                    Ranges(self.module).run(images)
-            except (RuntimeError, ValueError, AssertionError) as error:
-                raise ArtifactError(
-                    f"The quantized graph does not take images of the shape {tuple(images.shape)}: "
-                    f"{str(error).strip()[:300]}"
-                ) from None
-        high = REDUCED[1] if is_reduced(self.module.graph) else 255
-        for name, ends in ranges.items():
-            self._set(name, _grid(*ends, high))
-
-
-def _grid(low: float, high: float, steps: int) -> Grid:
-    """Returns the grid of so many steps of a range that holds 0."""
-    scale = torch.tensor(
-        max((high - low) / steps, _SMALLEST_SCALE), dtype=torch.float32, device="cpu"
-    ).item()
-    return Grid(scale, min(steps, max(0, round(-low / scale))))
+    def qparams(self) -> tuple[list[float], list[int]]:
+        """Returns scale and zero point."""
+        scale = max((self.high - self.low) / self.steps, _SMALLEST_SCALE)
+        scale = Grid(scale, 0).single().scale
+        return [scale], [min(self.steps, max(0, round(-self.low / scale)))]

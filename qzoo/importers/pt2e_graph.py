@@ -3,60 +3,26 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.shufflenetv2 import channel_shuffle
 
-from ..artifact.layers import Layer
+from ..artifact.grid import Grid
 from ..errors import ArtifactError
-from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, Grid
+from ..reference import calls
+from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from ..reference.trace import INPUT_AFFINE, Recording
+from .graph_reader import Node
 
-#: An `fx.Node`, whose arguments are typed as a union of everything.
-Node = Any
-
-# What a recorded call looks like in an exported graph, operator by operator.
-_MODULES: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.Conv2d: ("conv2d",),
-    nn.Linear: ("linear",),
-    nn.ReLU: ("relu",),
-    nn.Hardswish: ("hardswish",),
-    nn.Hardsigmoid: ("hardsigmoid",),
-    nn.MaxPool2d: ("max_pool2d",),
-    nn.AvgPool2d: ("avg_pool2d",),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d",),
-}
-_FUNCTIONS: dict[Any, tuple[str, ...]] = {
-    F.relu: ("relu",),
-    torch.relu: ("relu",),
-    "relu": ("relu",),
-    F.max_pool2d: ("max_pool2d",),
-    F.avg_pool2d: ("avg_pool2d",),
-    F.adaptive_avg_pool2d: ("adaptive_avg_pool2d",),
-    torch.flatten: ("flatten",),
-    "flatten": ("flatten",),
-    torch.mean: ("mean",),
-    "mean": ("mean",),
-    torch.chunk: ("chunk",),
-    "chunk": ("chunk",),
-    operator.getitem: ("getitem",),
-    channel_shuffle: ("view", "transpose", "contiguous", "view"),
-}
-_FUNCTIONALS = {
-    "add": ("add",),
+#: What recorded calls are in an exported graph, where that is not one operator of their own name.
+_EXPORTED = {
+    "channel_shuffle": ("view", "transpose", "contiguous", "view"),
     "add_relu": ("add", "relu"),
-    "mul": ("mul",),
-    "cat": ("cat",),
+    # Neither computes anything in eval mode.
+    **dict.fromkeys(("", "contiguous", "dropout", "identity"), ()),
 }
-# Operators that compute no new values; what they give lies on their input's grid.
-MOVES = frozenset(
-    {"max_pool2d", "flatten", "view", "transpose", "contiguous", "chunk", "getitem", "dropout",
-     "relu"}
-)  # fmt: skip
 #: The integers of a reduced range, 7 bits of 8.
 REDUCED = (0, 127)
 # Float arithmetic in front of the first quantization.
@@ -65,15 +31,12 @@ _AFFINE_OPS = frozenset({"slice", "select", "unsqueeze", "mul", "add", "cat"})
 
 def kind(node: Node) -> str:
     """Returns the plain name of what computes tensors ("relu" for `aten.relu_.default`), or ""."""
-    if node.target is operator.getitem:
-        return "getitem"
-    name = str(node.target)
-    if node.op != "call_function" or not name.startswith("aten.") or name.startswith("aten.sym_"):
-        return ""
-    return name.split(".")[1].rstrip("_")
+    computes = node.target is operator.getitem or str(node.target).startswith("aten.")
+    name = calls.kind(node) if computes else ""
+    return "" if name.startswith("sym_") else name
 
 
-def match_calls(graph: Any, recording: Recording, layers: Mapping[str, Layer]) -> dict[Node, Node]:
+def match_calls(graph: Any, recording: Recording) -> dict[Node, Node]:
     """Finds what every recorded call has become in a converted graph.
 
     Both come from the same forward pass, so that their operators follow in the same order.
@@ -81,7 +44,6 @@ def match_calls(graph: Any, recording: Recording, layers: Mapping[str, Layer]) -
     Args:
         graph: The graph that `convert_pt2e` returned.
         recording: The architecture's forward pass.
-        layers: Module name to layer.
 
     Returns:
         Recorded node to the last node of the graph that computes it.
@@ -111,7 +73,7 @@ def match_calls(graph: Any, recording: Recording, layers: Mapping[str, Layer]) -
         else:
             source = next(a for a in call.all_input_nodes)
             found[call] = found[source]
-            for expected in _expected(call, recording, layers):
+            for expected in _EXPORTED.get(call.meta["kind"], (call.meta["kind"],)):
                 while rest and kind(rest[-1]) == "dropout":
                     rest.pop()
                 if not rest or kind(rest[-1]) != expected:
@@ -127,15 +89,6 @@ def match_calls(graph: Any, recording: Recording, layers: Mapping[str, Layer]) -
     return found
 
 
-def _expected(call: Node, recording: Recording, layers: Mapping[str, Layer]) -> tuple[str, ...]:
-    if call.op != "call_module":
-        return _FUNCTIONS.get(call.target, ())
-    name = str(call.target)
-    if name in layers and layers[name].op == "functional":
-        return _FUNCTIONALS[call.args[0]]
-    return _MODULES.get(type(recording.modules[name]), ())
-
-
 def grid_of(rounding: Node) -> Grid:
     """Returns the uint8 grid of a per-tensor quantize or dequantize node.
 
@@ -147,39 +100,7 @@ def grid_of(rounding: Node) -> Grid:
         raise ArtifactError(
             f"{rounding.name} uses the integers {low} to {high}; an int8 artifact has 0 to 255."
         )
-    # As the artifact's single-precision tensors hold it.
-    scale = torch.tensor(scale, dtype=torch.float32, device="cpu").item()
-    return Grid(scale, int(zero_point) - int(low))
-
-
-def grids_after(node: Node) -> tuple[set[Grid], bool]:
-    """Returns the grids on which a value is rounded next, and whether nobody reads it unrounded.
-
-    To round after an operator that only moves values is the same as to round before it.
-    """
-    grids: set[Grid] = set()
-    everywhere = True
-    for user in node.users:
-        if user.target is QUANTIZE:
-            grids.add(grid_of(user))
-        elif user.op == "output":
-            everywhere = False
-        elif kind(user) in MOVES:
-            further, rounded = grids_after(user)
-            grids |= further
-            everywhere = everywhere and rounded
-        elif kind(user):
-            everywhere = False  # and what is left only asks for the shape
-    return grids, everywhere
-
-
-def own_grid(node: Node) -> Grid | None:
-    """Returns the grid that a value lies on by what computes it, or None."""
-    if node.target is DEQUANTIZE:
-        return grid_of(node)
-    if kind(node) in MOVES:
-        return own_grid(node.args[0])
-    return None
+    return Grid(scale, int(zero_point) - int(low)).single()
 
 
 def is_reduced(graph: Any) -> bool:

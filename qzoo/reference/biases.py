@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import Tensor
 
 from ..artifact.format import Artifact
 from ..artifact.grid import HARDSIGMOID_GRID
+from ..artifact.layers import raised
 from .build import build_reference
 from .rewrite import Rewriter
 from .trace import Recording
@@ -73,21 +73,12 @@ def widened(
         input_scale: Step of the layer's input.
 
     Returns:
-        Weight, scale [C] and zero point [C]: what was given, where every bias fits.
+        Weight, scale and zero point, [C] where a bias did not fit; else what was given.
     """
-    least = _least_scale(bias, input_scale)
-    short = least > scale
-    if not bool(short.any()):
-        return weight, scale, zero_point
-    along = (-1, *[1] * (weight.dim() - 1))
-    steps = weight.float()
+    weight, scale = raised(weight, scale, zero_point, _least_scale(bias, input_scale))
     if zero_point is not None:
-        zero_point = zero_point.expand(len(bias))
-        steps = steps - zero_point.reshape(along)
-        zero_point = torch.where(short, torch.zeros_like(zero_point), zero_point)
-    steps = (steps * (scale / least).expand(len(bias)).reshape(along)).round().clamp(-128, 127)
-    wide = torch.where(short.reshape(along), steps, weight.float()).to(torch.int8)
-    return wide, torch.where(short, least, scale), zero_point
+        zero_point = zero_point.expand(scale.shape).contiguous()
+    return weight, scale, zero_point
 
 
 def _lacking(artifact: Artifact, name: str, input_scale: float) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from .._core.compiler import INSTALL_COMPILER, has_compiler
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
 from ..native.markers import TORCH_AO
@@ -50,8 +49,8 @@ class Runtime:
                 )
         if self.needs_torch_ao and not TORCH_AO:
             return "needs torch.ao, which this PyTorch no longer has"
-        if self.needs_compiler and not _has_compiler():
-            return "needs a C++ compiler: install g++ or clang++, or name yours in CXX"
+        if self.needs_compiler and not has_compiler():
+            return f"needs a C++ compiler: {INSTALL_COMPILER}"
         return None
 
 
@@ -167,7 +166,3 @@ def _candidates(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]
         else:
             names.append(name)
     return names, skipped
-
-
-def _has_compiler() -> bool:
-    return any(shutil.which(c) for c in (os.environ.get("CXX", ""), "g++", "clang++", "cl") if c)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .._core.compiler import check_compiler
 from ..errors import ArtifactError
-from ..export.aoti import check_compiler
 from . import optim
 from .distributed import Ranks, data_parallel, synchronize_batch_norm
 from .mixing import Mixing

@@ -136,7 +136,7 @@ def test_zero_points_and_one_scale_for_all_are_kept_apart() -> None:
     wide, scales, zeros = widened(weight, torch.tensor(1e-6), zero, bias, 1e-2)
     real = (wide.float() - zeros.reshape(-1, 1)) * scales.reshape(-1, 1)
     wanted = (weight.float() + 100) * 1e-6
-    assert zeros.tolist() == [-100, 0] and torch.equal(wide[0], weight[0])
+    assert zeros.tolist() == [-100, -100] and torch.equal(wide[0], weight[0])
     assert float((real - wanted).abs()[1].max()) <= float(scales[1])
 
 

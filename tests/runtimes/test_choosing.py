@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -238,11 +239,23 @@ def test_with_torch_alone_auto_takes_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.shutil, "which", lambda name: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(qzoo.MissingDependencyError, match=r"compiler.*CXX"):
         qzoo.compile(digits(), "inductor")
     assert "inductor" not in qzoo.available_runtimes()
     assert "torch" in qzoo.available_runtimes()
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [("no-such-compiler", False), (sys.executable, True), (f"{sys.executable} -O2", True)],
+)
+def test_the_compiler_is_the_one_that_inductor_calls(
+    command: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.setenv("CXX", command)  # even where another one is installed
+    assert ("inductor" in qzoo.available_runtimes()) == found
 
 
 def test_the_engine_is_chosen_by_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
