@@ -114,7 +114,7 @@ def validate_builder_kwargs(
 
     Args:
         name: The model's name, for the message.
-        construct: What makes the model from its keywords (`Entry.construct`).
+        construct: What makes the model from its keywords (`ModelEntry.construct`).
         kwargs: The keywords; `weights`, `progress`, `quantize` and `backend` are none of a model's.
 
     Raises:
@@ -140,8 +140,8 @@ def builder_keywords(construct: Callable[..., Any]) -> dict[str, Any]:
     """Returns the keywords that a builder hands on to its model, and their defaults.
 
     Args:
-        construct: `Entry.construct`: a function with its keywords in its signature, or one of the
-            zoo's classes, which take those of their torchvision class.
+        construct: `ModelEntry.construct`: a function with its keywords in its signature, or one of
+            the zoo's classes, which take those of their torchvision class.
     """
     inner = getattr(construct, "func", construct)
     if isinstance(inner, type):

@@ -22,7 +22,7 @@ Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """One registered model.
 
     Attributes:
@@ -71,7 +71,7 @@ def build_failure(name: str, kwargs: Mapping[str, Any], error: BaseException) ->
     return f"Cannot build {name} with {shown[:300] or 'no keywords'}: {reason[:300]}."
 
 
-_ENTRIES: dict[str, Entry] = {}
+_ENTRIES: dict[str, ModelEntry] = {}
 
 
 def _builders() -> set[str]:
@@ -84,7 +84,7 @@ def _families() -> dict[str, str]:
     return stub_names(f"{__package__}.models", Path(__file__).parent / "models")
 
 
-def _entries() -> dict[str, Entry]:
+def _entries() -> dict[str, ModelEntry]:
     """Returns all entries; the model files make them when they are imported."""
     for name in _builders() - set(_ENTRIES):
         _load(name)
@@ -103,13 +103,13 @@ def register_model(
     construct: Callable[..., nn.Module],
     **options: Any,
 ) -> Callable[[Builder], Builder]:
-    """Registers the decorated builder under its own name; see `Entry` for the arguments."""
+    """Registers the decorated builder under its own name; see `ModelEntry` for the arguments."""
 
     def register(builder: Builder) -> Builder:
         name = builder.__name__
         if name in _ENTRIES:
             raise ArgumentError(f"A model is already registered under the name {name!r}.")
-        _ENTRIES[name] = Entry(name, builder, construct, weights, float_weights, **options)
+        _ENTRIES[name] = ModelEntry(name, builder, construct, weights, float_weights, **options)
         return builder
 
     return register
@@ -134,7 +134,7 @@ def model_name(name: str | Callable[..., nn.Module]) -> str:
     return key
 
 
-def get_entry(name: str | Callable[..., nn.Module]) -> Entry:
+def get_entry(name: str | Callable[..., nn.Module]) -> ModelEntry:
     """Returns the registry's entry for a model name, in any case, or a builder.
 
     Raises:

@@ -126,6 +126,20 @@ def test_no_private_file_of_another_room_is_imported() -> None:
     assert not wrong
 
 
+def test_a_class_name_stands_for_one_thing() -> None:
+    found: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        if room(name) in ("models", "cli"):  # torchvision's blocks; each command's own options
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    assert found["Grid"] == ["artifact.grid"] and len(found) > 100
+    twice = {cls: places for cls, places in found.items() if len(places) > 1}
+    # Quantizing and training have options and parts of their own.
+    assert set(twice) <= {"Options", "Parts"}, twice
+
+
 def _names_torch_ao(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         found: list[str] = []

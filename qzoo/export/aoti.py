@@ -16,7 +16,7 @@ from .._core.process import undisturbed
 from ..errors import ArgumentError
 from ..native.model import Int8Model
 from ._onednn import to_onednn
-from .plan import ExportKeywords, Plan, open_export
+from .plan import ExportKeywords, ExportPlan, open_export
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -52,7 +52,7 @@ def export_aoti(
         write_atomically(target, package.read_bytes())
 
 
-def compile_package(plan: Plan, package: Path, threads: int | None = None) -> tuple[str, ...]:
+def compile_package(plan: ExportPlan, package: Path, threads: int | None = None) -> tuple[str, ...]:
     """Compiles a plan into an AOTInductor package.
 
     Args:

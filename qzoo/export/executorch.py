@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..native.model import Int8Model
 from ..reference.biases import with_room_for_biases
 from ._xnnpack import to_xnnpack
-from .plan import ExportKeywords, Plan, open_export
+from .plan import ExportKeywords, ExportPlan, open_export
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -44,7 +44,7 @@ def export_executorch(
     write_atomically(target, lower(dataclasses.replace(plan, batch_size=plan.batch_size or 1)))
 
 
-def lower(plan: Plan) -> bytes:
+def lower(plan: ExportPlan) -> bytes:
     """Returns the program of a plan with a fixed batch size, as the .pte file holds it.
 
     Raises:

@@ -47,7 +47,7 @@ class ExportKeywords(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What to export; `make_plan` makes one of the model and `ExportKeywords`.
 
     Attributes:
@@ -144,7 +144,7 @@ def make_plan(
     batch_size: int | None = None,
     input_size: int | Sequence[int] | None = None,
     preprocess: bool = False,
-) -> Plan:
+) -> ExportPlan:
     """Checks the model and the options that all exports share; see `ExportKeywords`.
 
     Raises:
@@ -162,12 +162,12 @@ def make_plan(
             "This model carries no transforms, so its preprocessing cannot go into the file: save "
             "it with transforms=..., or export with preprocess=False."
         )
-    return Plan(artifact, _size(artifact, input_size), batch_size, preprocess)
+    return ExportPlan(artifact, _size(artifact, input_size), batch_size, preprocess)
 
 
 def open_export(
     model: Int8Model, path: str | os.PathLike[str], suffix: str, options: ExportKeywords
-) -> tuple[Plan, Path]:
+) -> tuple[ExportPlan, Path]:
     """Checks what an export was asked for, before the work that it takes.
 
     Args:

@@ -22,7 +22,7 @@ from ..backends import get_backend
 from ..errors import ArtifactError
 from ..models.plan import plan
 from ..native.model import package_versions
-from ..registry import Entry, get_entry
+from ..registry import ModelEntry, get_entry
 from .names import classes_of, unwrapped, warn_of_others
 from .pth import Checkpoint, QuantizedArray, read_checkpoint
 from .qat_state import QatState
@@ -182,7 +182,7 @@ def _weight_shape(fused: Any, name: str) -> tuple[int, ...]:
     return tuple(float_weights(fused, name)[0].shape)
 
 
-def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]:
+def _batch_norm_eps(entry: ModelEntry, kwargs: Mapping[str, Any]) -> dict[str, float]:
     """Returns the epsilon of the batch norm that directly follows each layer, by layer name."""
     eps, previous = {}, ""
     for name, module in entry.skeleton(kwargs).named_modules():
@@ -193,7 +193,7 @@ def _batch_norm_eps(entry: Entry, kwargs: Mapping[str, Any]) -> dict[str, float]
     return eps
 
 
-def without_aux(entry: Entry, entries: Mapping[str, Any]) -> dict[str, Any]:
+def without_aux(entry: ModelEntry, entries: Mapping[str, Any]) -> dict[str, Any]:
     """Drops auxiliary classifiers, which help in training from scratch only."""
     aux = tuple(f"{name}." for name in entry.aux)
     return {k: v for k, v in entries.items() if not k.startswith(aux)}

@@ -19,7 +19,7 @@ from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, DownloadError, UncalibratedWarning
 from ..native.layers import float_weights
 from ..native.model import attach_info, to_native
-from ..registry import BUILD_ERRORS, Entry, build_failure, get_entry
+from ..registry import BUILD_ERRORS, ModelEntry, build_failure, get_entry
 from ..transforms import describe
 from ..weights import (
     IMAGENET,
@@ -79,7 +79,9 @@ def build_model(
     return _int8_model(entry, member, progress, backend, kwargs)
 
 
-def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _float_model(
+    entry: ModelEntry, member: Any, progress: bool, kwargs: dict[str, Any]
+) -> nn.Module:
     if member is None:
         model = _construct(entry, kwargs)  # draws from the global random state, like any module
         return attach_info(model, ModelInfo(entry.name, _plain_kwargs(kwargs)))
@@ -107,7 +109,7 @@ def _float_model(entry: Entry, member: Any, progress: bool, kwargs: dict[str, An
     return attach_info(model, info)
 
 
-def _construct(entry: Entry, kwargs: Mapping[str, Any]) -> nn.Module:
+def _construct(entry: ModelEntry, kwargs: Mapping[str, Any]) -> nn.Module:
     defaults = {"init_weights": True} if entry.aux else {}
     try:
         return entry.construct(**{**defaults, **kwargs})
@@ -138,7 +140,7 @@ def _load_with_fresh_head(
 
 
 def _int8_model(
-    entry: Entry,
+    entry: ModelEntry,
     member: QuantizedWeightsEnum,
     progress: bool,
     backend: str | None,
@@ -160,7 +162,7 @@ def _int8_model(
 
 
 def _check_same_keywords(
-    entry: Entry,
+    entry: ModelEntry,
     member: QuantizedWeightsEnum,
     stored: Mapping[str, Any],
     kwargs: Mapping[str, Any],
@@ -186,7 +188,7 @@ def _offline_hint() -> str:
     )
 
 
-def _uncalibrated_model(entry: Entry, backend: Backend, kwargs: dict[str, Any]) -> nn.Module:
+def _uncalibrated_model(entry: ModelEntry, backend: Backend, kwargs: dict[str, Any]) -> nn.Module:
     plain = _plain_kwargs(kwargs)
     fused, planned = plan(entry, plain)
     warnings.warn(

@@ -10,10 +10,10 @@ from torch import nn
 
 from ..artifact.layers import Layer
 from ..native.layers import plan_layers
-from ..registry import Entry
+from ..registry import ModelEntry
 
 
-def plan(entry: Entry, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Layer]]:
+def plan(entry: ModelEntry, kwargs: Mapping[str, Any]) -> tuple[nn.Module, dict[str, Layer]]:
     """Returns the fused model on the meta device and the layers it will have once converted.
 
     Args:

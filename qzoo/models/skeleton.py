@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..builder_kwargs import validate_builder_kwargs
 from ..errors import ArgumentError
-from ..registry import BUILD_ERRORS, Entry, build_failure
+from ..registry import BUILD_ERRORS, ModelEntry, build_failure
 
 #: Calls of torch functions while a skeleton is built; the largest model of the zoo needs 5,200.
 MAX_BUILD_CALLS = 50_000
@@ -23,7 +23,7 @@ MAX_PARAMETERS = 500_000_000
 _DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
 
 
-def make_skeleton(entry: Entry, kwargs: Mapping[str, Any]) -> nn.Module:
+def make_skeleton(entry: ModelEntry, kwargs: Mapping[str, Any]) -> nn.Module:
     """Makes a float module on the meta device: shapes only, nothing drawn or allocated.
 
     Args:

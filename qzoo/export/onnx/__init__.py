@@ -14,7 +14,7 @@ from ...native.model import Int8Model, package_versions
 from ...reference import ReferenceModel, build_reference
 from ...reference.ops import QUANTIZE
 from ...weights import class_names
-from ..plan import ExportKeywords, Plan, make_plan
+from ..plan import ExportKeywords, ExportPlan, make_plan
 
 if TYPE_CHECKING:
     import onnx
@@ -124,7 +124,7 @@ def to_onnx(
     return proto
 
 
-def _input(plan: Plan) -> tuple[onnx.ValueInfoProto, Value]:
+def _input(plan: ExportPlan) -> tuple[onnx.ValueInfoProto, Value]:
     """Returns the graph's input, and what the first operation reads."""
     from onnx import TensorProto, helper
 
@@ -158,7 +158,7 @@ def _check_options(opset: int, newest: int, runtime: str) -> None:
         raise ArgumentError(f"runtime is one of {', '.join(RUNTIMES)}, not {runtime!r}.")
 
 
-def _metadata(plan: Plan, runtime: str) -> dict[str, str]:
+def _metadata(plan: ExportPlan, runtime: str) -> dict[str, str]:
     info = plan.artifact.info
     values: dict[str, Any] = {
         "qzoo_version": package_versions()["qzoo"],

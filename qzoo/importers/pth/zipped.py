@@ -31,7 +31,7 @@ _LOCAL = struct.Struct("<4s5H3I2H")
 _FULL = 0xFFFFFFFF  # "see the zip64 field"
 
 
-class _Entry(NamedTuple):
+class _Member(NamedTuple):
     name: str
     header: int
     size: int
@@ -82,7 +82,7 @@ def _storage_span(ref: StorageRef, span: Span | None) -> Span:
     return span
 
 
-def _directory(file: File) -> list[_Entry]:
+def _directory(file: File) -> list[_Member]:
     """The central directory's entries."""
     count, size, start = _directory_place(file)
     if count > MAX_ZIP_ENTRIES or size > MAX_ZIP_DIRECTORY:
@@ -119,7 +119,7 @@ def _directory(file: File) -> list[_Entry]:
             )
         if header + _LOCAL.size + plain > start:
             raise RefusedError(f"is damaged: its zip entry {shown(name)} lies outside of the file")
-        entries.append(_Entry(name, header, plain, crc))
+        entries.append(_Member(name, header, plain, crc))
     if position != size:
         raise RefusedError("is damaged: its zip directory has a wrong length")
     return entries
@@ -183,7 +183,7 @@ def _checked_name(raw: bytes) -> str:
     return name
 
 
-def _data_spans(file: File, entries: list[_Entry]) -> dict[str, Span]:
+def _data_spans(file: File, entries: list[_Member]) -> dict[str, Span]:
     """Where each entry's bytes lie, once it is sure that no two entries share any."""
     spans = {}
     free = 0

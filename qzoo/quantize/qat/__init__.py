@@ -32,7 +32,7 @@ from ..source.float_model import float_copy
 from ..state import Quantization
 from .frozen import keep_frozen
 from .graph import GraphBuilder
-from .model import InTraining, Plan, QatModel, unwrap
+from .model import InTraining, QatModel, QatPlan, unwrap
 from .pt2e import prepare_pt2e
 from .ranges import Ranges, range_index
 from .schedule import Schedule as Schedule
@@ -175,7 +175,7 @@ def _prepare(
     for name, (scale, zero_point) in state.ranges.items():
         ranges.set(index[name], scale, zero_point)
     notes = {"batch_norm": options.batch_norm, "learned_ranges": options.learn_ranges}
-    plan = Plan(state, index, {"method": "QAT", **notes})
+    plan = QatPlan(state, index, {"method": "QAT", **notes})
     qat = QatModel(plan, ranges)
     builder = GraphBuilder(state, ranges, index, norms, weights, qat)
     builder.write()

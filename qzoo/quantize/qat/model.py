@@ -21,7 +21,7 @@ from .ranges import Ranges
 
 
 @dataclass
-class Plan:
+class QatPlan:
     """How a model in training becomes int8; copies of the model share it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Plan:
     notes: dict[str, Any]
     folds: dict[str, str] = field(default_factory=dict)
 
-    def __deepcopy__(self, memo: Any) -> Plan:
+    def __deepcopy__(self, memo: Any) -> QatPlan:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class QatModel(InTraining):
         plan: How it becomes int8.
     """
 
-    def __init__(self, plan: Plan, ranges: Ranges) -> None:
+    def __init__(self, plan: QatPlan, ranges: Ranges) -> None:
         super().__init__()
         self.plan, self.ranges = plan, ranges
         self._run: Callable[[nn.Module, Tensor], Tensor]
