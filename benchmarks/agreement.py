@@ -17,18 +17,16 @@ measurement; benchmarks/agreement_page.py makes the tables of docs/agreement.md 
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import Row, environment
+from pages import read_rows
+from steps import recorder
 from torch import Tensor, nn
 
 import qzoo
@@ -46,10 +44,7 @@ from qzoo.reference import (
     native_outputs,
     reference_outputs,
 )
-from qzoo.runtimes.choice import machine, version
-
-sys.path.insert(0, str(Path(__file__).parent))
-from steps import recorder
+from qzoo.training.files import write_csv
 
 Run = Callable[[Tensor], tuple[Tensor, list[LayerDifference]]]
 
@@ -84,7 +79,7 @@ def main() -> None:
     if args.digits:
         for name in [name for name in EMBEDDED if name in args.models]:
             for row in digits(name, args.runtimes):
-                put(args.out, {**row, **environment()})
+                note(args.out, row)
                 print(row, flush=True)
         return
     for name in args.models:
@@ -98,7 +93,7 @@ def main() -> None:
             for inputs, x in kinds.items():
                 row = {"model": name, "runtime": runtime, "inputs": inputs, "size": side}
                 row |= compare(reference, run, x) | {"float_layers": len(float_layers)}
-                put(args.out, {**row, **environment()})
+                note(args.out, row)
                 print(row, f"{time.perf_counter() - start:.1f} s", flush=True)
             del run
             gc.collect()
@@ -187,17 +182,6 @@ def compare(reference: ReferenceModel, run: Run, x: Tensor) -> dict[str, Any]:
     }
 
 
-def environment() -> dict[str, Any]:
-    """Returns what the figures may depend on."""
-    return {
-        "cpu": machine(),
-        "load": round(os.getloadavg()[0], 1),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
-
-
 def digits(name: str, runtimes: list[str]) -> Iterator[dict[str, Any]]:
     """Yields a row per runtime: whether an embedded model answers all test digits alike.
 
@@ -208,7 +192,7 @@ def digits(name: str, runtimes: list[str]) -> Iterator[dict[str, Any]]:
     reference = build_reference(native)
     scale = head_scale(reference.artifact)
     data = Digits("test", digits_transforms(64))
-    x = torch.stack([image for image, _ in data])
+    x = torch.stack([data[i][0] for i in range(len(data))])
     targets = torch.tensor(data.targets)
     with torch.no_grad():
         wanted = torch.cat([reference(part) for part in x.split(BATCH)])
@@ -238,19 +222,12 @@ def head_scale(artifact: Artifact) -> float:
     return next(la.scale for la in reversed(artifact.layers.values()) if la.op == "linear")
 
 
-def put(path: Path, row: dict[str, Any]) -> None:
-    """Writes a row in place of that of the same measurement."""
-    rows = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-    rows = [r for r in rows if any(r[k] != row[k] for k in KEY)] + [row]
-    order = {name: i for i, name in enumerate(RUNTIMES)}
-    rows.sort(key=lambda r: (r["model"], order[r["runtime"]], r["inputs"]))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*COLUMNS, *environment()], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def note(path: Path, row: Row) -> None:
+    """Writes a row in place of that of the same measurement, in the order of the builders."""
+    row = {**dict.fromkeys(COLUMNS, ""), **row, **environment(PACKAGES)}
+    rows = [r for r in read_rows(path) if any(r[k] != row[k] for k in KEY)] + [row]
+    rows.sort(key=lambda r: (r["model"], RUNTIMES.index(r["runtime"]), r["inputs"]))
+    write_csv(path, rows)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import datetime
-import gc
-import os
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
+from common import Row, environment, in_turn, parser_of_ways, ratios, report
 from torch import Tensor, nn
 
 import qzoo
@@ -35,7 +30,6 @@ from qzoo.quantize.data import open_calibration
 from qzoo.quantize.recipes import get_recipe
 from qzoo.quantize.state import Quantization, fused_copy
 from qzoo.quantize.steps.calibrate import calibrate, choose_weight_scales
-from qzoo.runtimes.choice import machine, version
 
 MODELS = ("resnet50", "mobilenet_v2")
 PACKAGES = ("qzoo", "torch", "torchvision")
@@ -78,8 +72,7 @@ def whole(model: nn.Module) -> Pass:
     """Returns the whole call, from the float model to the packed int8 one."""
 
     def run(images: Tensor, batch: int) -> None:
-        options = {"images": len(images), "batch_size": batch, "progress": False}
-        ptq(model, images, recipe="fast", **options)
+        ptq(model, images, recipe="fast", images=len(images), batch_size=batch, progress=False)
 
     return run
 
@@ -121,87 +114,64 @@ def make_model(name: str, images: Tensor) -> nn.Module:
     return model.eval()
 
 
-def measure(
-    passes: dict[str, Pass], images: Tensor, options: argparse.Namespace
-) -> dict[str, list[tuple[float, float]]]:
-    """Returns milliseconds per image on the clock and of the processor, of each way and round."""
-    for run in passes.values():
-        run(images[: options.batch], options.batch)  # warms caches up
-    times: dict[str, list[tuple[float, float]]] = {way: [] for way in passes}
-    for number in range(options.rounds):
-        for way, run in passes.items():
-            if way == TORCH_AO and number >= options.torch_ao_rounds:
-                continue
-            given = images[: options.torch_ao_images] if way == TORCH_AO else images
-            gc.collect()
-            wall, cpu = time.perf_counter(), time.process_time()
-            run(given, options.batch)
-            taken = time.perf_counter() - wall, time.process_time() - cpu
-            times[way].append((1e3 * taken[0] / len(given), 1e3 * taken[1] / len(given)))
-    return times
-
-
-def rows_of(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def rows_of(name: str, options: argparse.Namespace) -> list[Row]:
     """Measures one model and returns a row per way."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(options.images, 3, options.size, options.size, generator=generator)
-    model = make_model(name, images)
-    times = measure({way: WAYS[way](model) for way in options.ways}, images, options)
-    walls = {way: [wall for wall, _ in taken] for way, taken in times.items()}
-    cpus = {way: [cpu for _, cpu in taken] for way, taken in times.items()}
+    model, batch = make_model(name, images), options.batch
+    passes = {way: WAYS[way](model) for way in options.ways}
+    counts = dict.fromkeys(passes, options.images) | {TORCH_AO: options.torch_ao_images}
+    for run in passes.values():
+        run(images[:batch], batch)  # warms caches up
+    calls = {way: partial(run, images[: counts[way]], batch) for way, run in passes.items()}
+    rounds = dict.fromkeys(passes, options.rounds) | {TORCH_AO: options.torch_ao_rounds}
+    times = {
+        way: [(wall / counts[way], cpu / counts[way]) for wall, cpu in taken]
+        for way, taken in in_turn(calls, rounds).items()
+    }
+    rows = []
+    for way, taken in times.items():
+        walls, cpus = zip(*taken, strict=True)
+        ratio = ratios(times, way)
+        rows.append(
+            {
+                "model": name,
+                "batch": batch,
+                "size": options.size,
+                "threads": torch.get_num_threads(),
+                "way": way,
+                "images": counts[way],
+                "rounds": len(taken),
+                "ms_per_image": round(statistics.median(walls), 3),
+                "low_ms": round(min(walls), 3),
+                "high_ms": round(max(walls), 3),
+                "ratio": ratio["ratio"],
+                "cpu_ms_per_image": round(statistics.median(cpus), 3),
+                "cpu_low_ms": round(min(cpus), 3),
+                "cpu_high_ms": round(max(cpus), 3),
+                "cpu_ratio": ratio["cpu_ratio"],
+                **environment(PACKAGES),
+            }
+        )
+    return rows
 
-    def ratio(of: dict[str, list[float]], way: str) -> float:
-        # Round by round, because a slow stretch of the machine slows both; a way of fewer rounds
-        # took part in the first ones.
-        pairs = zip(of[way], of["float"], strict=False)
-        return round(statistics.median(a / b for a, b in pairs), 4)
 
-    return [
-        {
-            "model": name,
-            "batch": options.batch,
-            "size": options.size,
-            "threads": torch.get_num_threads(),
-            "way": way,
-            "images": options.torch_ao_images if way == TORCH_AO else options.images,
-            "rounds": len(times[way]),
-            "ms_per_image": round(statistics.median(walls[way]), 3),
-            "low_ms": round(min(walls[way]), 3),
-            "high_ms": round(max(walls[way]), 3),
-            "ratio": ratio(walls, way),
-            "cpu_ms_per_image": round(statistics.median(cpus[way]), 3),
-            "cpu_low_ms": round(min(cpus[way]), 3),
-            "cpu_high_ms": round(max(cpus[way]), 3),
-            "cpu_ratio": ratio(cpus, way),
-            "cpu": machine(),
-            "load": round(os.getloadavg()[0], 1),
-            "date": datetime.date.today().isoformat(),
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-        }
-        for way in options.ways
-    ]
+COLUMNS = {
+    "model": "<14", "way": "<30", "images": ">7", "ms_per_image": ">13.2f", "ratio": ">7.2f",
+    "cpu_ms_per_image": ">17.2f", "cpu_ratio": ">10.2f",
+}  # fmt: skip
 
 
 def main() -> None:
     """Runs the comparison and prints it as a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="default: %(default)s")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser = parser_of_ways(__doc__, MODELS, WAYS, rounds=3, threads=1)
     parser.add_argument("--images", type=int, default=512, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=32, help="images a pass; default: %(default)s")
-    parser.add_argument("--size", type=int, default=224, help="pixels; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--torch-ao-images", type=int, help="PyTorch's; default: all")
     parser.add_argument("--torch-ao-rounds", type=int, help="PyTorch's; default: all")
-    parser.add_argument("--csv", type=Path, help="also write the figures to this file")
-    parser.add_argument("--append", action="store_true", help="keep the file's other models")
     options = parser.parse_args()
     if options.rounds < 1 or min(options.images, options.batch, options.size) < 2:
         parser.error("--rounds should be above 0, --images, --batch and --size above 1")
-    if "float" not in options.ways:
-        options.ways.insert(0, "float")
     if options.torch_ao_images is None:
         options.torch_ao_images = options.images
     if options.torch_ao_rounds is None:
@@ -210,32 +180,7 @@ def main() -> None:
         parser.error("--torch-ao-images should be 2 to --images, --torch-ao-rounds above 0")
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    rows: list[dict[str, Any]] = []
-    print(f"{'model':<14}{'way':<30}{'images':>7}{'ms':>9}{'ratio':>7}{'CPU ms':>9}{'ratio':>7}")
-    for name in options.models:
-        for row in rows_of(name, options):
-            rows.append(row)
-            print(
-                f"{name:<14}{row['way']:<30}{row['images']:>7}{row['ms_per_image']:>9.2f}"
-                f"{row['ratio']:>7.2f}{row['cpu_ms_per_image']:>9.2f}{row['cpu_ratio']:>7.2f}",
-                flush=True,
-            )
-        if options.csv:
-            write(options.csv, rows, options.append)
-
-
-def write(path: Path, rows: list[dict[str, Any]], append: bool) -> None:
-    """Writes rows to a CSV file, in place of those of the same configuration where it appends."""
-    key = ("model", "batch", "size", "threads")
-    kept: list[dict[str, Any]] = []
-    if append and path.is_file():
-        new = {tuple(str(row[k]) for k in key) for row in rows}
-        with path.open(newline="", encoding="utf-8") as file:
-            kept = [r for r in csv.DictReader(file) if tuple(r[k] for k in key) not in new]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*kept, *rows])
+    report(options, rows_of, COLUMNS, ("model", "batch", "size", "threads"))
 
 
 if __name__ == "__main__":

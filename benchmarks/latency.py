@@ -11,32 +11,28 @@ extra "peers"; a peer that is not installed is left out with a word.
 from __future__ import annotations
 
 import argparse
-import csv
+import dataclasses
 import itertools
-import os
-import platform
 import random
-import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
+from common import Row, environment, put
+from peers import AUX, Peers, float_model
+from torch import Tensor
 
 import qzoo
 import qzoo.quantize
 from qzoo._core.threads import torch_threads
+from qzoo._core.timing import Timing, time_once
 from qzoo.backends import quantized_engine
 from qzoo.metadata import read_metadata
-from qzoo.runtimes.choice import machine, version
-
-sys.path.insert(0, str(Path(__file__).parent))
-from peers import AUX, Peers, float_model
 
 MODELS = (
     "mobilenet_v2,mobilenet_v3_large,resnet18,resnet50,googlenet,inception_v3,shufflenet_v2_x0_5,"
@@ -48,9 +44,12 @@ HOPELESS = 3.0
 MIN_ROUNDS = 3
 #: Takes turns with the candidates, but decides nothing.
 PEAK, PEAK_SIDE = "int8 product", 2048
-#: Shorter calls are repeated until it is over, after one that is not timed: whoever ran before has
-#: emptied the caches, and its threads may still spin and keep a core.
+#: Shorter calls are repeated until it is over, after one that is not timed: the candidate before
+#: has emptied the caches, and its threads may still spin and keep a core. The CPU time counts all
+#: threads of the process, also one that waits by spinning.
 TURN_MS = 50
+#: The columns that say which measurement a row is.
+KEY = ("model", "batch", "threads")
 
 Call = Callable[[], object]
 
@@ -62,16 +61,15 @@ def main() -> None:
     folder = args.work or Path(tempfile.mkdtemp(prefix="qzoo-peers-"))
     folder.mkdir(parents=True, exist_ok=True)
     path = args.out / "latency.csv"
-    rows = read(path) if args.append else []
+    if not args.append:
+        path.unlink(missing_ok=True)
     for name in args.models:
-        side = side_of(name)
         skipped: dict[str, str] = {}
-        peers = Peers(name, side, folder, skipped)
+        peers = Peers(name, side_of(name), folder, skipped)
         model = quantized(name, peers.samples)
         for batch, threads in itertools.product(args.batch, args.threads):
-            rows = [r for r in rows if configuration(r) != (name, str(batch), str(threads))]
-            rows += measure(name, model, peers, side, batch, threads, args)
-            write(path, rows)
+            rows = measure(Configuration(name, batch, threads), model, peers, args)
+            put(path, rows, KEY)
             print(summary(rows[-1]), flush=True)
         for peer, why in skipped.items():
             print(f"{name}: left out {peer}: {why}", flush=True)
@@ -120,62 +118,64 @@ def quantized(name: str, samples: list[torch.Tensor]) -> torch.nn.Module:
     return qzoo.quantize.ptq(model.eval(), torch.cat(samples), recipe="fast", progress=False)
 
 
+@dataclass(frozen=True)
+class Configuration:
+    """What is timed: a model with batches of some size, on some threads."""
+
+    model: str
+    batch: int
+    threads: int
+
+    def images(self) -> Tensor:
+        """Returns a batch of noise, float32 [batch, 3, side, side]."""
+        side = side_of(self.model)
+        return torch.randn(self.batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
 def measure(
-    name: str,
-    model: torch.nn.Module,
-    peers: Peers,
-    side: int,
-    batch: int,
-    threads: int,
-    args: argparse.Namespace,
-) -> list[dict[str, Any]]:
+    setting: Configuration, model: torch.nn.Module, peers: Peers, args: argparse.Namespace
+) -> list[Row]:
     """Times all candidates of one configuration and returns a row for each."""
-    x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+    x, batch, threads = setting.images(), setting.batch, setting.threads
     kinds: dict[str, tuple[str, str]] = {}
     calls: dict[str, Call] = {}
     with torch_threads(threads), torch.inference_mode():
         for runtime in args.runtimes.split(","):
-            compiled = qzoo.compile(model, runtime, threads, batch, side)
-            calls[f"qzoo {runtime}"] = lambda compiled=compiled: compiled(x)
+            compiled = qzoo.compile(model, runtime, threads, batch, peers.side)
+            calls[f"qzoo {runtime}"] = partial(compiled, x)
             kinds[f"qzoo {runtime}"] = ("qzoo", "int8")
         for peer, precision, call in peers.calls(batch, threads, x):
             calls[peer], kinds[peer] = call, ("peer", precision)
         calls[PEAK] = int8_product()
         times = take_turns(calls, args.rounds, args.seconds)
-        chosen = qzoo.compile(model, "auto", threads, batch, side).runtime
+        chosen = qzoo.compile(model, "auto", threads, batch, peers.side).runtime
     times["qzoo auto"], kinds["qzoo auto"] = times[f"qzoo {chosen}"], ("qzoo", "int8")
-    walls = {n: [wall for wall, _ in pairs] for n, pairs in times.items()}
-    medians = {n: statistics.median(v) for n, v in walls.items()}
-    busy = {n: statistics.median(cpu for _, cpu in pairs) for n, pairs in times.items()}
-    names = [n for n in kinds if kinds[n][0] == "peer"]
-    best_peer, least_busy = min(names, key=medians.__getitem__), min(busy[n] for n in names)
-    gmacs = read_metadata(name)["gmacs"] * batch
-    peak = PEAK_SIDE**3 / medians[PEAK] / 1e6
+    timings = {name: Timing.of(name, taken) for name, taken in times.items()}
+    of_peers = [timings[n] for n in kinds if kinds[n][0] == "peer"]
+    best_peer = min(of_peers, key=lambda t: t.median_ms)
+    least_busy = min(t.cpu_ms for t in of_peers)
+    gmacs = read_metadata(setting.model)["gmacs"] * batch
+    peak = PEAK_SIDE**3 / timings.pop(PEAK).median_ms / 1e6
     rows = []
-    for candidate, values in walls.items():
-        if candidate == PEAK:
-            continue
-        low, median, high = statistics.quantiles(values * 2, n=4, method="inclusive")
+    for candidate, timing in timings.items():
         rows.append(
             {
-                "model": name,
-                "batch": batch,
-                "threads": threads,
+                **dataclasses.asdict(setting),
                 "candidate": candidate,
                 "executes": chosen if candidate == "qzoo auto" else "",
                 "group": kinds[candidate][0],
                 "precision": kinds[candidate][1],
-                "median_ms": round(median, 4),
-                "low_ms": round(low, 4),
-                "high_ms": round(high, 4),
-                "rounds": len(values),
-                "best_peer": best_peer,
-                "ratio": round(median / medians[best_peer], 4),
-                "cpu_ms": round(busy[candidate], 4),
-                "cpu_ratio": round(busy[candidate] / least_busy, 4),
+                "median_ms": round(timing.median_ms, 4),
+                "low_ms": round(timing.low_ms, 4),
+                "high_ms": round(timing.high_ms, 4),
+                "rounds": timing.rounds,
+                "best_peer": best_peer.name,
+                "ratio": round(timing.median_ms / best_peer.median_ms, 4),
+                "cpu_ms": round(timing.cpu_ms, 4),
+                "cpu_ratio": round(timing.cpu_ms / least_busy, 4),
                 "int8_peak_gmacs": round(peak, 1),
-                "share_of_peak": round(gmacs / median * 1e3 / peak, 4),
-                **environment(),
+                "share_of_peak": round(gmacs / timing.median_ms * 1e3 / peak, 4),
+                **environment(PACKAGES),
             }
         )
     return rows
@@ -195,7 +195,7 @@ def take_turns(
     Returns:
         For each callable its rounds' times per call, on the clock and of the CPU, in milliseconds.
     """
-    first = {name: timed(call, 1) for name, call in calls.items()}
+    first = {name: time_once(call) for name, call in calls.items()}
     # A first call may compile; one that takes far longer than all others' is hopeless all the same.
     best = min(first[n] for n in calls if n != PEAK)[0]
     running = [n for n in calls if n in kept or first[n][0] <= 4 * HOPELESS * best]
@@ -205,7 +205,9 @@ def take_turns(
     for done in range(rounds):
         order.shuffle(running)  # nobody always follows the one that empties the caches
         for name in running:
-            times[name].append(timed(calls[name], repeats[name]))
+            if repeats[name] > 1:
+                calls[name]()
+            times[name].append(time_once(calls[name], repeats[name]))
         if done == 1:
             fastest = {n: min(times[n])[0] for n in running}
             best = min(fastest[n] for n in running if n != PEAK)
@@ -217,21 +219,6 @@ def take_turns(
     return times
 
 
-def timed(call: Call, repeats: int) -> tuple[float, float]:
-    """Returns the milliseconds of a call, averaged over a few in a row: on the clock, of the CPU.
-
-    Other work on the machine adds to the first much more than to the second, which in turn counts
-    every thread of this process, also one that waits by spinning.
-    """
-    if repeats > 1:
-        call()
-    wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(repeats):
-        call()
-    end = time.perf_counter(), time.process_time()
-    return (end[0] - wall) / repeats * 1e3, (end[1] - cpu) / repeats * 1e3
-
-
 def int8_product() -> Call:
     """Returns a product of two square int8 matrices (u8 by s8, oneDNN), the machine's int8 peak."""
     with quantized_engine("onednn"), warnings.catch_warnings():
@@ -241,39 +228,7 @@ def int8_product() -> Call:
     return lambda: layer(x)
 
 
-def environment() -> dict[str, Any]:
-    """Returns what the times depend on besides the candidates."""
-    return {
-        "cpu": machine(),
-        "load": round(os.getloadavg()[0], 1),
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-    }
-
-
-def configuration(row: dict[str, Any]) -> tuple[str, str, str]:
-    """Returns model, batch and number of threads of a row, as text."""
-    return str(row["model"]), str(row["batch"]), str(row["threads"])
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of an earlier run."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows measured so far."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def summary(row: dict[str, Any]) -> str:
+def summary(row: Row) -> str:
     """Returns one line on the row of `auto`."""
     return (
         f"{row['model']} batch {row['batch']} threads {row['threads']}: auto ({row['executes']}) "

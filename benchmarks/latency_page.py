@@ -1,4 +1,4 @@
-"""Writes the tables of docs/latency.md from benchmarks/results/latency.csv and native.csv.
+"""Writes the tables of docs/latency.md from benchmarks/results/*.csv.
 
 python benchmarks/latency_page.py          # rewrites docs/latency.md
 python benchmarks/latency_page.py --check  # exit code 1 if it is out of date
@@ -15,6 +15,8 @@ COLUMNS = (("1", "1"), ("1", "2"), ("32", "1"), ("32", "2"))
 AUTO = "qzoo auto"
 #: What benchmarks/native.py measured.
 NATIVE = RESULTS / "native.csv"
+#: What benchmarks/imports.py measured.
+IMPORTS = RESULTS / "imports.csv"
 
 
 def by_configuration(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, Row]]:
@@ -29,7 +31,8 @@ def by_configuration(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, Ro
 def _table(title: str, rows: list[Row], cell: str) -> str:
     columns = " | ".join(f"batch {b}, {t} thread{'s' * (t != '1')}" for b, t in COLUMNS)
     lines = [f"| {title} | {columns} |", "|---|" + "---:|" * len(COLUMNS)]
-    found, values = by_configuration(rows), {column: [] for column in COLUMNS}
+    found = by_configuration(rows)
+    values: dict[tuple[str, str], list[float]] = {column: [] for column in COLUMNS}
     for model in dict.fromkeys(row["model"] for row in rows):
         cells = []
         for column in COLUMNS:
@@ -84,6 +87,18 @@ def peers_table(rows: list[Row]) -> str:
     )
 
 
+def imports_table(rows: list[Row]) -> str:
+    """Returns a line per command of the time that it takes in a process of its own."""
+    lines = [
+        "| command | seconds | of `import torch, torchvision` | CPU seconds | of its |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        figures = (f"{float(row[k]):.2f}" for k in ("median_s", "ratio", "cpu_s", "cpu_ratio"))
+        lines.append(f"| `{row['command']}` | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def where(rows: list[Row]) -> str:
     """Returns the machines and versions."""
     return places_measured(
@@ -96,6 +111,7 @@ TABLES = {
     "default": lambda _: default_table(read_rows(NATIVE)),
     "peers": peers_table,
     "where": where,
+    "imports": lambda _: imports_table(read_rows(IMPORTS)),
 }
 
 if __name__ == "__main__":

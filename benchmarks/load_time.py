@@ -11,12 +11,7 @@ whatever else the machine does slows both down.
 from __future__ import annotations
 
 import argparse
-import csv
-import gc
-import platform
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +19,13 @@ from typing import Any
 
 import torch
 import torchvision
+from common import environment, in_turn
 from torchvision.models import WeightsEnum
 
 import qzoo
+from qzoo._core.timing import Timing
 from qzoo.native.model import from_native
+from qzoo.training.files import write_csv
 
 MODELS = ("resnet18", "resnet50", "resnext101_32x8d")
 
@@ -82,18 +80,6 @@ def check(name: str, ways: tuple[Callable[[], Any], ...]) -> None:
         raise SystemExit(f"{name}: the two models do not agree, so their times mean nothing.")
 
 
-def measure(ways: tuple[Callable[[], Any], ...], rounds: int) -> list[list[float]]:
-    """Returns the seconds of each way in each round; the ways take turns."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(rounds + 1):
-        for way, taken in zip(ways, times, strict=True):
-            gc.collect()
-            start = time.perf_counter()
-            way()
-            taken.append(time.perf_counter() - start)
-    return [taken[1:] for taken in times]  # the first round warms caches up
-
-
 def main() -> None:
     """Runs the comparison and prints it as a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -111,21 +97,22 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             ways = prepare(name, Path(folder))
             check(name, ways)
-            theirs, ours = measure(ways, options.rounds)
-        ratios = [b / a for a, b in zip(theirs, ours, strict=True)]
+            calls = dict(zip(("torchvision", "qzoo"), ways, strict=True))
+            in_turn(calls, 1)  # warms caches up
+            times = in_turn(calls, options.rounds)
+        theirs, ours = (Timing.of(way, taken).median_ms / 1e3 for way, taken in times.items())
+        ratios = [b / a for (a, _), (b, _) in zip(*times.values(), strict=True)]
         row = {
             "model": name,
-            "torchvision_s": round(statistics.median(theirs), 4),
-            "qzoo_s": round(statistics.median(ours), 4),
-            "ratio": round(statistics.median(ours) / statistics.median(theirs), 3),
+            "torchvision_s": round(theirs, 4),
+            "qzoo_s": round(ours, 4),
+            "ratio": round(ours / theirs, 3),
             "ratio_min": round(min(ratios), 3),
             "ratio_max": round(max(ratios), 3),
             "rounds": options.rounds,
             "threads": options.threads,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "machine": platform.machine(),
             "engine": "fbgemm",
+            **environment(("qzoo", "torch", "torchvision")),
         }
         rows.append(row)
         print(
@@ -134,10 +121,7 @@ def main() -> None:
             flush=True,
         )
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.csv, rows)
 
 
 if __name__ == "__main__":

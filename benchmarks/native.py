@@ -12,27 +12,26 @@ docs/latency.md shows.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
-import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
+from common import Row, environment, put
 from latency import (
-    MODELS,
-    configuration,
-    environment,
+    KEY,
+    PACKAGES,
+    Configuration,
     parser_of_configurations,
     quantized,
-    read,
     side_of,
     take_turns,
-    write,
 )
 from peers import Peers
 
 from qzoo._core.threads import torch_threads
+from qzoo._core.timing import Timing
 
 OWN = "qzoo"
 
@@ -43,58 +42,39 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5, help="of timing, per configuration")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/native.csv")
     args = parser.parse_args()
-    rows = read(args.out)
     for name in args.models:
-        side = side_of(name)
-        peers = Peers(name, side, Path(tempfile.gettempdir()), {})
+        peers = Peers(name, side_of(name), Path(tempfile.gettempdir()), {})
         model = quantized(name, peers.samples)
         for batch, threads in itertools.product(args.batch, args.threads):
-            rows = [r for r in rows if configuration(r) != (name, str(batch), str(threads))]
-            measured = measure(name, model, peers, side, batch, threads, args.seconds)
-            rows = sorted([*rows, *measured], key=order)
-            write(args.out, rows)
-            print({k: measured[-1][k] for k in ("model", "batch", "threads", "ratio")}, flush=True)
-
-
-def order(row: dict[str, Any]) -> tuple[int, int, int]:
-    """Returns where a row stands in the file."""
-    name, batch, threads = configuration(row)
-    return MODELS.split(",").index(name), int(batch), int(threads)
+            rows = measure(Configuration(name, batch, threads), model, peers, args.seconds)
+            put(args.out, rows, KEY)
+            print({k: rows[-1][k] for k in ("model", "batch", "threads", "ratio")}, flush=True)
 
 
 def measure(
-    name: str,
-    model: torch.nn.Module,
-    peers: Peers,
-    side: int,
-    batch: int,
-    threads: int,
-    seconds: float,
-) -> list[dict[str, Any]]:
+    setting: Configuration, model: torch.nn.Module, peers: Peers, seconds: float
+) -> list[Row]:
     """Times one configuration and returns a row for each candidate, qzoo's last."""
-    x = torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
-    with torch_threads(threads), torch.inference_mode():
+    x, own = setting.images(), copy.deepcopy(model)
+    with torch_threads(setting.threads), torch.inference_mode():
         calls = {
             f"torchvision {engine}": peers.torchvision_int8(engine, x)
             for engine in ("fbgemm", "x86")
         }
-        own = copy.deepcopy(model)
         calls[OWN] = lambda: own(x)
         times = take_turns(calls, 60, seconds, kept=tuple(calls))
-    medians = {n: statistics.median(wall for wall, _ in pairs) for n, pairs in times.items()}
-    best = min(value for candidate, value in medians.items() if candidate != OWN)
+    timings = [Timing.of(name, taken) for name, taken in times.items()]
+    best = min(t.median_ms for t in timings if t.name != OWN)
     return [
         {
-            "model": name,
-            "batch": batch,
-            "threads": threads,
-            "candidate": candidate,
-            "median_ms": round(medians[candidate], 4),
-            "rounds": len(pairs),
-            "ratio": round(medians[candidate] / best, 4),
-            **environment(),
+            **dataclasses.asdict(setting),
+            "candidate": timing.name,
+            "median_ms": round(timing.median_ms, 4),
+            "rounds": timing.rounds,
+            "ratio": round(timing.median_ms / best, 4),
+            **environment(PACKAGES),
         }
-        for candidate, pairs in times.items()
+        for timing in timings
     ]
 
 

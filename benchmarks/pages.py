@@ -15,7 +15,9 @@ DOCS = RESULTS.parent.parent / "docs"
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns the rows of a results file."""
+    """Returns the rows of a results file; none where there is no such file."""
+    if not path.is_file():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -42,10 +44,16 @@ def render(text: str, rows: list[Row], tables: Tables, page: str) -> str:
     return text
 
 
-def rewrite(page: Path, results: Path, tables: Tables) -> None:
-    """Rewrites a page or, with --check on the command line, only says whether it would change."""
+def rewrite(page: Path, results: Path | None, tables: Tables) -> None:
+    """Rewrites a page or, with --check on the command line, only says whether it would change.
+
+    Args:
+        page: The page.
+        results: The results file of the tables; None where each knows its own.
+        tables: The page's tables.
+    """
     before = page.read_text(encoding="utf-8")
-    after = render(before, read_rows(results), tables, page.name)
+    after = render(before, read_rows(results) if results else [], tables, page.name)
     if "--check" in sys.argv[1:]:
         sys.exit(f"{page.name} is out of date." if before != after else 0)
     page.write_text(after, encoding="utf-8")

@@ -111,7 +111,7 @@ class Peers:
 
         model = copy.deepcopy(float_model(self.name))
         model.fuse_model(is_qat=False)  # type: ignore[operator]
-        model.qconfig = get_default_qconfig(engine)  # type: ignore[assignment]
+        model.qconfig = get_default_qconfig(engine)
         prepare(model, inplace=True)
         for sample in self.samples:
             model(sample)

@@ -73,7 +73,7 @@ def main() -> int:
 
 def weights_of(model: str) -> Any:
     """Returns the default weights, expecting the benchmark's own file instead of the published."""
-    member: Any = qzoo.get_model_weights(model).DEFAULT
+    member: Any = qzoo.get_model_weights(model)["DEFAULT"]
     if sha256 := os.environ.get("QZOO_BENCH_SHA256"):
         member.meta["sha256_prefix"] = sha256
     return member

@@ -79,7 +79,7 @@ def main(**options: Any) -> None:
         bar.set_description(model)
         comparison.run(model, folder / model / "model.safetensors", methods)
     if results.resolve() == readme_tables.PTQ_RESULTS:
-        readme_tables.write()
+        readme_tables.rewrite(readme_tables.README, None, readme_tables.TABLES)
     if comparison.failures:
         raise click.exceptions.Exit(1)
 

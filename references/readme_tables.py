@@ -6,9 +6,7 @@ python references/readme_tables.py --check  # exit code 1 if it is out of date
 
 from __future__ import annotations
 
-import csv
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,9 @@ import torchvision
 
 import qzoo
 from qzoo.metadata import read_metadata
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+from pages import Tables, read_rows, rewrite
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -73,19 +74,6 @@ def _row(name: str, weights: str | None, meta: dict[str, Any]) -> str:
     )
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a results file; none where there is no such file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def ptq_table() -> str:
-    """Returns top-1 of each method of post-training quantization on each model."""
-    return ptq_table_of(read_rows(PTQ_RESULTS))
-
-
 def ptq_table_of(rows: list[dict[str, str]]) -> str:
     """Returns a line per method and a column per model; the best int8 figures are bold.
 
@@ -121,11 +109,6 @@ def _top1(row: dict[str, str] | None, int8: bool, best: float) -> str:
     return f"{f'**{text}**' if int8 and top1 == best else text} ±{(high - low) / 2:.2f}"
 
 
-def qat_table() -> str:
-    """Returns top-1 of float, PTQ and QAT of each model on each data set."""
-    return qat_table_of(read_rows(QAT_RESULTS))
-
-
 def qat_table_of(rows: list[dict[str, str]]) -> str:
     """Returns a line per model, and for each data set the columns float, PTQ and QAT.
 
@@ -150,37 +133,11 @@ def qat_table_of(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "models": models_table,
-    "ptq": ptq_table,
-    "qat": qat_table,
+TABLES: Tables = {
+    "models": lambda _: models_table(),
+    "ptq": lambda _: ptq_table_of(read_rows(PTQ_RESULTS)),
+    "qat": lambda _: qat_table_of(read_rows(QAT_RESULTS)),
 }
 
-
-def render(text: str) -> str:
-    """Returns the README's text with each table between its two markers made anew."""
-    for name, table in TABLES.items():
-        start, end = f"<!-- table: {name} -->\n", "\n<!-- end -->"
-        head, found, rest = text.partition(start)
-        _, closed, tail = rest.partition(end)
-        if not (found and closed):
-            raise SystemExit(f"README.md lacks the markers of the table {name!r}.")
-        text = f"{head}{start}{table()}{end}{tail}"
-    return text
-
-
-def write() -> None:
-    """Rewrites README.md."""
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
-
-
-def main() -> None:
-    """Rewrites README.md, or with --check only says whether it would change."""
-    if "--check" in sys.argv[1:]:
-        before = README.read_text(encoding="utf-8")
-        sys.exit("README.md is out of date." if before != render(before) else 0)
-    write()
-
-
 if __name__ == "__main__":
-    main()
+    rewrite(README, None, TABLES)
