@@ -79,11 +79,8 @@ def download(
     import httpx
     from tqdm import tqdm
 
-    headers = {
-        "Accept-Encoding": "identity",
-        "User-Agent": f"qzoo/{__version__}",
-        **(headers or {}),
-    }
+    own = {"Accept-Encoding": "identity", "User-Agent": f"qzoo/{__version__}"}
+    headers = {**own, **(headers or {})}
     with tqdm(
         desc=entry.label,
         unit="B",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
 
 from qzoo.artifact.format import Artifact
-from qzoo.cli import main
 from qzoo.datasets.digits import Digits
 from qzoo.importers.checkpoint import save_float
 from qzoo.native.model import save
 from qzoo.quantize import ptq
+from tests.helpers.commands import invoke
 from tests.helpers.trained import digits_model, imbalance
 
 
@@ -27,13 +26,9 @@ def files(tmp_path_factory):
     return folder
 
 
-def _run(*arguments: object):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
 def _analyze(files, *more: object):
     few = ("--data", "digits", "--images", 16, "--sensitivity-images", 4)
-    return _run("analyze", files / "float.safetensors", files / "int8.safetensors", *few, *more)
+    return invoke("analyze", files / "float.safetensors", files / "int8.safetensors", *few, *more)
 
 
 def test_analyze_prints_a_ranking_and_writes_a_page(files):
@@ -60,11 +55,11 @@ def test_tune_writes_the_best_it_finds_and_says_if_that_is_not_enough(files):
     out = files / "tuned.safetensors"
     common = ("tune", files / "float.safetensors", "--data", "digits", "--backend", "qnnpack",
               "--recipe", "fast", "--images", 64, "-o", out)  # fmt: skip
-    result = _run(*common, "--max-drop", 0, "--time-budget", 0)
+    result = invoke(*common, "--max-drop", 0, "--time-budget", 0)
     assert result.exit_code == 1, result.output
     assert "target was missed" in result.output and "time budget" in result.output
     assert Artifact.read(out).float_layers == []
-    result = _run(*common, "--max-drop", 100, "--json")
+    result = invoke(*common, "--max-drop", 100, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["met"] and found["images"] == 445 and found["float_layers"] == []
@@ -87,6 +82,6 @@ def test_bad_input_is_one_sentence(files, change, said):
 
 
 def test_models_that_do_not_belong_together(files):
-    result = _run("analyze", files / "float.safetensors", files / "float.safetensors",
+    result = invoke("analyze", files / "float.safetensors", files / "float.safetensors",
                   "--data", "digits")  # fmt: skip
     assert result.exit_code == 2 and "float weights" in result.output

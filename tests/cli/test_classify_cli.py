@@ -10,23 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
 from qzoo.classify import classify
-from qzoo.cli import main
+from tests.helpers.commands import run
 from tests.helpers.places import DIGITS
 
 MODEL = ("--model", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    """Runs a command in this process; returns exit code, stdout, stderr."""
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def assert_refused(result: tuple[int, str, str], *words: str) -> None:

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.cli import main
 from qzoo.cli._endings import ENDINGS, check_ending, format_of
 from qzoo.cli.export import FORMATS
 from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.quantize import ptq
 from qzoo.sharing.convert import read_model
 from tests.helpers import places
+from tests.helpers.commands import run
 
 INT8 = str(places.INT8)
 CLASSES = [f"digit {i}" for i in range(10)]
@@ -27,13 +26,6 @@ CLASSES = [f"digit {i}" for i in range(10)]
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_every_format_has_an_ending_of_its_own() -> None:

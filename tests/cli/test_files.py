@@ -18,15 +18,14 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch.ao import quantization as tq
 from torchvision.models import quantization as tv
 
 import qzoo
-from qzoo.cli import main
 from qzoo.native.model import model_info
 from qzoo.sharing import pretrained
 from qzoo.sharing.convert import guess_architecture
+from tests.helpers.commands import invoke as run
 
 DIGITS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 
@@ -38,13 +37,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("QZOO_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
-
-
-def run(*args: object) -> Result:
-    result = CliRunner().invoke(main, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def good(*args: object) -> str:

@@ -19,21 +19,19 @@ import pytest
 from click.testing import CliRunner
 
 from qzoo.artifact.format import Artifact
-from qzoo.cli import main
 from qzoo.cli._output import print_csv, print_json, print_line, print_table, print_warning
 from qzoo.hub import cache
 from qzoo.registry import get_weight
+from tests.helpers.commands import invoke
 from tests.helpers.places import DIGITS, PACKAGE
 
 #: Every kind of character that a terminal obeys or hides, and rich's own markup.
 HOSTILE = "\x1b[31m\r\n\t\x00\x7f\x9b2J\u202eexe\u2066\u200e\u2028[red]x[/red]:smile:"
 
 
-def run(*args: object) -> tuple[int, str]:
-    """Runs a command in this process; returns its exit code and all that it printed."""
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
+def run(*words: object) -> tuple[int, str]:
+    """Runs a command; returns its exit code and all that it printed."""
+    result = invoke(*words)
     return result.exit_code, result.stdout + result.stderr
 
 

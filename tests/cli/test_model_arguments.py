@@ -7,22 +7,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 import qzoo
-from qzoo.cli import main
 from qzoo.importers.checkpoint import load_float, save_float
 from tests.helpers import places
+from tests.helpers.commands import run
 
 ARTIFACT = places.INT8
 PICTURE = str(places.DIGITS[0])
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(scope="module")

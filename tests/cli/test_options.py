@@ -15,7 +15,6 @@ from typing import Any
 import click
 import pytest
 from click.shell_completion import ShellComplete
-from click.testing import CliRunner
 from rich.cells import cell_len
 
 import qzoo
@@ -27,17 +26,11 @@ from qzoo.quantize.flows import FLOWS
 from qzoo.quantize.recipes import RECIPES
 from qzoo.runtimes.api import RUNTIMES
 from tests.helpers import places
+from tests.helpers.commands import run
 
 INT8 = str(places.INT8)
 DIGITS = list(map(str, places.DIGITS))
 COMMANDS = sorted(main.commands)
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_written_out_names_are_the_librarys() -> None:

@@ -8,26 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.cli import main
 from qzoo.datasets import Digits
 from qzoo.importers.checkpoint import save_float
 from qzoo.quantize import ptq
 from qzoo.transforms import ImageClassification
 from tests.helpers import places, trained
+from tests.helpers.commands import run
 
 ZOO = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(autouse=True)

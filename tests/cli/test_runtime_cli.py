@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
-from qzoo.cli import main
 from qzoo.cli.export import FORMATS
 from qzoo.export.openvino import export_openvino
 from qzoo.native.model import from_native
 from qzoo.transforms import ImageClassification
+from tests.helpers.commands import run
 from tests.helpers.places import DIGITS
 
 MODEL = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
@@ -27,13 +26,6 @@ MODEL = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_benchmark_json() -> None:

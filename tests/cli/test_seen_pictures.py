@@ -15,14 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
 import qzoo
 from qzoo.artifact.format import Artifact
 from qzoo.artifact.seen import Notes, file_sha256, noted
-from qzoo.cli import main
 from qzoo.datasets import Digits
 from qzoo.datasets.digits import digits_transforms
 from qzoo.errors import QuantizationWarning
@@ -31,13 +29,10 @@ from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.recipes import Recipe
 from tests.helpers import trained
+from tests.helpers.commands import invoke as run
 
 NAMES = ("eight", "one", "seven", "zero")
 SIZE = 32
-
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(w) for w in words])
 
 
 def figures(*words: object) -> tuple[dict[str, Any], str]:

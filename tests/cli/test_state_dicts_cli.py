@@ -10,22 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from click.testing import CliRunner
 from PIL import Image
 
 import qzoo
-from qzoo.cli import main
 from qzoo.native.model import model_info
 from tests.helpers import zoo
+from tests.helpers.commands import run
 
 NAME = "shufflenet_v2_x0_5"
-
-
-def run(*args: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(main, [str(a) for a in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.fixture(autouse=True)

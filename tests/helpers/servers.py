@@ -224,3 +224,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
     monkeypatch.setenv("QZOO_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+def sha(data: bytes) -> str:
+    """Returns the hash by which a file is verified."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def finals(home: Path) -> list[Path]:
+    """Returns every file of the cache under a final name."""
+    return [path for path in (home / "files").glob("*/*/*") if not path.name.startswith(".")]
+
+
+def parts(home: Path) -> list[Path]:
+    """Returns every unfinished download of the cache."""
+    return list((home / "files").glob("*/*/.*.part"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import time
@@ -14,6 +13,7 @@ import pytest
 from qzoo import hub
 from qzoo.errors import DownloadError
 from qzoo.hub import cache, fetch
+from tests.helpers.servers import finals, parts, sha
 
 SIZE = 2_000_000
 
@@ -21,18 +21,6 @@ SIZE = 2_000_000
 @pytest.fixture
 def data(make_payload) -> bytes:
     return make_payload(SIZE)
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def finals(home: Path) -> list[Path]:
-    return [path for path in (home / "files").glob("*/*/*") if not path.name.startswith(".")]
-
-
-def parts(home: Path) -> list[Path]:
-    return list((home / "files").glob("*/*/.*.part"))
 
 
 def test_cache_dir(home, monkeypatch, tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
 import time
 import warnings
 from functools import partial
-from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +15,7 @@ import pytest
 from qzoo import hub
 from qzoo.errors import ArgumentError, DownloadError
 from qzoo.hub import cache, fetch
+from tests.helpers.servers import finals, parts, sha
 
 SIZE = 600_000
 
@@ -24,19 +23,6 @@ SIZE = 600_000
 @pytest.fixture
 def data(make_payload) -> bytes:
     return make_payload(SIZE)
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def finals(home: Path) -> list[Path]:
-    """Every file under a final name."""
-    return [path for path in (home / "files").glob("*/*/*") if not path.name.startswith(".")]
-
-
-def parts(home: Path) -> list[Path]:
-    return list((home / "files").glob("*/*/.*.part"))
 
 
 def fails(url: str, **expected) -> str:

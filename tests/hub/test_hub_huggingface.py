@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from qzoo import hub
 from qzoo.errors import DownloadError
 from qzoo.hub import cache, fetch, huggingface
 from qzoo.hub.huggingface import HubFile
+from tests.helpers.servers import sha
 
 SIZE = 2_000_000
 URL = "hf://qzoo-test/tiny/int8/model.safetensors"
@@ -20,10 +20,6 @@ URL = "hf://qzoo-test/tiny/int8/model.safetensors"
 @pytest.fixture
 def data(make_payload) -> bytes:
     return make_payload(SIZE)
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def test_downloads_into_the_one_cache(hub_server, data, home):

@@ -27,15 +27,6 @@ from qzoo.runtimes.executorch import ExecutorchModel
 PIXELS = 64
 
 
-def quantized(name: str) -> tuple[Artifact, Tensor]:
-    """Returns a calibrated artifact and images of the size it was calibrated with."""
-    size = 75 if name == "inception_v3" else PIXELS
-    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(5))
-    kwargs = {"aux_logits": False} if name in zoo.WITH_AUX else {}
-    model = zoo.float_model(name, **kwargs)
-    return from_native(zoo.eager_ptq(model, images, "onednn")), images
-
-
 def reference_logits(artifact: Artifact, images: Tensor) -> Tensor:
     with torch.no_grad():
         return build_reference(artifact)(images)
@@ -43,7 +34,7 @@ def reference_logits(artifact: Artifact, images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def resnet() -> tuple[Artifact, Tensor, ExecutorchModel]:
-    artifact, images = quantized("resnet18")
+    artifact, images = zoo.calibrated("resnet18")
     return artifact, images, ExecutorchModel(artifact, threads=1, input_size=PIXELS)
 
 
@@ -130,7 +121,7 @@ def test_the_rewriting_for_xnnpack_changes_no_value(name):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", list_models())
 def test_every_builder_is_one_delegate(name, monkeypatch):
-    artifact, images = quantized(name)
+    artifact, images = zoo.calibrated(name)
     seen = []
     check = export._check_delegated
 

@@ -28,15 +28,6 @@ pytestmark = pytest.mark.skipif(
 PIXELS = 64
 
 
-def quantized(name: str) -> tuple[Artifact, Tensor]:
-    """Returns a calibrated artifact and images of the size it was calibrated with."""
-    size = 75 if name == "inception_v3" else PIXELS
-    images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(5))
-    kwargs = {"aux_logits": False} if name in zoo.WITH_AUX else {}
-    model = zoo.float_model(name, **kwargs)
-    return from_native(zoo.eager_ptq(model, images, "onednn")), images
-
-
 def native_logits(artifact: Artifact, images: Tensor) -> Tensor:
     """Returns what PyTorch's engine of the same library, oneDNN, answers."""
     if "onednn" not in qzoo.backends.available_engines():
@@ -57,7 +48,7 @@ def kernels(package: Path) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def resnet() -> tuple[Artifact, Tensor, InductorModel]:
-    artifact, images = quantized("resnet18")
+    artifact, images = zoo.calibrated("resnet18", 8)
     return artifact, images, InductorModel(artifact, threads=1, input_size=PIXELS)
 
 
@@ -156,7 +147,7 @@ def test_no_layer_of_the_digits_model_is_float_and_all_digits_get_the_same_class
 
 @pytest.mark.slow
 def test_weights_with_zero_points_stay_float_and_are_named(tmp_path):
-    artifact, images = quantized("resnet18")
+    artifact, images = zoo.calibrated("resnet18", 8)
     name = "layer2.0.conv1"
     zero_points = torch.zeros(128, dtype=torch.int8)
     zero_points[3] = 2
@@ -176,7 +167,7 @@ def test_weights_with_zero_points_stay_float_and_are_named(tmp_path):
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", list_models())
 def test_every_builder_runs_on_integers(name, tmp_path):
-    artifact, images = quantized(name)
+    artifact, images = zoo.calibrated(name, 8)
     package = tmp_path / "model.pt2"
     assert compile_package(make_plan(artifact, None, images.shape[2:]), package) == ()
     ops = Counter(layer.op for layer in artifact.layers.values())
