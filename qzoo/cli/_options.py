@@ -211,14 +211,14 @@ def state_dict(*spellings: str) -> Any:
     Args:
         *spellings: Of `--arch`, in a command whose model has no option `--model`.
     """
-    help = "Which model a file of mere weights (a state dict) is of"
+    help = "Architecture of a state dict, a file of weights alone"
     if not spellings:
-        help += "; --model, beside a file, says the same"
+        help += "; --model beside a file says the same"
     architecture = option(
         "--arch",
         *spellings,
         metavar="NAME",
-        help=f"{help}.  [default: told from their names and shapes]",
+        help=f"{help}.  [default: told from names and shapes of the weights]",
         shell_complete=complete_models,
     )
 

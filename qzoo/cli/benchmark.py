@@ -99,7 +99,7 @@ def benchmark(options: BenchmarkOptions) -> None:
     rows: list[dict[str, Any]] = []
     settings = list(itertools.product(options.threads, options.batch_size))
     turns = len(options.models) * len(settings) * len(runtimes) * (3 if options.memory else 2)
-    with progress(total=turns, unit="step") as bar:
+    with progress(total=turns, unit="turn") as bar:
         for name in options.models:
             artifact = _artifact(name, options.weights, options.random)
             for threads, batch in settings:

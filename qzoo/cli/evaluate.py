@@ -50,11 +50,11 @@ class EvaluateOptions:
 def evaluate(options: EvaluateOptions) -> None:
     """Measure accuracy on labelled pictures.
 
-    Prints top-1 and top-5 with 95 % intervals. MODEL is a file or folder of qzoo, int8 or float, or
-    the name of a model. DATA is digits, fractals, or a folder: with train/ and val/, or with a
-    folder per class. Pictures go through the model's own transforms; of data with a val split, that
-    one counts. Of others, pictures that the model was trained or calibrated on, which it notes by
-    their content, are left out as long as there are others.
+    Prints top-1 and top-5 with 95 % intervals. MODEL is a file or folder of qzoo, int8 or float,
+    or the name of a model. DATA is digits, fractals, or a folder: with train/ and val/, or with a
+    folder per class. Pictures go through the model's own transforms. With val/, its pictures
+    count. Otherwise, pictures that the model was trained or calibrated on (it notes their hashes)
+    are left out, as long as there are others.
 
     \b
     Examples:

@@ -47,7 +47,7 @@ class ConvertOptions:
     backend: str | None = option(
         "--backend",
         help="Backend that the numbers were chosen for.  [default: what the file says or, where it "
-        "does not, guessed from the kind of its scales]",
+        "does not, guessed from its scales, one per channel or per tensor]",
         shell_complete=opt.complete_from(opt.BACKENDS),
     )
     kind: str | None = option(
@@ -230,9 +230,9 @@ class VerifyOptions:
 def verify(options: VerifyOptions) -> None:
     """Check that files are whole and fit their models.
 
-    That is, hashes, structure, and that each fits its architecture. PATH is a file, or a folder
-    that is searched for .safetensors, .pth and .pt files. Without any, the weights of the package
-    and everything in the cache are checked. Exit code 2 if one is bad.
+    Checks hashes and structure, and that each file fits its architecture. PATH is a file, or a
+    folder that is searched for .safetensors, .pth and .pt files. Without PATH, the weights of the
+    package and everything in the cache are checked. The exit code is 2 if a file is bad.
 
     \b
     Examples:
@@ -312,7 +312,9 @@ class PushOptions:
     """What `qzoo push` takes."""
 
     model: str = opt.model(help="The int8 model, if it does not stand first.")
-    repo: str = place("REPO", "--repo", help="Where to, as org/name, if it does not stand second.")
+    repo: str = place(
+        "REPO", "--repo", help="The repository, as org/name, if it does not stand second."
+    )
     private: bool | None = option(
         "--private/--public",
         default=None,

@@ -82,7 +82,7 @@ class FinetuneOptions:
     clip_grad_norm: float | None = option(
         "--clip-grad-norm",
         type=Number(0, min_open=True),
-        help="Longest gradient of a step.  [default: no limit]",
+        help="Largest norm of the gradients in a training step.  [default: no limit]",
     )
     qat_lr: float | None = option(
         "--qat-lr",
@@ -100,7 +100,7 @@ class FinetuneOptions:
         "mirroring (turn), random crops and mirroring (crop), or not at all.  "
         "[default: crop; digits: affine; fractals: turn]",
     )
-    seed: int = opt.seed(help="Of everything random; the same seed gives the same model.")
+    seed: int = opt.seed(help="Seed of everything random; the same seed gives the same model.")
     threads: int | None = opt.threads()
     device: str | None = option(
         "--device", help="cpu, cuda, ...  [default: a GPU where there is one]"
@@ -120,9 +120,10 @@ class FinetuneOptions:
 def finetune(options: FinetuneOptions) -> None:
     """Fine-tune a model on your own pictures and quantize it to int8.
 
-    PHOTOS is a folder with a folder of pictures per class, or with train/ and val/ of such; or the
-    name of a data set (digits, fractals). Without val/, a fifth of each class is held out to
-    measure on. The model's head is replaced and trained first, then everything.
+    PHOTOS is a folder with a folder of pictures per class, or with train/ and val/, each of which
+    has a folder per class; or the name of a data set (digits, fractals). Without val/, a fifth of
+    each class is held out to measure on. The model's head is replaced and trained first, then
+    everything.
 
     \b
     Examples:

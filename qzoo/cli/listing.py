@@ -32,7 +32,7 @@ class ListOptions:
 def list_command(options: ListOptions) -> None:
     """List the models and their int8 weights.
 
-    PATTERN is a shell wildcard, in any case; without any, all models are listed.
+    PATTERN is a shell wildcard, in upper or lower case; without one, all models are listed.
 
     \b
     Example:

@@ -59,8 +59,8 @@ def quantize(options: QuantizeOptions) -> None:
     MODEL is the name of a model, or a file or folder of float weights: of qzoo finetune, or a state
     dict that torch.save or safetensors wrote, also in a training checkpoint. DATA, to calibrate on,
     is digits, fractals, or a folder: with train/ and val/, with a folder per class, or of pictures.
-    Of data with a train and a val split, the first calibrates and the second measures; of a folder
-    on part of which MODEL was trained, that part calibrates and the rest measures.
+    With train/ and val/, the first calibrates and the second measures; of a folder on part of
+    which MODEL was trained, that part calibrates and the rest measures.
 
     \b
     Examples:

@@ -62,10 +62,10 @@ def tune_command(options: TuneOptions) -> None:
     """Quantize with as few layers in float as a target needs.
 
     The target is --max-drop. MODEL is the file, folder or name of a float model. DATA is digits,
-    fractals, or a folder: with train/ and val/, or with a folder per class. Of data with a train
-    and a val split, the first calibrates and the second judges. Of others, what MODEL was not
-    trained on judges, where it notes that, else a fifth of each class. Ends with exit code 1, the
-    best found written, where the target is missed.
+    fractals, or a folder: with train/ and val/, or with a folder per class. With train/ and val/,
+    the first calibrates and the second judges. Other data is divided: the pictures that MODEL was
+    not trained on judge, where it notes which those are, else a fifth of each class does. If the
+    target is missed, the best model found is written and the exit code is 1.
 
     \b
     Examples:
@@ -134,14 +134,14 @@ def _report(tuned: Tuned, out: Path) -> None:
 
     rows = [
         (
-            step.action,
-            len(step.float_layers),
-            "" if step.top1 is None else f"{step.top1:.2f} %",
-            points(step.drop, tuned.max_drop),
-            "yes" if step.met else "no",
-            f"{step.seconds:.0f} s",
+            trial.action,
+            len(trial.float_layers),
+            "" if trial.top1 is None else f"{trial.top1:.2f} %",
+            points(trial.drop, tuned.max_drop),
+            "yes" if trial.met else "no",
+            f"{trial.seconds:.0f} s",
         )
-        for step in tuned.trace
+        for trial in tuned.trace
     ]
     lost = "changed" if tuned.top1 is None else "lost"
     print_table(None, ("tried", "in float", "top-1", lost, "met", "after"), rows, "lrrrlr")

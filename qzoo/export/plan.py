@@ -37,7 +37,7 @@ class ExportKeywords(TypedDict, total=False):
         batch_size: The only number of images per call; None takes any (ExecuTorch: one).
         input_size: Height and width of the images in pixels, or one number for both; None takes
             what the model was made for.
-        preprocess: Whether the model takes uint8 [N, H, W, 3] pictures and normalizes them itself,
+        preprocess: Whether the model takes uint8 [N, H, W, 3] images and normalizes them itself,
             instead of normalized float32 [N, 3, H, W].
     """
 
@@ -52,9 +52,9 @@ class ExportPlan:
 
     Attributes:
         artifact: The model's numbers.
-        size: Height and width of the pictures, in pixels.
+        size: Height and width of the images, in pixels.
         batch_size: The only batch size that the file takes, or None for any.
-        preprocess: Whether the graph takes uint8 [N, H, W, 3] pictures and normalizes them itself,
+        preprocess: Whether the graph takes uint8 [N, H, W, 3] images and normalizes them itself,
             instead of normalized float32 [N, 3, H, W].
     """
 
@@ -75,7 +75,7 @@ class ExportPlan:
         return reference
 
     def images(self, batch: int | None = None) -> Tensor:
-        """Returns blank pictures as the exported graph takes them.
+        """Returns blank images as the exported graph takes them.
 
         Args:
             batch: How many; None takes the fixed number, or 2 where any is allowed, because
@@ -194,7 +194,7 @@ def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, i
     least = read_metadata(artifact.info.architecture)["min_size"]
     if height < least[0] or width < least[1]:
         raise ArgumentError(
-            f"{artifact.info.architecture} takes pictures of at least {least[0]}x{least[1]} "
+            f"{artifact.info.architecture} takes images of at least {least[0]}x{least[1]} "
             f"pixels, not {height}x{width}."
         )
     return (height, width)

@@ -92,9 +92,9 @@ def compile(
             fastest of `candidates` for this model, batch and number of threads. They are measured
             in a few seconds; the machine remembers the answer, and the result's `why` tells it.
         threads: Threads to compute with; None leaves that to the runtime, mostly one per core.
-        batch_size: The only number of pictures per call, which some runtimes are faster with; None
+        batch_size: The only number of images per call, which some runtimes are faster with; None
             takes any (and "auto" measures with one).
-        input_size: Height and width of the pictures in pixels, or one number for both, that the
+        input_size: Height and width of the images in pixels, or one number for both, that the
             model is made ready for; None takes what it was trained for. Other sizes run too, after
             a moment, except on "inductor" and "executorch".
         candidates: What "auto" chooses from; None takes all that are installed and quickly ready.

@@ -147,7 +147,7 @@ class CompiledModel(Labelled, abc.ABC):
         except Exception as error:
             raise ArgumentError(
                 f"The runtime {self.runtime!r} cannot run {self.artifact.info.architecture} on "
-                f"pictures of {height}x{width} pixels: {str(error).strip()[-300:]}"
+                f"images of {height}x{width} pixels: {str(error).strip()[-300:]}"
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:

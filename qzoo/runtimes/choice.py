@@ -1,7 +1,7 @@
 """What was measured on this machine, and the file that remembers it.
 
 The file `auto.json` in qzoo's cache directory (`QZOO_HOME`) maps a key to a choice. The key covers
-everything that a speed depends on: the model's structure, batch, picture size, threads, CPU and
+everything that a speed depends on: the model's structure, batch, image size, threads, CPU and
 package versions, so that nothing has to be forgotten when one of them changes.
 """
 
@@ -45,7 +45,7 @@ class Choice:
         name: The fastest candidate.
         measured: All candidates that were timed, fastest first: by CPU time with one thread, by
             the 25th percentile of the clock with several.
-        batch_size: Pictures per call while measuring.
+        batch_size: Images per call while measuring.
         input_size: Their height and width, in pixels.
         threads: Threads that the calls computed with.
         skipped: Candidates that were not timed, and why not.

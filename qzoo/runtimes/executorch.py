@@ -49,7 +49,7 @@ _pool = _Pool()
 class ExecutorchModel(CompiledModel):
     """An int8 model as an ExecuTorch program that XNNPACK executes as a whole.
 
-    Making it ready takes 10 to 60 seconds. A program takes a fixed number of pictures of one size,
+    Making it ready takes 10 to 60 seconds. A program takes a fixed number of images of one size,
     so that without `batch_size` they are run one by one. Calls of several threads take turns,
     because the process has one ExecuTorch thread pool. Models with different `threads` change its
     size in turns, which takes as long as loading the model; ExecuTorch programs of others in the

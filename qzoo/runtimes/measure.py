@@ -42,7 +42,7 @@ def choose(
         artifact: The model.
         names: The candidates.
         build: Makes one ready to run.
-        setting: What they are made ready for; with any batch size, one picture is measured.
+        setting: What they are made ready for; with any batch size, one image is measured.
         skipped: Candidates that are left out, and why, for the record.
 
     Returns:

@@ -16,7 +16,7 @@ from ..backends import has_vnni
 from .base import CompiledModel
 from .source import OnnxSource
 
-#: Sizes of pictures that are kept ready; another takes the place of the one made last.
+#: Sizes of images that are kept ready; another takes the place of the one made last.
 SIZES = 4
 #: Operators that multiply integers.
 _INTEGER_OPS = frozenset(
@@ -34,7 +34,7 @@ _INTEGER_OPS = frozenset(
 class OnnxruntimeModel(CompiledModel):
     """An int8 model in an ONNX Runtime session on the CPU.
 
-    A session takes any number of pictures of one size; other sizes get a session when they first
+    A session takes any number of images of one size; other sizes get a session when they first
     come. Calls of several threads share it.
     """
 

@@ -18,17 +18,17 @@ from .base import CompiledModel
 from .source import OnnxSource
 
 #: Input shapes that get a form of their own when the batch is free; more run on one that takes any
-#: number of pictures, which costs up to a third more time per call.
+#: number of images, which costs up to a third more time per call.
 FIXED_SHAPES = 4
 
 #: OpenVINO's names for what a layer with weights may become.
 _MULTIPLY = ("Convolution", "FullyConnected", "MatMul")
 
-#: Pictures that go through the layers together: more of them leave the caches between two layers
+#: Images that go through the layers together: more of them leave the caches between two layers
 #: (mobilenet_v2, batch 32: 16 % less time than all at once), fewer fill the threads badly.
 PART_MOST, PART_LEAST = 8, 4
 
-#: Pictures or None for any number, height, width, and parts of a batch that run side by side.
+#: Images or None for any number, height, width, and parts of a batch that run side by side.
 _Shape = tuple[int | None, int, int, int]
 
 
@@ -78,7 +78,7 @@ class OpenvinoModel(CompiledModel):
             if self.batch_size is None and fixed >= FIXED_SHAPES:
                 shape = (None, *shape[1:])
             if shape not in self._forms:
-                # Another size of pictures is rare; where it keeps changing, forms must not pile up.
+                # Another size of images is rare; where it keeps changing, forms must not pile up.
                 while len(self._forms) > FIXED_SHAPES:
                     del self._forms[next(reversed(self._forms))]
                 self._forms[shape] = _Form(self._ov, self._compile(*shape))
@@ -147,7 +147,7 @@ class _Form:
 
 
 def division(batch: int, threads: int) -> tuple[int, int]:
-    """Returns the pictures of each part of a batch, the last may have less, and parts at a time."""
+    """Returns the images of each part of a batch, the last may have less, and parts at a time."""
     streams = max(1, min(threads, batch // PART_LEAST))
     parts = streams * -(-batch // (PART_MOST * streams))
     return -(-batch // parts), streams

@@ -10,7 +10,7 @@ from ..reference import build_reference
 
 
 class OnnxSource:
-    """Makes the ONNX form of one artifact for each size of pictures.
+    """Makes the ONNX form of one artifact for each size of images.
 
     Args:
         artifact: The model.
@@ -22,7 +22,7 @@ class OnnxSource:
         self._reference = build_reference(artifact)  # shares the artifact's tensors
 
     def serialized(self, height: int, width: int) -> bytes:
-        """Returns the serialized ONNX model for any number of pictures of one size."""
+        """Returns the serialized ONNX model for any number of images of one size."""
         size = (height, width)
         proto = to_onnx(self._reference, input_size=size, runtime=self.runtime)
         serialized: bytes = proto.SerializeToString()

@@ -81,7 +81,7 @@ def _avg_pool2d(
 
 
 def _pad(w: Writer, x: Value, padding: list[int]) -> Value:
-    """Surrounds a picture by zeros, an operation on integers."""
+    """Surrounds an image by zeros, an operation on integers."""
     assert x.grid is not None
     pads = w.integers64([0, 0, *padding, 0, 0, *padding])
     shape = (x.shape[0], *(n + 2 * p for n, p in zip(x.shape[1:], padding, strict=True)))

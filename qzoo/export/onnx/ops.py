@@ -40,7 +40,7 @@ def _quantize(w: Writer, x: Value, *arguments: Any, step: str, in_between: bool)
 def _quantize_pixels(w: Writer, x: Pixels, grid: Grid) -> str:
     """Normalizes pixels and rounds them to the grid of the first layer's input.
 
-    The transposition of the uint8 picture costs next to nothing, because runtimes compute int8
+    The transposition of the uint8 image costs next to nothing, because runtimes compute int8
     layers channels last and cancel it.
     """
     assert x.real is not None

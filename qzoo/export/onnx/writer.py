@@ -262,6 +262,6 @@ def window(
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
         steps = n + 2 * p - d * (k - 1) - 1
         count = (-(-steps // s) if ceil else steps // s) + 1
-        # No window may start in the padding behind the picture.
+        # No window may start in the padding behind the image.
         result.append(count - 1 if ceil and (count - 1) * s >= n + p else count)
     return tuple(result)
