@@ -105,7 +105,7 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
     if backend is not None:
         get_backend(backend)
     info = artifact.info
-    skeleton = _skeleton(info)
+    skeleton = skeleton_of(info)
     if not TORCH_AO:
         check_fit(skeleton, artifact.layers, artifact.tensors)
         return attach_info(substitute(artifact, stacklevel=2), info)
@@ -128,7 +128,7 @@ def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) 
         tensors = artifact.tensors if consume else dict(artifact.tensors)
         model = eager.build_native(skeleton, artifact.layers, tensors)
     if engine == "qnnpack":
-        check_sums(functools.partial(_skeleton, artifact.info), artifact.layers)
+        check_sums(functools.partial(skeleton_of, artifact.info), artifact.layers)
     setattr(model, _ENGINE, engine)
     return attach_info(model, artifact.info)
 
@@ -177,7 +177,7 @@ def unpickled(artifact: Artifact, engine: str) -> nn.Module:
         return to_native(artifact)
     if engine not in available_engines():
         engine = run_engine(str(artifact.info.backend), has_wide_depthwise(artifact))
-    return _build(_skeleton(artifact.info), artifact, engine, consume=True)
+    return _build(skeleton_of(artifact.info), artifact, engine, consume=True)
 
 
 def has_wide_depthwise(artifact: Artifact) -> bool:
@@ -192,15 +192,24 @@ def has_wide_depthwise(artifact: Artifact) -> bool:
     )
 
 
-def _skeleton(info: ModelInfo) -> nn.Module:
+def skeleton_of(info: ModelInfo) -> nn.Module:
+    """Returns the float module that a model's builder makes, without memory for weights.
+
+    Raises:
+        ArtifactError: The architecture is unknown, or its keywords, which come from a file, do not
+            build it.
+    """
     try:
         entry = get_entry(info.architecture)
     except UnknownNameError as error:
         raise ArtifactError(f"The artifact is for an architecture unknown here: {error}") from None
     try:
         return entry.skeleton(info.builder_kwargs)
-    except ArgumentError as error:
-        raise ArtifactError(f"The artifact's builder arguments are of no use: {error}") from None
+    except Exception as error:  # any keyword may be nonsense
+        raise ArtifactError(
+            f"The artifact's builder arguments {str(info.builder_kwargs)[:200]} do not build a "
+            f"{info.architecture}: {str(error)[:200]}"
+        ) from None
 
 
 def from_native(model: nn.Module, **info: Any) -> Artifact:
@@ -229,7 +238,7 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
     layers, tensors = eager.read_native(model)
     known = _with_own_head(known, layers, tensors, keep_classes="classes" in info)
     # What cannot be loaded again must not be saved.
-    skeleton = _skeleton(known)
+    skeleton = skeleton_of(known)
     check_fit(skeleton, layers, tensors)
     _check_parts(model, skeleton, layers)
     return Artifact(known, layers, tensors, package_versions())

@@ -12,9 +12,8 @@ from torch.fx import graph_module
 
 from .._core.finite import check_finite
 from ..artifact.format import Artifact
-from ..errors import ArgumentError, ArtifactError, UnknownNameError
-from ..native.model import Int8Model, as_artifact
-from ..registry import get_entry
+from ..errors import ArgumentError
+from ..native.model import Int8Model, as_artifact, skeleton_of
 from .rewrite import Rewriter
 from .trace import Recording, record
 
@@ -90,7 +89,7 @@ def build_reference(
     if activations not in (torch.uint8, torch.int8):
         raise ArgumentError(f"Activations are torch.uint8 or torch.int8, not {activations}.")
     artifact = as_artifact(model)
-    recording = record(_skeleton(artifact), artifact.layers)
+    recording = record(skeleton_of(artifact.info), artifact.layers)
     rewriter = Rewriter(artifact, recording, ste, explicit, activations == torch.int8)
     rewriter.write()
     name = f"Reference_{artifact.info.architecture}"
@@ -102,18 +101,3 @@ def build_reference(
 def _check_input(_: nn.Module, args: tuple[Any, ...]) -> None:
     if not torch.compiler.is_compiling():
         check_finite(args[0])
-
-
-def _skeleton(artifact: Artifact) -> nn.Module:
-    info = artifact.info
-    try:
-        entry = get_entry(info.architecture)
-    except UnknownNameError as error:
-        raise ArtifactError(f"The artifact is for an architecture unknown here: {error}") from None
-    try:
-        return entry.skeleton(info.builder_kwargs)
-    except Exception as error:  # the keywords come from the file, so any of them may be nonsense
-        raise ArtifactError(
-            f"The artifact's builder arguments {str(info.builder_kwargs)[:200]} do not build a "
-            f"{info.architecture}: {str(error)[:200]}"
-        ) from None

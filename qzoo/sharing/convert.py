@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from ..importers.checkpoint import (
 )
 from ..importers.pth import Checkpoint, read_checkpoint
 from ..importers.published import from_checkpoint, read_published
-from ..native.model import model_info, to_native
+from ..native.model import Int8Model, as_artifact, is_int8, model_info, to_native
 from ..registry import get_entry, get_weight, list_models
 from ..transforms import describe as describe_transforms
 from ..weights import QuantizedWeightsEnum, hash_in_name
@@ -243,31 +243,37 @@ def _noted(checkpoint: Checkpoint, name: str, file: File) -> ModelInfo:
     return info if info.architecture == name else ModelInfo(name)
 
 
-def state_dict_bytes(model: Artifact | nn.Module) -> bytes:
+def state_dict_bytes(model: Int8Model) -> bytes:
     """Returns what `torch.save` writes of the state dict that torchvision's model loads.
 
     What the model is (backend, classes, transforms, ...) is noted in the state dict's `_metadata`,
     which torchvision passes over, and `convert_checkpoint` and `load_float` read.
 
     Args:
-        model: An int8 model, or a float one of the zoo.
+        model: An int8 model in any form that `qzoo.as_artifact` takes, or a float one of the zoo.
 
     Raises:
         ArtifactError: The artifact does not fit its architecture, or keeps layers in float, which
             torchvision's int8 models cannot hold.
     """
-    if isinstance(model, Artifact) and (kept := model.float_layers):
+    artifact = None if _is_float(model) else as_artifact(model)
+    if artifact is not None and (kept := artifact.float_layers):
         raise ArtifactError(
             f"This model keeps {len(kept)} layers in float ({listed(kept, 1)}), which "
             "torchvision's int8 models cannot hold: export it instead (qzoo export)."
         )
     buffer = io.BytesIO()
-    built = to_native(model) if isinstance(model, Artifact) else model
+    built: Any = model if artifact is None else to_native(artifact)
     state: Any = built.state_dict()
-    key = _INT8 if isinstance(model, Artifact) else FLOAT_HEADER
+    key = FLOAT_HEADER if artifact is None else _INT8
     state._metadata[key] = {"info": canonical_json(model_info(built).to_dict())}
     torch.save(state, buffer)
     return buffer.getvalue()
+
+
+def _is_float(model: Int8Model) -> TypeGuard[nn.Module]:
+    """Says whether a model is a float module, and neither int8 nor what holds an artifact."""
+    return isinstance(model, nn.Module) and not (is_int8(model) or hasattr(model, "artifact"))
 
 
 def published_member(file: File) -> QuantizedWeightsEnum | None:
@@ -316,12 +322,13 @@ def _described(artifact: Artifact) -> str:
     return describe(artifact)
 
 
-def describe(model: Artifact | nn.Module) -> str:
-    """Returns a few words on what an artifact or a float model is."""
-    if isinstance(model, nn.Module):
+def describe(model: Int8Model) -> str:
+    """Returns a few words on what an int8 or a float model is."""
+    if _is_float(model):
         classes = model_info(model).builder_kwargs.get("num_classes", 1000)
         return f"{model_info(model).architecture}, float, {classes} classes"
-    artifact, info = model, model.info
+    artifact = as_artifact(model)
+    info = artifact.info
     text = f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
     kept = len(artifact.float_layers)
     return f"{text}, {kept} of them kept in float" if kept else text

@@ -18,6 +18,7 @@ from qzoo.export.plan import make_plan
 from qzoo.quantize import qat
 from qzoo.reference import build_reference
 from qzoo.sharing import save_artifact
+from qzoo.sharing.convert import convert_checkpoint, describe, state_dict_bytes
 
 FOLDER = Path(qzoo.__file__).parent / "embedded"
 FILE = FOLDER / "shufflenet_v2_x0_5_digits_x86.safetensors"
@@ -51,6 +52,8 @@ USES: dict[str, Callable[[Any, Path], Any]] = {
     "save": lambda model, folder: qzoo.save(model, folder / "a.safetensors"),
     "save_pretrained": lambda model, folder: qzoo.save_pretrained(model, folder / "b"),
     "save_artifact": lambda model, folder: save_artifact(model, folder / "c"),
+    "state_dict_bytes": lambda model, _: state_dict_bytes(model),
+    "describe": lambda model, _: describe(model),
     "push_to_hub": lambda model, _: qzoo.push_to_hub(model, "org/name"),
     "compare": lambda model, _: compare(
         _float(), model, torch.zeros(1, 3, 32, 32), progress=False, images=1
@@ -120,9 +123,20 @@ def test_what_cannot_be_read_is_said_alike(use: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(qzoo.ArtifactError, match=words):
             USES[use](str(tmp_path / name), out)
-    with pytest.raises(qzoo.ArtifactError, match="still float"):
-        USES[use](_float(), out)
+    if use not in ("state_dict_bytes", "describe"):  # which take float models, too
+        with pytest.raises(qzoo.ArtifactError, match="still float"):
+            USES[use](_float(), out)
     assert not list(out.iterdir())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_dict_is_noted_as_int8_whatever_it_is_made_of(
+    form: str, forms: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "int8.pth").write_bytes(state_dict_bytes(forms[form]))
+    back = convert_checkpoint(tmp_path / "int8.pth")
+    assert back.info.classes == list("0123456789") and back.info.backend == "x86"
+    assert "int8 for x86" in describe(forms[form]) and ", float," in describe(_float())
 
 
 def test_modes_are_put_back_part_by_part() -> None:
