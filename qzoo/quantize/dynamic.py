@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..backends import available_engines, default_backend, quantized_engine, run_engine
-from ..errors import ArgumentError, QuantizationWarning, warn
 from ..native.markers import require_torch_ao
-from .state import match_layers
+from .layer_choice import LayerReport, choose_layers
 
 
 @dataclass(frozen=True)
@@ -34,32 +32,16 @@ class DynamicLayer:
     bytes_after: int
 
 
-@dataclass(frozen=True)
-class DynamicReport:
-    """What `quantize_dynamic` did.
-
-    Attributes:
-        layers: The quantized layers, in the model's order.
-        skipped: Layers of these kinds that stay float, and why.
-    """
+@dataclass(frozen=True, kw_only=True)
+class DynamicReport(LayerReport):
+    """What `quantize_dynamic` did; sizes are those of weight matrices."""
 
     layers: tuple[DynamicLayer, ...]
-    skipped: MappingProxyType[str, str]
-
-    @property
-    def bytes_before(self) -> int:
-        """Size of the quantized weight matrices in float."""
-        return sum(layer.bytes_before for layer in self.layers)
-
-    @property
-    def bytes_after(self) -> int:
-        """Size of the quantized weight matrices as int8."""
-        return sum(layer.bytes_after for layer in self.layers)
 
     def __str__(self) -> str:
         """Lists the layers, one a line."""
         lines = [f"{layer.name or '(the model)'}: {layer.kind}" for layer in self.layers]
-        lines += [f"{name}: float, {why}" for name, why in self.skipped.items()]
+        lines += self.stays_float()
         sizes = f"{self.bytes_before / 2**20:.2f} to {self.bytes_after / 2**20:.2f} MiB"
         return "\n".join([*lines, f"{len(self.layers)} layers, weights from {sizes}"])
 
@@ -77,8 +59,8 @@ def quantize_dynamic(
         model: Any float32 model on the CPU; left as it was.
         layers: Names or shell patterns ("encoder.*") of the layers to quantize; None takes every
             `nn.Linear`, `LSTM`, `GRU`, `LSTMCell`, `GRUCell` and `RNNCell`.
-        backend: Whose engine runs it; None takes x86's or, where this
-            PyTorch has none, that of `qzoo.default_backend()`.
+        backend: Whose engine runs it; None takes x86's or, where this PyTorch has none, that of
+            `qzoo.default_backend()`.
 
     Returns:
         A copy of the model in eval mode with int8 layers, and what became of which layer.
@@ -95,30 +77,11 @@ def quantize_dynamic(
     usual = "x86" if "x86" in available_engines() else default_backend()
     engine = run_engine(backend or usual)
     found = {name: m for name, m in model.named_modules() if type(m) in DYNAMIC_TYPES}
-    if not found:
-        raise ArgumentError(
-            f"This {type(model).__name__} has no float linear, LSTM or GRU layers, so there is "
-            "nothing to quantize dynamically."
-        )
-    chosen = match_layers(layers, list(found)) if layers is not None else set(found)
-    if not chosen:
-        raise ArgumentError("There are no layers to quantize: `layers` is empty.")
-    skipped = {name: why for name in found if name in chosen and (why := _obstacle(found[name]))}
-    if layers is not None and skipped:
-        name, why = next(iter(skipped.items()))
-        raise ArgumentError(f"Layer {name!r} has no dynamic int8 form, because {why}.")
-    names = [name for name in found if name in chosen and name not in skipped]
-    if not names:
-        shown = "; ".join(f"{name!r}: {why}" for name, why in list(skipped.items())[:3])
-        raise ArgumentError(f"None of the layers has a dynamic int8 form ({shown}).")
-    if skipped:
-        warn(
-            f"{len(skipped)} layers stay float: "
-            f"{'; '.join(f'{name!r}, because {why}' for name, why in list(skipped.items())[:3])}.",
-            QuantizationWarning,
-        )
+    names, skipped = choose_layers(
+        model, found, layers, _obstacle, "linear, LSTM or GRU", " has no dynamic int8 form"
+    )
     report = DynamicReport(
-        tuple(_describe(name, found[name]) for name in names), MappingProxyType(skipped)
+        layers=tuple(_describe(name, found[name]) for name in names), skipped=skipped
     )
     twin = copy.deepcopy(model).eval().requires_grad_(False)
     # Recurrent int8 layers draw random weights before they get their own.

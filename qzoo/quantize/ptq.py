@@ -23,9 +23,6 @@ from .qat.model import InTraining
 from .recipes import STEPS, Recipe, get_recipe
 from .state import Quantization
 
-#: The name that this had here before there was one rule for all new models.
-default_ptq_backend = default_backend
-
 
 @dataclass(frozen=True, kw_only=True)
 class PTQOptions(Options):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..artifact.format import Artifact
@@ -23,7 +22,7 @@ from ..native.layers import float_weights
 from ..reference.build import build_reference
 from ..reference.calls import grid_source
 from ..reference.ops import QUANTIZE, grid_of
-from ..reference.run import compute, last_uses, not_in_place
+from ..reference.run import compute, compute_weighted, last_uses, not_in_place
 from .state import spread
 
 #: What the values of a forward pass may take in memory while layers are tried, in bytes.
@@ -203,25 +202,16 @@ class Simulation:
 
     def _call(self, node: fx.Node, value: Callable[[fx.Node], Any], parts: Parts) -> Any:
         args: Any = fx.map_arg(node.args, value)
-        kwargs: Any = fx.map_arg(node.kwargs, value)
-        if node.op == "call_module" and str(node.target) in self._float:
-            result = self._weighted(str(node.target), args[0], parts)
+        name = str(node.target)
+        if node.op == "call_module" and name in self._float:
+            weight, bias = (self._int8 if name in parts.weights else self._float)[name]
+            result = compute_weighted(self.artifact.layers[name], args[0], weight, bias)
         else:
-            result = compute(self._fused, node, args, kwargs)
+            result = compute(self._fused, node, args, fx.map_arg(node.kwargs, value))
         step = node.meta.get("step")
         if step in self.grids and self.owners[step] in parts.outputs:
             return fake_quantize(result, self.grids[step])
         return result
-
-    def _weighted(self, name: str, x: Tensor, parts: Parts) -> Tensor:
-        weight, bias = (self._int8 if name in parts.weights else self._float)[name]
-        layer = self.artifact.layers[name]
-        if layer.op == "linear":
-            result = F.linear(x, weight, bias)
-        else:
-            geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-            result = F.conv2d(x, weight, bias, *geometry)
-        return F.relu(result) if layer.relu else result
 
 
 def int8_weight(artifact: Artifact, name: str) -> tuple[Tensor, Tensor | None]:

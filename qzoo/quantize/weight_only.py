@@ -12,7 +12,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._core.process import undisturbed
-from ..errors import ArgumentError, MissingDependencyError, QuantizationWarning, warn
-from .state import match_layers
+from ..errors import ArgumentError, MissingDependencyError
+from .layer_choice import LayerReport, choose_layers
+from .mixed.damage import decibels
 
 #: Weights that share a scale; int8 also offers one scale per output channel.
 GROUP_SIZES = (32, 64, 128)
@@ -55,16 +55,14 @@ class QuantizedWeight:
     padded_rows: int = 0
 
 
-@dataclass(frozen=True)
-class WeightOnlyReport:
+@dataclass(frozen=True, kw_only=True)
+class WeightOnlyReport(LayerReport):
     """What `quantize_weight_only` did, and what it costs.
 
     Attributes:
         bits: 8 or 4.
         group_size: Weights that share a scale; None for one scale per output channel.
         kernel: What computes with these weights.
-        layers: The quantized layers, in the model's order.
-        skipped: Linear layers that stay float, and why.
         sqnr_db: Ratio of all quantized weights' to all errors' energy in decibels.
     """
 
@@ -72,18 +70,7 @@ class WeightOnlyReport:
     group_size: int | None
     kernel: str
     layers: tuple[QuantizedWeight, ...]
-    skipped: MappingProxyType[str, str]
     sqnr_db: float
-
-    @property
-    def bytes_before(self) -> int:
-        """Size of the quantized weights before."""
-        return sum(layer.bytes_before for layer in self.layers)
-
-    @property
-    def bytes_after(self) -> int:
-        """Size of the quantized weights."""
-        return sum(layer.bytes_after for layer in self.layers)
 
     @property
     def max_error(self) -> float:
@@ -115,8 +102,7 @@ class WeightOnlyReport:
             f"{row.sqnr_db:6.2f} dB, largest error {row.max_error:.2g}"
             for name, row in zip(names, rows, strict=True)
         ]
-        lines += [f"{name}: float, {why}" for name, why in self.skipped.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.stays_float()])
 
 
 def quantize_weight_only(
@@ -157,30 +143,37 @@ def quantize_weight_only(
         )
     with undisturbed():
         config, kernel = _config(bits, group_size)
-    names, skipped = _choose(model, layers, group_size)
+    found: dict[str, Any] = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    names, skipped = choose_layers(
+        model, found, layers, lambda layer: _obstacle(layer.weight, group_size), "linear"
+    )
     twin = copy.deepcopy(model).eval().requires_grad_(False)
-    done, signal, noise = [], 0.0, 0.0
+    done, energies = [], []
     for name in tqdm(names, "quantize", unit="layer", leave=False, disable=not progress):
         layer: Any = twin.get_submodule(name)
         before = layer.weight.detach().clone()
         with undisturbed():
             padded = _quantize(layer, config, bits)
-            error = (_computed_with(layer.weight) - before).double()
-        energies = float(before.double().square().sum()), float(error.square().sum())
-        signal, noise = signal + energies[0], noise + energies[1]
-        size = (before.nbytes, _stored_bytes(layer.weight))
-        largest = float(error.abs().max())
-        shape = (before.shape[0], before.shape[1])
-        done.append(QuantizedWeight(name, shape, *size, _decibels(*energies), largest, padded))
+            weight, energy = _measured(name, before, layer.weight, padded)
+        done.append(weight)
+        energies.append(energy)
     report = WeightOnlyReport(
-        bits,
-        group_size,
-        kernel,
-        tuple(done),
-        MappingProxyType(skipped),
-        _decibels(signal, noise),
-    )
+        bits=bits, group_size=group_size, kernel=kernel, layers=tuple(done), skipped=skipped,
+        sqnr_db=decibels(*map(sum, zip(*energies, strict=True))),
+    )  # fmt: skip
     return twin, report
+
+
+def _measured(
+    name: str, before: Tensor, after: Tensor, padded: int
+) -> tuple[QuantizedWeight, tuple[float, float]]:
+    """Returns what a layer's weight became, and the energies of the weight and of its error."""
+    error = (_computed_with(after) - before).double()
+    signal, noise = (float(x.square().sum()) for x in (before.double(), error))
+    sizes = (before.nbytes, _stored_bytes(after))
+    shape, largest = (before.shape[0], before.shape[1]), float(error.abs().max())
+    weight = QuantizedWeight(name, shape, *sizes, decibels(signal, noise), largest, padded)
+    return weight, (signal, noise)
 
 
 def _config(bits: int, group_size: int | None) -> tuple[Any, str]:
@@ -204,30 +197,6 @@ def _config(bits: int, group_size: int | None) -> tuple[Any, str]:
         ) from None
     config = PrototypeInt4WeightOnlyConfig(group_size=group_size, set_inductor_config=False)
     return config, "aten::_weight_int4pack_mm_for_cpu"
-
-
-def _choose(
-    model: nn.Module, layers: str | Sequence[str] | None, group_size: int | None
-) -> tuple[list[str], dict[str, str]]:
-    """Returns the names of the layers to quantize, and why which others are not."""
-    found: dict[str, Any] = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
-    if not found:
-        raise ArgumentError(
-            f"This {type(model).__name__} has no float linear layers, so there is nothing to "
-            "quantize."
-        )
-    chosen = set(found) if layers is None else match_layers(layers, list(found))
-    if not chosen:
-        raise ArgumentError("There are no layers to quantize: `layers` is empty.")
-    obstacles = {n: _obstacle(m.weight, group_size) for n, m in found.items() if n in chosen}
-    skipped = {name: why for name, why in obstacles.items() if why is not None}
-    names = [name for name, why in obstacles.items() if why is None]
-    shown = "; ".join(f"{name!r}, because {why}" for name, why in list(skipped.items())[:3])
-    if skipped and (layers is not None or not names):
-        raise ArgumentError(f"{len(skipped)} linear layers cannot be quantized so: {shown}.")
-    if skipped:
-        warn(f"{len(skipped)} linear layers stay float: {shown}.", QuantizationWarning)
-    return names, skipped
 
 
 def _obstacle(weight: Tensor, group_size: int | None) -> str | None:
@@ -280,10 +249,6 @@ def _stored_bytes(weight: Any) -> int:
     names = [*weight.tensor_data_names, *weight.optional_tensor_data_names]
     parts = [getattr(weight, name) for name in names]
     return sum(part.nbytes for part in parts if part is not None)
-
-
-def _decibels(signal: float, noise: float) -> float:
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _finite(value: float) -> float | None:

@@ -59,8 +59,6 @@ class Rewriter(GraphWriter):
         ste: Whether to emit differentiable fake-quantize calls.
         explicit: Whether to quantize again after operations that keep their input's grid.
         signed: Whether activations are int8 instead of uint8.
-        rounding: Whether outputs are rounded at all; without, and with layers kept in float, the
-            graph is the float model that the int8 one stands for.
     """
 
     def __init__(
@@ -70,11 +68,10 @@ class Rewriter(GraphWriter):
         ste: bool = False,
         explicit: bool = False,
         signed: bool = False,
-        rounding: bool = True,
     ) -> None:
         super().__init__(recording, nn.Module())
         self.artifact = artifact
-        self.ste, self.explicit, self.signed, self.rounding = ste, explicit, signed, rounding
+        self.ste, self.explicit, self.signed = ste, explicit, signed
 
     # What a recorded call becomes.
 
@@ -259,12 +256,9 @@ class Rewriter(GraphWriter):
 
     def _cuts_negatives(self, grid: Grid) -> bool:
         """Whether rounding to a grid cuts negative values off: its zero point is its low end."""
-        return self.rounding and grid.zero_point == grid.low
+        return grid.zero_point == grid.low
 
     def _quantize(self, node: fx.Node, x: fx.Node, grid: Grid) -> fx.Node:
-        if not self.rounding:
-            x.meta["grid"] = grid
-            return x
         if self.ste:
             result = rounded = self._emit(fake_quantize, x, *arguments(grid))
         else:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
+from ..artifact.layers import Layer
 from .trace import INPUT_AFFINE
 
 
@@ -57,6 +59,26 @@ def compute(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def compute_weighted(
+    layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = True
+) -> Tensor:
+    """Computes a convolution or linear layer with weights of one's own.
+
+    Args:
+        layer: The layer.
+        x: Its input, float.
+        weight: Of the layer's shape.
+        bias: [C], or None.
+        relu: Whether to apply the layer's ReLU, if it has one.
+    """
+    if layer.op == "linear":
+        y = F.linear(x, weight, bias)
+    else:
+        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        y = F.conv2d(x, weight, bias, *geometry)
+    return y.relu_() if layer.relu and relu else y
 
 
 def _call_module(model: nn.Module, name: str, args: Any, kwargs: Any) -> Any:

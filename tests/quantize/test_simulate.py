@@ -20,6 +20,7 @@ NAMES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "googlenet")
 
 @pytest.fixture(scope="module", params=NAMES)
 def case(request):
+    torch.manual_seed(0)
     model = float_model(request.param, num_classes=10)
     images = small_images(request.param, 4)
     int8 = ptq(model, images, backend="onednn", recipe="fast", progress=False)

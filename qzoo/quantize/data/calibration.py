@@ -156,7 +156,7 @@ def open_calibration(
     if isinstance(data, Calibration):
         return data
     if isinstance(data, (str, os.PathLike)):
-        return _of_folder(Path(data), images, batch_size, seed, transform, stratify)
+        data = _Folder(Path(data), transform)
     if isinstance(data, Tensor):
         data = [data]
     if isinstance(data, (list, tuple)) and data and all(isinstance(x, Tensor) for x in data):
@@ -244,13 +244,11 @@ def _of_dataset(
     transform: Callable[[Any], Tensor] | None,
     stratify: bool,
 ) -> Calibration:
-    total = len(data)
-    _check_count(total)
-    targets = targets_of(data)
-    if not stratify:
-        chosen = list(range(min(images, total)))
-    else:
-        chosen = stratified(targets if targets is not None else [0] * total, images, seed)
+    total, targets = len(data), targets_of(data)
+    chosen = list(range(min(images, total)))
+    if stratify:
+        chosen = stratified([0] * total if targets is None else targets, images, seed)
+    _check_count(len(chosen))
 
     def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
         for start in range(first * batch_size, len(chosen), step * batch_size):
@@ -259,7 +257,11 @@ def _of_dataset(
             yield _stack([image_tensor(x, transform) for x in images])
 
     def digest(count: int) -> str:
-        return hashlib.sha256(",".join(map(str, chosen[:count])).encode()).hexdigest()
+        if isinstance(data, _Folder):
+            listed = "\n".join(data.name(i) for i in chosen[:count])
+        else:
+            listed = ",".join(map(str, chosen[:count]))
+        return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
 
     files = files_of(data)
     taken = None if files is None else [files[i] for i in chosen]
@@ -347,43 +349,43 @@ def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
     return _of_tensors(kept, images, len(kept[0]))
 
 
-def _of_folder(
-    root: Path,
-    images: int,
-    batch_size: int,
-    seed: int,
-    transform: Callable[[Any], Tensor] | None,
-    stratify: bool,
-) -> Calibration:
-    if not root.is_dir():
-        raise ArgumentError(f"There is no folder {root} to take calibration images from.")
+class _Folder(Dataset[Tensor]):
+    """The pictures of a folder; of one with `train/` and `val/`, those of the first."""
+
+    def __init__(self, root: Path, transform: Callable[[Any], Tensor] | None) -> None:
+        if not root.is_dir():
+            raise ArgumentError(f"There is no folder {root} to take calibration images from.")
+        self.root, self.transform = root, needed(transform)
+        found = read_folder(halves(root).get("train", root))
+        # Pictures beside the folders of the classes belong to none, but show what there is as well.
+        self.files = [*found.beside, *found.files]
+        if not self.files:
+            raise ArgumentError(f"{root} holds no pictures ({', '.join(SUFFIXES)}).")
+        self.targets = [*[-1] * len(found.beside), *(found.labels or [0] * len(found.files))]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return transformed(self.files[index], self.transform)
+
+    def name(self, index: int) -> str:
+        """Returns where in the folder a picture lies."""
+        return Path(self.files[index]).relative_to(self.root).as_posix()
+
+
+def needed(transform: Callable[[Any], Tensor] | None) -> Callable[[Any], Tensor]:
+    """Returns the transforms that pictures of a folder go through.
+
+    Raises:
+        ArgumentError: There are none.
+    """
     if transform is None:
         raise ArgumentError(
             "This model carries no transforms, so pictures of a folder cannot be prepared for it: "
             "pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
         )
-    found = read_folder(halves(root).get("train", root))
-    # Pictures beside the folders of the classes belong to none, but show what there is as well.
-    files = [*found.beside, *found.files]
-    if not files:
-        raise ArgumentError(f"{root} holds no pictures ({', '.join(SUFFIXES)}).")
-    labels = [*[-1] * len(found.beside), *(found.labels or [0] * len(found.files))]
-    first = list(range(min(images, len(files))))
-    chosen = stratified(labels, images, seed) if stratify else first
-
-    def batches(first: int = 0, step: int = 1) -> Iterator[Tensor]:
-        for start in range(first * batch_size, len(chosen), step * batch_size):
-            paths = [files[i] for i in chosen[start : start + batch_size]]
-            yield _stack([transformed(path, transform) for path in paths])
-
-    taken = [files[i] for i in chosen]
-
-    def digest(count: int) -> str:
-        listed = "\n".join(Path(path).relative_to(root).as_posix() for path in taken[:count])
-        return hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
-
-    _check_count(len(chosen))
-    return Calibration(batches, len(chosen), batch_size, digest, seed if stratify else None, taken)
+    return transform
 
 
 def _check_count(count: int) -> None:

@@ -17,7 +17,7 @@ from ...artifact.format import ModelInfo
 from ...datasets.pairs import batch_pair, image_and_label
 from ...datasets.sources import Relabelled, open_folder
 from ...errors import ArgumentError
-from .calibration import check_images, image_tensor, stratified, targets_of
+from .calibration import check_images, image_tensor, needed, stratified, targets_of
 
 Batch = tuple[Tensor, Tensor | None]
 #: Images that take less than this are read once and kept, in bytes.
@@ -126,13 +126,8 @@ def _of_folder(
     root: Path, transform: Callable[[Any], Tensor] | None, model: ModelInfo | None
 ) -> Dataset[Any]:
     """Returns the pictures of a folder, with the model's labels where they have classes."""
-    if transform is None:
-        raise ArgumentError(
-            "This model carries no transforms, so pictures of a folder cannot be prepared for "
-            "it: pass transforms=, for example qzoo.ImageClassification(crop_size=224)."
-        )
-    found = open_folder(root)
-    pictures = found.split("test" if "test" in found.splits else "all", transform)
+    prepare, found = needed(transform), open_folder(root)
+    pictures = found.split("test" if "test" in found.splits else "all", prepare)
     if model is None or not found.classes:
         return pictures
     return Relabelled(pictures, found.labels_for(model))

@@ -17,7 +17,7 @@ from ..data import Calibration, nothing
 from ..simulate import Simulation, int8_weight
 from ..state import Quantization
 from ..steps.channels import FIXED, Channels
-from ..steps.equalize import columns_of, scale_layer
+from ..steps.equalize import columns_of, scale_channels
 
 #: Passes over the layers; the second one knows what layers further on say of a channel.
 SWEEPS = 3
@@ -51,9 +51,7 @@ def simulate(model: nn.Module, artifact: Artifact, images: Tensor | None = None)
     if not artifact.info.recipe.get("equalized_channels"):
         return simulation
     groups = Channels(state)
-    factors = _factors(state, groups, artifact)
-    for name in state.weighted():
-        scale_layer(state, name, factors[groups.inputs[name]], factors[groups.outputs[name]])
+    scale_channels(state, groups, _factors(state, groups, artifact))
     return Simulation(state.fused, artifact)
 
 
@@ -67,10 +65,7 @@ def _factors(state: Quantization, groups: Channels, artifact: Artifact) -> Tenso
     """Returns the factor of each group of channels, float32 [groups]."""
     factors = torch.ones(groups.count, dtype=torch.float32, device="cpu")
     for _ in range(SWEEPS):
-        products, squares = (
-            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
-            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
-        )
+        products, squares = torch.zeros(2, groups.count, dtype=torch.float32, device="cpu")
         for name in state.weighted():
             columns = factors[columns_of(state, name, groups.inputs[name])]
             weight = state.weight(name)

@@ -8,7 +8,7 @@ apart and together. All is measured on the logits, for which no labels are neede
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from .damage import Damage, DamageMeter
 MODES = ("int8", "float")
 #: Which part of a layer is tried. Layers without weights have outputs only.
 PARTS = ("weights", "outputs", "both")
+#: Layer, mode and part of a trial.
+Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -141,19 +143,12 @@ def measure_sensitivity(
                 break
             truth = simulation.run(images)
             whole.update(truth, simulation.run(images, simulation.int8), labels)
-            bar = tqdm(
-                total=len(trials), desc="sensitivity", unit="try", leave=False, disable=not progress
-            )
-            for mode in modes:
-                before = FLOAT if mode == "int8" else simulation.int8
-                base = simulation.values(images, before)
-                for key, after in trials.items():
-                    if key[1] == mode:
-                        logits = simulation.again(base, before, after)
-                        meters[key].update(truth, logits, labels)
-                        bar.update()
-                del base
-            bar.close()
+            with tqdm(
+                desc="sensitivity", total=len(trials), unit="try", leave=False, disable=not progress
+            ) as bar:
+                for key, logits in _tried(simulation, images, trials):
+                    meters[key].update(truth, logits, labels)
+                    bar.update()
             count += len(images)
     if not count:
         raise ArgumentError("There are no images to measure the sensitivity on.")
@@ -161,9 +156,19 @@ def measure_sensitivity(
     return Sensitivity(count, whole.result(), tuple(_entry(simulation, n, found) for n in names))
 
 
-def _entry(
-    simulation: Simulation, name: str, found: dict[tuple[str, str, str], Damage]
-) -> LayerSensitivity:
+def _tried(
+    simulation: Simulation, images: Tensor, trials: Mapping[Key, Parts]
+) -> Iterator[tuple[Key, Tensor]]:
+    """Yields the logits of every trial, those of one mode after the other."""
+    for mode, before in (("int8", FLOAT), ("float", simulation.int8)):
+        own = {key: after for key, after in trials.items() if key[1] == mode}
+        base = simulation.values(images, before) if own else {}
+        for key, after in own.items():
+            yield key, simulation.again(base, before, after)
+        del base
+
+
+def _entry(simulation: Simulation, name: str, found: Mapping[Key, Damage]) -> LayerSensitivity:
     by_mode = {
         mode: {part: found[name, mode, part] for part in PARTS if (name, mode, part) in found}
         for mode in MODES

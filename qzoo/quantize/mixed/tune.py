@@ -202,8 +202,7 @@ def tune(
     parts = _parts(data, test_data, model, chosen)
     reading, budget = _Reading(model, chosen), chosen.time_budget
     if budget:
-        most = BATCH_SHARE * budget / _seconds_of_an_image(model, parts.judged, reading)
-        reading.batch_size = max(LEAST, min(chosen.batch_size, int(most)))
+        reading.fit_batches(model, parts.judged, BATCH_SHARE * budget)
     chosen = dataclasses.replace(chosen, batch_size=reading.batch_size)
     calibration = chosen.open(parts.calibration, model)
     if budget:
@@ -234,6 +233,15 @@ class _Reading:
     def __init__(self, model: nn.Module, options: TuneOptions) -> None:
         self.info, self.transform = model_info(model), options.transforms_of(model)
         self.batch_size, self.seed = options.batch_size, options.seed
+
+    def fit_batches(self, model: nn.Module, data: Any, seconds: float) -> None:
+        """Makes batches so small that the float model takes no longer for one."""
+        begun = time.monotonic()
+        with torch.inference_mode(), eval_mode(model):
+            images, _ = next(iter(self.open(data, images=1, batch_size=1)))
+            _on_cpu(model)(images)
+        most = seconds / max(time.monotonic() - begun, 1e-6)
+        self.batch_size = max(LEAST, min(self.batch_size, int(most)))
 
     def open(self, data: Any, **settings: Any) -> LabelledImages:
         """Opens images as `open_labelled` does, with what is not named in `settings` as chosen."""
@@ -268,15 +276,6 @@ def _on_cpu(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Returns a function that takes and gives tensors on the CPU, wherever the model is."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return lambda images: model(images.to(device)).cpu()
-
-
-def _seconds_of_an_image(model: nn.Module, data: Any, reading: _Reading) -> float:
-    """Returns how long it takes to read an image and to run the float model on it."""
-    begun = time.monotonic()
-    with torch.inference_mode(), eval_mode(model):
-        images, _ = next(iter(reading.open(data, images=1, batch_size=1)))
-        _on_cpu(model)(images)
-    return max(time.monotonic() - begun, 1e-6)
 
 
 class _Parts(NamedTuple):

@@ -146,14 +146,7 @@ def prepare(
         progress=chosen.progress,
     )
     state.info = chosen.recorded(state.info)
-    prepared: InTraining
-    if chosen.flow == "pt2e":
-        prepared = prepare_pt2e(state, source)
-    else:
-        if data is not None:
-            for step in ("calibrate", "share_ranges"):
-                STEPS[step](state, chosen.plan)
-        prepared = _prepare(state, source, artifact, chosen)
+    prepared = _prepare(state, source, artifact, chosen)
     state.fused.to("meta")  # the weights are in training now; only their shapes are needed again
     keep_frozen(prepared, state.recording, model)
     prepared.to(next(model.parameters()).device)
@@ -162,8 +155,13 @@ def prepare(
 
 def _prepare(
     state: Quantization, source: nn.Module, artifact: Artifact | None, options: QATOptions
-) -> QatModel:
-    """Builds the model in training of qzoo's own flow; `state` has the first ranges, if any."""
+) -> InTraining:
+    """Builds the model in training; its first ranges come from calibration or PTQ, if given."""
+    if options.flow == "pt2e":
+        return prepare_pt2e(state, source)
+    if state.calibration.count:
+        for step in ("calibrate", "share_ranges"):
+            STEPS[step](state, options.plan)
     clips = {} if artifact is None else carry_over(state, artifact)
     norms: dict[str, nn.BatchNorm2d] = {}
     weights: Folded | Unfolded = Folded(state)

@@ -20,10 +20,23 @@ from .fake_quantize import (
 from .ranges import Ranges
 
 
-class Output(nn.Module):
-    """Rounds a layer's output to the layer's range, with ReLU if asked for.
+class Rounding(nn.Module):
+    """What rounds activations; it has no state of its own.
 
-    It has no state of its own: all ranges of a model are in its `Ranges`.
+    Attributes:
+        ranges: All ranges of the model.
+    """
+
+    ranges: Ranges
+
+    def __init__(self, ranges: Ranges) -> None:
+        super().__init__()
+        # Not as a submodule: state dicts should hold the ranges once.
+        object.__setattr__(self, "ranges", ranges)
+
+
+class Output(Rounding):
+    """Rounds a layer's output to the layer's range, with ReLU if asked for.
 
     Attributes:
         index: Which of the ranges.
@@ -31,14 +44,12 @@ class Output(nn.Module):
     """
 
     def __init__(self, ranges: Ranges, index: int, relu: bool = False) -> None:
-        super().__init__()
-        # Not as a submodule: state dicts should hold the ranges once.
-        object.__setattr__(self, "ranges", ranges)
+        super().__init__(ranges)
         self.index, self.relu = index, relu
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the rounded output; may overwrite `x` where no gradient is asked for."""
-        ranges: Ranges = self.ranges  # type: ignore[assignment]
+        ranges = self.ranges
         if self.training and ranges.moving:
             ranges.note(self.index, x, self.relu)
         if ranges.bypass:
@@ -62,32 +73,27 @@ class Input(Output):
         return super().forward(x if torch.is_grad_enabled() and x.requires_grad else x.clone())
 
 
-class Average(nn.Module):
+class Average(Rounding):
     """Rounds averages of rounded values to the grid that those lie on, as int8 kernels do."""
 
     def __init__(self, ranges: Ranges, index: int) -> None:
-        super().__init__()
-        object.__setattr__(self, "ranges", ranges)
+        super().__init__(ranges)
         self.index = index
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the rounded averages; may overwrite `x` where no gradient is asked for."""
-        ranges: Ranges = self.ranges  # type: ignore[assignment]
-        return x if ranges.bypass else round_average(x, ranges.steps(self.index).scale)
+        if self.ranges.bypass:
+            return x
+        return round_average(x, self.ranges.steps(self.index).scale)
 
 
-class Hardsigmoid(nn.Module):
+class Hardsigmoid(Rounding):
     """A hard sigmoid on the fixed grid of PyTorch's int8 kernel: 256 steps from 0 to 255/256."""
-
-    def __init__(self, ranges: Ranges) -> None:
-        super().__init__()
-        object.__setattr__(self, "ranges", ranges)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the rounded gate."""
         y = F.hardsigmoid(x)
-        ranges: Ranges = self.ranges  # type: ignore[assignment]
-        if ranges.bypass:
+        if self.ranges.bypass:
             return y
         return round_output(y, HARDSIGMOID_GRID.scale, 0.0, 255.0, False)
 

@@ -26,14 +26,15 @@ class QatPlan:
 
     Attributes:
         state: The model on its way to int8, without numbers: its `fused` is on the meta device.
+            For PT2E, calibration images in it measure what torchao leaves in float.
         index: Layer name to its range in `Ranges`.
         notes: What the artifact's recipe says of the training.
         folds: Layer name to the name of the batch norm behind it, where batch norm was kept.
     """
 
     state: Quantization
-    index: dict[str, int]
-    notes: dict[str, Any]
+    index: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
     folds: dict[str, str] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: Any) -> QatPlan:

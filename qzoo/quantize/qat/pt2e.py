@@ -25,22 +25,7 @@ from ..flows import pt2e
 from ..source.float_model import float_copy
 from ..state import Quantization
 from .convert import check_converged
-from .model import InTraining
-
-
-@dataclasses.dataclass
-class Pt2ePlan:
-    """How a model in training becomes int8; copies of the model share it.
-
-    Attributes:
-        state: The model on its way to int8, without numbers; its calibration images measure what
-            torchao leaves in float.
-    """
-
-    state: Quantization
-
-    def __deepcopy__(self, memo: Any) -> Pt2ePlan:
-        return self
+from .model import InTraining, QatPlan
 
 
 class Pt2eModel(InTraining):
@@ -50,7 +35,7 @@ class Pt2eModel(InTraining):
     holds parameters under the user's names, after "prepared.".
     """
 
-    def __init__(self, prepared: fx.GraphModule, plan: Pt2ePlan) -> None:
+    def __init__(self, prepared: fx.GraphModule, plan: QatPlan) -> None:
         super().__init__()
         self.prepared, self.plan = prepared, plan
         self._frozen = False
@@ -147,7 +132,7 @@ def prepare_pt2e(state: Quantization, source: nn.Module) -> Pt2eModel:
     plain.requires_grad_().train()
     example = next(iter(state.calibration))
     prepared = pt2e.prepare(plain, example, state.backend, keep_float=state.keep_float, is_qat=True)
-    return Pt2eModel(prepared, Pt2ePlan(state))
+    return Pt2eModel(prepared, QatPlan(state))
 
 
 def _fold(plain: nn.Module, state: Quantization) -> None:

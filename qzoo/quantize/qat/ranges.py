@@ -48,7 +48,6 @@ class Ranges(nn.Module):
         batches: Int64, 0-d: how many batches were averaged.
         observing: Whether training batches move the ranges, unless those are learned.
         readers: Index of a range to the layers with weights that read what is rounded to it.
-        synchronize: Whether processes of a process group observe one common batch.
     """
 
     minimum: Tensor
@@ -72,7 +71,6 @@ class Ranges(nn.Module):
         self.register_buffer("zero_point", torch.zeros(count, dtype=torch.int64, device="cpu"))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64, device="cpu"))
         self.observing = True
-        self.synchronize = True
         #: Whether nothing is rounded, which is how the first batch is observed.
         self.bypass = False
         self.readers: dict[int, list[nn.Module]] = {}
@@ -155,9 +153,8 @@ class Ranges(nn.Module):
         ends = self.minimum.new_zeros(2, len(self.minimum))
         ends[0].scatter_reduce_(0, index, -low, "amax")
         ends[1].scatter_reduce_(0, index, high, "amax")
-        if self.synchronize and dist.is_available() and dist.is_initialized():
-            if dist.get_world_size() > 1:
-                dist.all_reduce(ends, dist.ReduceOp.MAX)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(ends, dist.ReduceOp.MAX)  # the processes observe one common batch
         with torch.no_grad():
             share = (1.0 / (self.batches + 1).float()).clamp(min=self.momentum)
             self.minimum.lerp_(-ends[0], share)

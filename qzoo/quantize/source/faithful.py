@@ -9,23 +9,22 @@ as it is, and the graph that int8 models run, in float. They are compared module
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ...artifact.format import Artifact, ModelInfo
-from ...artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, float_weight_tensors
+from ...artifact.layers import RANGED_OPS
 from ...errors import ArgumentError, listed
 from ...models.picture_size import usual_size
 from ...native.hooks import output_hooks
 from ...native.layers import float_weights
-from ...reference.rewrite import Rewriter
-from ...reference.run import Watched
-from ...reference.trace import INPUT_AFFINE, Recording
+from ...reference.run import compute, compute_weighted
+from ...reference.trace import INPUT_AFFINE
 from .float_model import eval_copy, fuse
+from .layers import Source
 
 #: Largest difference of a module's outputs, as a share of their size: a 40th of an int8 step.
 #: Folding batch norm and the order of sums make at most 2e-6 on the zoo's builders.
@@ -34,31 +33,22 @@ TOLERANCE = 1e-4
 _NOTHING = 1e-12
 
 
-def check_same_answers(
-    model: nn.Module,
-    fused: nn.Module,
-    info: ModelInfo,
-    layers: Mapping[str, Layer],
-    recording: Recording,
-    images: Tensor,
-) -> None:
+def check_same_answers(model: nn.Module, source: Source, images: Tensor) -> None:
     """Checks that a float model computes what its int8 model will, up to rounding.
 
     Args:
         model: The user's model.
-        fused: A copy, without hooks, batch norm folded, float32.
-        info: What the int8 model will be.
-        layers: Module name to layer.
-        recording: The architecture's forward pass.
+        source: What was found of it: a copy with batch norm folded, without hooks, and the
+            architecture's forward pass.
         images: Float32 [N, 3, H, W].
 
     Raises:
         ArgumentError: It does not; the message names the place. Or it cannot process such images.
     """
-    check = _Check(model, fused, info, layers, recording)
+    check = _Check(model, source)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         found = check.compare(images)
-        if found is None and 2 * max(images.shape[2:]) < usual_size(info):
+        if found is None and 2 * max(images.shape[2:]) < usual_size(source.info):
             # Of small pictures the last layers see one pixel only, and all pools of that are alike.
             # A model that takes no other size than theirs fails here, and passes.
             with contextlib.suppress(ArgumentError):
@@ -76,33 +66,15 @@ def noise(side: int) -> Tensor:
 class _Check:
     """Compares a model with the graph that its int8 model will run; see `check_same_answers`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        fused: nn.Module,
-        info: ModelInfo,
-        layers: Mapping[str, Layer],
-        recording: Recording,
-    ) -> None:
-        self.model, self.fused, self.info = model, fused, info
+    def __init__(self, model: nn.Module, source: Source) -> None:
+        self.model, self.source = model, source
         self.own = eval_copy(model, torch.float32)
-        self.layers, self.recording = layers, recording
         self.calls = [
-            n for n in recording.graph.nodes
+            n for n in source.recording.graph.nodes
             if n.op == "call_module" and n.target != INPUT_AFFINE
         ]  # fmt: skip
-        kept = {
-            name: dataclasses.replace(layer, float=True) if layer.op in WEIGHTED_OPS else layer
-            for name, layer in layers.items()
-        }
-        tensors: dict[str, Tensor] = {}
-        for name, weight, bias in self._weights(fused):
-            tensors |= float_weight_tensors(name, weight, bias)
-        rewriter = Rewriter(Artifact(info, kept, tensors), recording, rounding=False)
-        rewriter.write()
-        self.root, self.graph = rewriter.root, rewriter.graph
         # Folding leaves no value in front of a batch norm or a ReLU that was folded in.
-        self.compared = {rewriter.done[n]: n for n in self.calls if not self._folded(n)}
+        self.compared = [n for n in self.calls if not self._folded(n)]
 
     def compare(self, images: Tensor) -> str | None:
         """Returns in words where the two part, or None.
@@ -118,11 +90,11 @@ class _Check:
         return found
 
     def _compare(self, images: Tensor, dtype: torch.dtype) -> str | None:
-        own, fused = self.own, self.fused
+        own, fused = self.own, self.source.fused
         if dtype != torch.float32:
             own = eval_copy(self.model, dtype)
             fused = fuse(own)
-        expected, logits = self._run_graph(images.to(dtype), fused, dtype)
+        expected, logits = self._expected(images.to(dtype), fused)
         comparison = _Comparison(expected)
         names = list(dict.fromkeys(str(node.target) for node in self.calls))
         there = {name for name, _ in own.named_modules()}
@@ -143,42 +115,56 @@ class _Check:
         check_all_ran([name for name in names if self._op(name) in RANGED_OPS], comparison.ran)
         return self._words(comparison, [name for name in names if name not in comparison.ran])
 
-    def _run_graph(
-        self, images: Tensor, fused: nn.Module, dtype: torch.dtype
-    ) -> tuple[dict[str, list[Tensor]], Tensor]:
-        """Returns the outputs of the graph's modules, call by call, and the logits."""
-        self.root.to(dtype)
-        for name, weight, bias in self._weights(fused):
-            self.root.get_submodule(name)._buffers.update(weight=weight)
-            if bias is not None:
-                self.root.get_submodule(name)._buffers.update(bias=bias)
-        expected: dict[str, list[Tensor]] = {}
-
-        def watch(node: fx.Node, value: Any) -> None:
-            if node in self.compared:
-                expected.setdefault(str(self.compared[node].target), []).append(value)
-
+    def _expected(self, images: Tensor, fused: nn.Module) -> tuple[dict[str, list[Tensor]], Tensor]:
+        """Returns the outputs of the architecture's modules, call by call, and the logits."""
+        values: dict[fx.Node, Any] = {}
+        *nodes, output = self.source.recording.graph.nodes
         try:
-            logits = Watched(self.root, watch, self.graph).run(images)
+            for node in nodes:
+                args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+                if node.op == "placeholder":
+                    values[node] = images
+                elif node.op == "call_module":
+                    values[node] = self._module(fused, str(node.target), *args)
+                else:
+                    values[node] = compute(fused, node, args, kwargs)
         except RuntimeError as error:
             raise cannot_process(images, error) from error
-        return expected, logits
+        expected: dict[str, list[Tensor]] = {}
+        for node in self.compared:
+            expected.setdefault(str(node.target), []).append(values[node])
+        return expected, values[output.args[0]]
 
-    def _weights(self, fused: nn.Module) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        for name, layer in self.layers.items():
-            if layer.op in WEIGHTED_OPS:
+    def _module(self, fused: nn.Module, name: str, *args: Any) -> Any:
+        """Returns what a module of the architecture gives, with the weights of `fused`."""
+        recording, layer = self.source.recording, self.source.layers.get(name)
+        if name == INPUT_AFFINE:
+            assert recording.affine is not None
+            gain, offset = (v.reshape(1, 3, 1, 1).to(args[0]) for v in recording.affine)
+            return args[0] * gain + offset
+        if layer is None:  # not in place: the input may be compared, too
+            return recording.modules[name](args[0].clone())
+        match layer.op:
+            case "conv2d" | "linear":
                 weight, bias = float_weights(fused, name)
-                yield name, weight.detach(), None if bias is None else bias.detach()
+                return compute_weighted(layer, args[0], weight, bias)
+            case "functional":
+                op, *operands = args
+                result = getattr(torch, op.removesuffix("_relu"))(*operands)
+                return F.relu(result) if op.endswith("_relu") else result
+            case "hardswish":
+                return F.hardswish(*args)
+        return args[0]
 
     def _folded(self, node: fx.Node) -> bool:
         return any(self._op(str(user.target)) == "identity" for user in node.users)
 
     def _op(self, name: str) -> str:
-        layer = self.layers.get(name)
+        layer = self.source.layers.get(name)
         return "" if layer is None else layer.op
 
     def _words(self, comparison: _Comparison, silent: Sequence[str]) -> str:
-        name = self.info.architecture
+        name = self.source.info.architecture
         text = (
             f"This model cannot be quantized: it computes something else than {name}, whose "
             "forward pass the int8 model has. "
@@ -201,7 +187,7 @@ class _Check:
         if first is not node:
             text = f"They part between {str(first.target)!r} and {name!r}"
         own = _shown(self.model.get_submodule(name))
-        builders = _shown(self.recording.modules[name])
+        builders = _shown(self.source.recording.modules[name])
         return text if own == builders else f"{text} ({own} instead of {builders})"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,7 +55,11 @@ def float_copy(model: nn.Module) -> nn.Module:
             QuantizationWarning,
         )
     plain = without_hooks(eval_copy(model, torch.float32))
-    _check_numbers(plain)
+    for name, key in _not_finite(plain):
+        raise ArgumentError(
+            f"The tensor '{name}.{key}' of this model has values that are not finite (NaN or "
+            "infinity): go back to a checkpoint from before its training diverged."
+        )
     return plain
 
 
@@ -111,13 +116,11 @@ def fuse(plain: nn.Module) -> nn.Module:
             "modules; a subclass that changes blocks needs a fuse_model(is_qat=None) that fits "
             "them."
         ) from None
-    for name, module in fused.named_modules():
-        for key, tensor in _numbers(module):
-            if not is_finite(tensor):
-                raise ArgumentError(
-                    f"Folding batch norm into {name!r} gives a {key} that is not finite: a "
-                    "variance below 0 or numbers too large for float32."
-                )
+    for name, key in _not_finite(fused):
+        raise ArgumentError(
+            f"Folding batch norm into {name!r} gives a {key} that is not finite: a variance below "
+            "0 or numbers too large for float32."
+        )
     return fused.requires_grad_(False)
 
 
@@ -160,24 +163,17 @@ def _check_stored(model: nn.Module) -> None:
                     )
 
 
-def _check_numbers(model: nn.Module) -> None:
-    """Checks that what becomes part of an int8 model is finite.
-
-    Raises:
-        ArgumentError: A tensor is not; the message names it.
-    """
-    for name, module in model.named_modules():
-        for key, tensor in _numbers(module):
-            if not is_finite(tensor):
-                raise ArgumentError(
-                    f"The tensor '{name}.{key}' of this model has values that are not finite (NaN "
-                    "or infinity): go back to a checkpoint from before its training diverged."
-                )
-
-
 def _numbers(module: nn.Module) -> list[tuple[str, Tensor]]:
     own = {**module._parameters, **module._buffers}
     return [(key, value) for key in _NUMBERS if (value := own.get(key)) is not None]
+
+
+def _not_finite(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields module and name of what becomes part of an int8 model and is not finite."""
+    for name, module in model.named_modules():
+        for key, tensor in _numbers(module):
+            if not is_finite(tensor):
+                yield name, key
 
 
 def is_finite(tensor: Tensor) -> bool:

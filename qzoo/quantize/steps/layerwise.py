@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 from tqdm import tqdm
 
 from ...artifact.grid import HARDSIGMOID_GRID
-from ...reference.run import compute, last_uses, not_in_place
+from ...reference.run import compute, compute_weighted, last_uses, not_in_place
 from ..state import Quantization
 
 #: What the values between layers may take in memory, in bytes; it bounds the images used.
@@ -67,9 +66,7 @@ class Site:
     int8_inputs: list[Integers]
 
 
-def walk(
-    state: Quantization, visit: Callable[[Site], None], title: str, images: int | None = None
-) -> int:
+def walk(state: Quantization, visit: Callable[[Site], None], title: str) -> int:
     """Runs both models over calibration images, layer by layer.
 
     Args:
@@ -78,11 +75,10 @@ def walk(
         visit: Called at every layer with weights that is not kept in float, in the order of the
             forward pass; may change that layer's `state.rounded` and `state.biases`.
         title: What the progress bar is called.
-        images: How many images to use at most; in any case no more than `MEMORY` holds.
 
     Returns:
-        How many images were used. Where the calibration's time for such work is over, the layers
-        that are left are not visited, which `state.notes` says.
+        How many images were used: no more than `MEMORY` holds. Where the calibration's time for
+        such work is over, the layers that are left are not visited, which `state.notes` says.
     """
     if state.calibration.work_is_over():
         state.notes["stopped_early"] = title
@@ -92,12 +88,11 @@ def walk(
     last = last_uses(nodes)
     weighted = set(state.weighted()) - state.keep_float
     with torch.inference_mode():
-        batches = _take(state, pair, images)
+        batches = _take(state, pair)
         floats: dict[fx.Node, list[Any]] = {}
         int8s: dict[fx.Node, list[Any]] = {}
-        for node in tqdm(nodes, desc=title, unit="layer", leave=False, disable=not state.progress):
-            if node.op == "output":
-                break
+        hidden = not state.progress
+        for node in tqdm(nodes[:-1], desc=title, unit="layer", leave=False, disable=hidden):
             if node.op == "placeholder":
                 floats[node] = int8s[node] = batches
                 continue
@@ -143,7 +138,8 @@ class _Pair:
         args: Any = fx.map_arg(node.args, real)
         kwargs: Any = fx.map_arg(node.kwargs, real)
         if node.op == "call_module" and name in self.weighted:
-            result = apply(self.state, name, args[0], self.state.dequantized(name))
+            weight, bias = self.state.dequantized(name), self.state.int8_bias(name)
+            result = compute_weighted(self.state.layers[name], args[0], weight, bias)
         else:
             result = compute(self.state.fused, node, args, kwargs)
         if node.op == "call_module" and name in self.state.ranges:
@@ -162,28 +158,9 @@ class _Pair:
         return Integers.of(result, *grid)
 
 
-def apply(state: Quantization, name: str, x: Tensor, weight: Tensor, relu: bool = True) -> Tensor:
-    """Returns what a layer with weights gives, float32.
-
-    Args:
-        state: The model, whose int8 bias is used.
-        name: The layer.
-        x: Its input, float32.
-        weight: The weight to compute with, of the layer's shape.
-        relu: Whether to apply the layer's ReLU, if it has one.
-    """
-    layer, bias = state.layers[name], state.int8_bias(name)
-    if layer.op == "linear":
-        y = F.linear(x, weight, bias)
-    else:
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        y = F.conv2d(x, weight, bias, *geometry)
-    return y.relu_() if layer.relu and relu else y
-
-
-def _take(state: Quantization, pair: _Pair, images: int | None) -> list[Tensor]:
-    """Returns as many batches of calibration images as are wanted and fit into `MEMORY`."""
-    most = state.calibration.count if images is None else images
+def _take(state: Quantization, pair: _Pair) -> list[Tensor]:
+    """Returns as many batches of calibration images as fit into `MEMORY`."""
+    most = state.calibration.count
     batches: list[Tensor] = []
     for batch in state.calibration:
         if not batches:
@@ -200,12 +177,9 @@ def _most_live(state: Quantization, pair: _Pair, image: Tensor) -> int:
     last = last_uses(nodes)
     values: dict[fx.Node, Any] = {}
     most = 1
-    for node in nodes:
-        if node.op == "output":
-            break
-        values[node] = (
-            image if node.op == "placeholder" else pair.float_call(node, values.__getitem__)
-        )
+    for node in nodes[:-1]:
+        first = node.op == "placeholder"
+        values[node] = image if first else pair.float_call(node, values.__getitem__)
         # Parts of a split tensor share its memory.
         live = {
             id(t.untyped_storage()): t.untyped_storage().nbytes() // t.element_size()
