@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,3 +22,10 @@ def _same_start() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.backends.quantized.engine = engine
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pkgutil
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import qzoo
+from tests.helpers.calling import python
 from tests.helpers.places import PACKAGE, ROOT
 
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "references" / "README.md"]
@@ -47,8 +46,7 @@ def public_modules(package: str, path: Path) -> list[str]:
 @pytest.mark.parametrize("name", ["qzoo.quantize.ptq", "qzoo.export.openvino.export_openvino"])
 def test_import_qzoo_is_enough_in_a_fresh_process(name: str) -> None:
     code = f"import qzoo, sys; assert 'torch' not in sys.modules; print(callable({name}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
+    assert python("-c", code).stdout == "True\n"
 
 
 @pytest.mark.parametrize("name", DOCUMENTED)

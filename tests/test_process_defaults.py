@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from qzoo.export import to_onnx
 from qzoo.export.torch_export import export_torch
 from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.importers.pth import read_checkpoint
-from qzoo.native.model import from_native
+from qzoo.native.model import from_native, to_native
 from qzoo.quantize import ptq, qat, quantize_dynamic, quantize_weight_only
 from qzoo.reference import build_reference
 from tests.helpers import zoo
@@ -58,7 +59,7 @@ class Things:
         self.data = [(x, int(y)) for x, y in zip(self.images, self.labels, strict=True)]
         self.model: Any = zoo.float_model(NAME, num_classes=5)
         self.artifact = from_native(ptq(self.model, self.images, recipe="fast", progress=False))
-        self.int8: Any = qzoo.artifact.native.to_native(self.artifact)
+        self.int8: Any = to_native(self.artifact)
         self.file, self.float_file = folder / "int8.safetensors", folder / "float.safetensors"
         qzoo.save(self.int8, self.file)
         save_float(self.model, self.float_file)
@@ -97,12 +98,16 @@ def exported(t: Things) -> str:
     return str(path)
 
 
+def loaded(engine: str, t: Things) -> Tensor:
+    return qzoo.load(t.file, backend=engine)(t.images)
+
+
 def runs(path: str, t: Things) -> Tensor:
     return torch.export.load(path).module()(t.images)
 
 
 JOBS: dict[str, Callable[[Things], Any]] = {
-    **{f"load for {e}": lambda t, e=e: qzoo.load(t.file, backend=e)(t.images) for e in zoo.ENGINES},
+    **{f"load for {engine}": partial(loaded, engine) for engine in zoo.ENGINES},
     "build": lambda t: zoo.uncalibrated("mobilenet_v3_small")(t.images),
     "torch": lambda t: compiled(t, "torch"),
     "onnxruntime": lambda t: compiled(t, "onnxruntime"),

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.calling import python
 from tests.helpers.places import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_tables_are_up_to_date() -> None:
-    command = [sys.executable, str(ROOT / "references" / "readme_tables.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python(ROOT / "references" / "readme_tables.py", "--check")
 
 
 def test_the_two_commands_are_what_ci_runs() -> None:
@@ -59,10 +56,7 @@ def test_snippets_run_in_what_the_first_command_sets_up(tmp_path: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         if 'source="local"' in code:  # a hundred megabytes to download
             continue
-        done = subprocess.run(
-            [sys.executable, "-c", blocked + code], capture_output=True, text=True, cwd=tmp_path
-        )
-        assert done.returncode == 0, code + done.stderr
+        python("-c", blocked + code, cwd=tmp_path)
 
 
 OTHERS = [
@@ -72,7 +66,4 @@ OTHERS = [
 
 @pytest.mark.parametrize("code", [code for code in OTHERS if "# offline" in code])
 def test_offline_code_runs(code: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr
+    python("-c", code, cwd=tmp_path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +13,7 @@ import torch
 
 import qzoo
 from qzoo.registry import register_model
+from tests.helpers.calling import python
 from tests.helpers.places import ROOT
 from tests.helpers.zoo import BUILDERS, TORCHVISION, uncalibrated
 
@@ -158,11 +157,7 @@ def test_torch_hub_takes_the_package_beside_hubconf(tmp_path: Path) -> None:
         "assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 2);"
         "import qzoo; print(qzoo.__file__)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT)],
-        capture_output=True, text=True, cwd=tmp_path, check=False, env=dict(os.environ),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = python("-c", code, ROOT, cwd=tmp_path)
     assert done.stdout.strip() == str(ROOT / "qzoo" / "__init__.py")
 
 

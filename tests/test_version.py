@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 import qzoo
 from qzoo.native.model import package_versions
 from qzoo.runtimes.choice import version
+from tests.helpers.calling import python
 from tests.helpers.places import ROOT
 
 
@@ -21,7 +20,4 @@ def test_version() -> None:
 
 def test_python_m_qzoo() -> None:
     for arguments, words in ((["--version"], qzoo.__version__), (["--help"], "python -m qzoo")):
-        done = subprocess.run(
-            [sys.executable, "-m", "qzoo", *arguments], capture_output=True, text=True
-        )
-        assert done.returncode == 0 and words in done.stdout, done.stderr
+        assert words in python("-m", "qzoo", *arguments).stdout

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 import qzoo
 from qzoo._core import strict_json
 from qzoo._core.files import File
 from qzoo.artifact.layers import LARGEST_SCALE, SMALLEST_SCALE
 from qzoo.artifact.tensor_file import read_tensors
-from qzoo.cli import main
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
 from tests.helpers.artifact_parts import Parts, checksum, put_together, take_apart, tiny_artifact
+from tests.helpers.commands import invoke
 
 PRESET = qzoo.transforms.ImageClassification(crop_size=32, resize_size=36).to_dict()
 Change = Callable[[Parts], object]
@@ -268,8 +267,7 @@ def test_verify_goes_on_after_any_bad_file(
         return check(path)
 
     monkeypatch.setattr(convert, "check_model", failing)
-    arguments = ["verify", str(tmp_path / "empty"), str(folder), str(tmp_path / "missing.pth")]
-    result = CliRunner().invoke(main, arguments)
+    result = invoke("verify", tmp_path / "empty", folder, tmp_path / "missing.pth")
     lines = [line for line in result.output.splitlines() if line.startswith(("ok", "BAD"))]
     assert result.exit_code == 2
     assert [line[:3] for line in lines] == ["BAD"] * 6 + ["ok ", "BAD"], result.output

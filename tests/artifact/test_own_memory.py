@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from qzoo.importers.pth import read_checkpoint
 from qzoo.native.model import from_native, to_native
 from qzoo.sharing.convert import check_model, read_any, read_model, state_dict_bytes
 from tests.helpers.artifact_parts import TINY
+from tests.helpers.calling import python
 from tests.helpers.zoo import quiet, small_images, uncalibrated
 
 
@@ -149,15 +150,17 @@ def test_reading_opens_a_file_once(tmp_path: Path) -> None:
     made, path = artifact(1), tmp_path / "model.safetensors"
     made.write(path)
     for call in (qzoo.load, qzoo.Artifact.read, read_model, check_model):
-        assert count_opens(path, lambda call=call: call(path)) == 1, call
+        assert count_opens(path, partial(call, path)) == 1, call
     state = tmp_path / "state.pth"
     state.write_bytes(state_dict_bytes(artifact(1)))
-    for reader in (read_checkpoint, check_model, read_model, read_any):
-        assert count_opens(state, lambda reader=reader: reader(state)) == 1, reader
+    readers: list[Any] = [read_checkpoint, check_model, read_model, read_any]
+    for reader in readers:
+        assert count_opens(state, partial(reader, state)) == 1, reader
     floats = tmp_path / "float.safetensors"
     checkpoint.save_float(qzoo.mobilenet_v2(**TINY), floats)
-    for reader in (checkpoint.load_float, checkpoint.is_float_checkpoint, check_model, read_any):
-        assert count_opens(floats, lambda reader=reader: reader(floats)) == 1, reader
+    readers = [checkpoint.load_float, checkpoint.is_float_checkpoint, check_model, read_any]
+    for reader in readers:
+        assert count_opens(floats, partial(reader, floats)) == 1, reader
 
 
 def test_readers_beside_atomic_writers_see_whole_files(tmp_path: Path) -> None:
@@ -231,11 +234,5 @@ def test_cutting_a_loaded_file_short_kills_no_process(tmp_path: Path) -> None:
         artifact.write({str(path)!r})
         print("alive")
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0 and "alive" in done.stdout, done.stderr
+    assert "alive" in python("-W", "ignore", "-c", textwrap.dedent(code)).stdout
     assert path.read_bytes() == (tmp_path / "kept.safetensors").read_bytes()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 
+from tests.helpers.calling import python
 from tests.helpers.places import BENCHMARKS
 
 PAGES = ("agreement_page", "latency_page")
@@ -25,9 +24,7 @@ def modules() -> Iterator[dict[str, ModuleType]]:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_tables_are_up_to_date(name: str) -> None:
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    python(BENCHMARKS / f"{name}.py", "--check")
 
 
 def test_changed_figures_and_missing_tables_are_noticed(modules: dict[str, ModuleType]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,8 @@ CLASSES = [f"digit {i}" for i in range(10)]
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
 
 
 def test_every_format_has_an_ending_of_its_own() -> None:
@@ -99,7 +99,7 @@ def test_export_takes_the_format_from_the_ending(name: str, kind: str) -> None:
 @pytest.mark.parametrize("backend", qzoo.BACKENDS)
 def test_nothing_is_lost_by_way_of_torchvisions_state_dict(backend: str) -> None:
     torch.manual_seed(0)
-    model = qzoo.shufflenet_v2_x0_5(num_classes=10).eval()
+    model: Any = qzoo.shufflenet_v2_x0_5(num_classes=10).eval()
     model.classes = CLASSES
     model.transforms = qzoo.ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1.transforms
     images = torch.randn(4, 3, 64, 64)
@@ -126,7 +126,7 @@ def test_a_float_models_names_survive_too() -> None:
 )
 def test_a_damaged_note_is_one_sentence(note: str) -> None:
     native = qzoo.load(INT8)
-    state = native.state_dict()
+    state: Any = native.state_dict()
     state._metadata["qzoo"] = {"info": note}
     torch.save(state, "mine.pth")
     with pytest.raises(qzoo.QzooError, match=r"note|wrong type"):

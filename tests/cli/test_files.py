@@ -25,7 +25,7 @@ import qzoo
 from qzoo.native.model import model_info
 from qzoo.sharing import pretrained
 from qzoo.sharing.convert import guess_architecture
-from tests.helpers.commands import invoke as run
+from tests.helpers.commands import invoke
 
 DIGITS = "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1"
 
@@ -40,7 +40,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def good(*args: object) -> str:
-    result = run(*args)
+    result = invoke(*args)
     assert result.exit_code == 0, result.output
     return result.stdout
 
@@ -48,7 +48,7 @@ def good(*args: object) -> str:
 def refused(*args: object) -> str:
     """The one sentence with which a command ends, having written nothing."""
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
-    result = run(*args)
+    result = invoke(*args)
     assert result.exit_code == 2 and "Traceback" not in result.output
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
     lines = result.stderr.strip().splitlines()
@@ -245,7 +245,7 @@ def test_download_verify_and_clear(mirror, own_cache, monkeypatch):
     assert all(row["complete"] and row["size"] > 0 for row in listing)
     assert "Cache: 2 files" in good("cache")
     Path(default).write_bytes(b"damaged")
-    result = run("verify")
+    result = invoke("verify")
     assert result.exit_code == 2 and f"BAD  {default} is damaged" in result.stdout
     assert "ok   ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1" in result.stdout
     assert "Removed: 2 files" in good("cache", "--clear")
@@ -257,9 +257,9 @@ def test_downloads_that_cannot_be(mirror, monkeypatch):
     assert "Unknown model" in refused("download", "resnet51")
     assert "has no member" in refused("download", "resnet50", "--weights", "V9")
     assert "has no member" in refused("download", "wide_resnet50_2", "--weights", "all")
-    assert "404" in run("download", "resnet18").stderr
+    assert "404" in invoke("download", "resnet18").stderr
     monkeypatch.setenv("QZOO_OFFLINE", "1")
-    assert "QZOO_OFFLINE is set" in run("download", "resnet18").stderr
+    assert "QZOO_OFFLINE is set" in invoke("download", "resnet18").stderr
     assert good("download", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1").strip() == str(
         digits().file()
     )
@@ -278,7 +278,7 @@ def test_verify_files_and_folders(own):
     Path("bad/net-0123abcd.pth").write_bytes(own.read_bytes())
     torch.save({"step": torch.ones(1)}, "bad/other.pt")
     assert good("verify", own, "good.safetensors").count("ok   ") == 2
-    result = run("verify", "bad", "good.safetensors", "gone.pth")
+    result = invoke("verify", "bad", "good.safetensors", "gone.pth")
     assert result.exit_code == 2
     lines = result.stdout.splitlines()
     assert len(lines) == 6

@@ -29,9 +29,9 @@ from tests.helpers.places import DIGITS, PACKAGE
 HOSTILE = "\x1b[31m\r\n\t\x00\x7f\x9b2J\u202eexe\u2066\u200e\u2028[red]x[/red]:smile:"
 
 
-def run(*words: object) -> tuple[int, str]:
-    """Runs a command; returns its exit code and all that it printed."""
-    result = invoke(*words)
+def run(*args: object) -> tuple[int, str]:
+    """Runs a command in this process; returns its exit code and all that it printed."""
+    result = invoke(*args)
     return result.exit_code, result.stdout + result.stderr
 
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import qzoo
 from qzoo.importers.checkpoint import load_float, save_float
-from tests.helpers import places
 from tests.helpers.commands import run
+from tests.helpers.places import DIGITS, INT8
 
-ARTIFACT = places.INT8
-PICTURE = str(places.DIGITS[0])
+PICTURE = str(DIGITS[0])
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int8 and a float model, in every place where qzoo writes one."""
     root = tmp_path_factory.mktemp("places")
-    shutil.copy(ARTIFACT, root / "mine.safetensors")
-    native = qzoo.load(ARTIFACT)
+    shutil.copy(INT8, root / "mine.safetensors")
+    native = qzoo.load(INT8)
     native.save_pretrained(root / "shared")
     model = qzoo.shufflenet_v2_x0_5(num_classes=10)
     save_float(
@@ -31,22 +31,21 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("run", "only-float"):
         (root / name).mkdir()
         shutil.copy(root / "float.safetensors", root / name / "model.safetensors")
-    shutil.copy(ARTIFACT, root / "run" / "int8.safetensors")
+    shutil.copy(INT8, root / "run" / "int8.safetensors")
     (root / "nothing").mkdir()
     assert run("convert", root / "mine.safetensors", root / "int8.pth")[0] == 0
     return root
 
 
 @pytest.fixture(autouse=True)
-def _here(places: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _here(places: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(places)
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
 
 
-INT8 = ("mine.safetensors", "int8.pth", "shared", "shared/", "run", "./run")
+MODELS = ("mine.safetensors", "int8.pth", "shared", "shared/", "run", "./run")
 
 
-@pytest.mark.parametrize("model", INT8)
+@pytest.mark.parametrize("model", MODELS)
 def test_commands_take_an_int8_model_in_every_place(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,8 +64,13 @@ def test_commands_take_an_int8_model_in_every_place(
     options = ("--size", 32, "--rounds", 1, "--no-memory", "--runtime", "torch", "--json")
     code, out, err = run("benchmark", model, *options)
     assert code == 0 and json.loads(out)[0]["runtime"] == "torch", err
-    pushed = []
-    monkeypatch.setattr("qzoo.sharing.push_to_hub", lambda *args, **_: pushed.append(args) or "url")
+    pushed: list[Any] = []
+
+    def push(*args: Any, **_: Any) -> str:
+        pushed.append(args)
+        return "url"
+
+    monkeypatch.setattr("qzoo.sharing.push_to_hub", push)
     code, out, err = run("push", model, "org/name", "--json")
     assert code == 0 and json.loads(out) == {"repo": "org/name", "commit": "url"}, err
     assert qzoo.as_artifact(pushed[0][0]).info.architecture == "shufflenet_v2_x0_5"

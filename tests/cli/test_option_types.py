@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from qzoo._core.option_types import Number, Whole
 from qzoo.cli import main
+from tests.helpers.commands import invoke
 
 OPTIONS = [
     (name, option)
@@ -24,7 +24,7 @@ def test_every_number_is_bounded(command: str, option: click.Parameter) -> None:
     if isinstance(option.type, Whole):
         texts += [str(10**30), "1.5", "-1"]
     for text in texts:
-        result = CliRunner().invoke(main, [command, option.opts[0], text])
+        result = invoke(command, option.opts[0], text)
         assert result.exit_code == 2, (text, result.output)
         assert "Invalid value for" in result.stderr and "Traceback" not in result.stderr
 
@@ -36,7 +36,7 @@ def test_there_are_numbers() -> None:
 @pytest.mark.parametrize("option", ["--threads", "--batch"])
 @pytest.mark.parametrize("text", ["0", "1,x", ",", str(10**30), "9" * 5000, "1,nan"])
 def test_lists_of_numbers(option: str, text: str) -> None:
-    result = CliRunner().invoke(main, ["benchmark", "resnet18", option, text])
+    result = invoke("benchmark", "resnet18", option, text)
     assert result.exit_code == 2 and "Invalid value for" in result.stderr
 
 

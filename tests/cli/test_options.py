@@ -26,6 +26,7 @@ from qzoo.quantize.flows import FLOWS
 from qzoo.quantize.recipes import RECIPES
 from qzoo.runtimes.api import RUNTIMES
 from tests.helpers import places
+from tests.helpers.calling import python
 from tests.helpers.commands import run
 
 INT8 = str(places.INT8)
@@ -144,8 +145,7 @@ for words in commands:
 assert "Did you mean" in CliRunner().invoke(main, ["info", "resnet5"]).stderr
 assert not {"torch", "torchvision", "numpy"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python("-c", code)
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,8 @@ from qzoo.transforms import ImageClassification
 from tests.helpers import places, trained
 from tests.helpers.commands import run
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 ZOO = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,8 @@ from qzoo.transforms import ImageClassification
 from tests.helpers.commands import run
 from tests.helpers.places import DIGITS
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 MODEL = ("shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
 
 
 def test_benchmark_json() -> None:

@@ -21,7 +21,6 @@ from torchvision.datasets import ImageFolder
 import qzoo
 from qzoo.artifact.format import Artifact
 from qzoo.artifact.seen import Notes, file_sha256, noted
-from qzoo.datasets import Digits
 from qzoo.datasets.digits import digits_transforms
 from qzoo.errors import QuantizationWarning
 from qzoo.importers.checkpoint import load_float, save_float
@@ -29,14 +28,14 @@ from qzoo.native.model import model_info
 from qzoo.quantize import ptq, tune
 from qzoo.quantize.recipes import Recipe
 from tests.helpers import trained
-from tests.helpers.commands import invoke as run
+from tests.helpers.commands import invoke
+from tests.helpers.pictures import NAMES, write_digits
 
-NAMES = ("eight", "one", "seven", "zero")
 SIZE = 32
 
 
 def figures(*words: object) -> tuple[dict[str, Any], str]:
-    done = run(*words, "--json")
+    done = invoke(*words, "--json")
     assert done.exit_code == 0, (done.output, done.exception)
     return json.loads(done.stdout), done.stderr
 
@@ -44,16 +43,7 @@ def figures(*words: object) -> tuple[dict[str, Any], str]:
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten pictures of each of four digits; not to be changed."""
-    root = tmp_path_factory.mktemp("seen") / "photos"
-    numbers = dict(zip((8, 1, 7, 0), NAMES, strict=True))
-    data, count = Digits("train"), dict.fromkeys(numbers, 0)
-    for index, label in enumerate(data.targets):
-        if label in numbers and count[label] < 10:
-            folder = root / numbers[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            data[index][0].save(folder / f"{count[label]}.png")
-            count[label] += 1
-    return root
+    return write_digits(tmp_path_factory.mktemp("seen") / "photos", 10)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +174,7 @@ def test_tune_judges_on_other_pictures(
     assert (row["calibration_images"], row["images"]) == (32, 8)
     found, _ = figures("evaluate", out, "--data", photos)
     assert found["n"] == 8 and found["top1"] == row["top1"], "none of them calibrated"
-    done = run("tune", tuned_run[0] / "model.safetensors", *common)
+    done = invoke("tune", tuned_run[0] / "model.safetensors", *common)
     assert done.exit_code == 0, done.output
     assert "calibrated on 32 pictures, judged on 8 others (photos (not trained on))" in done.stdout
     # Pictures without classes are divided as well.
@@ -237,7 +227,7 @@ def test_what_was_seen_before_stays_seen(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "earlier.safetensors"
     seen = noted({}, "training", [hashlib.sha256(b"of another folder").digest()])
     save_float(trained.digits_model("shufflenet_v2_x0_5"), path, seen=seen)
-    done = run(
+    done = invoke(
         "finetune", photos, "--checkpoint", path, "--size", SIZE, "--epochs", 1, "--threads", 1,
         "--augment", "none", "--float", "-o", tmp_path / "run",
     )  # fmt: skip

@@ -21,8 +21,7 @@ NAME = "shufflenet_v2_x0_5"
 
 
 @pytest.fixture(autouse=True)
-def _own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
+def _own_place(own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QZOO_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
 
@@ -65,8 +64,8 @@ def test_quantize_and_evaluate_take_a_state_dict(
 def test_analyze_and_tune_take_a_state_dict(state: dict[str, torch.Tensor], photos: Path) -> None:
     torch.save(state, "mine.pth")
     assert run("quantize", "mine.pth", photos, "-o", "int8.safetensors", "--images", 4)[0] == 0
-    options = ("--images", 4, "--sensitivity-images", 1, "--json")
-    code, text, err = run("analyze", "mine.pth", "int8.safetensors", photos, *options)
+    few = ("--images", 4, "--sensitivity-images", 1, "--json")
+    code, text, err = run("analyze", "mine.pth", "int8.safetensors", photos, *few)
     assert code == 0 and json.loads(text)["architecture"] == NAME, err
     options = ("--max-drop", 100, "--images", 4, "-o", "tuned.safetensors", "--json")
     code, text, err = run("tune", "mine.pth", photos, *options)

@@ -19,6 +19,7 @@ from qzoo.datasets import FRACTALS_STANDARD, Fractals, ifs
 from qzoo.datasets import fractals as module
 from qzoo.datasets.fractals import fractal_system, fractals_transforms
 from qzoo.errors import ArgumentError
+from tests.helpers.obstacles import OBSTACLES, put
 
 #: Small, but with images of two chunks.
 SMALL: dict[str, Any] = {"classes": 3, "images_per_class": 60, "size": 16, "progress": False}
@@ -221,27 +222,19 @@ def _bomb(path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and links are made as on Unix")
-@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "second name", "bomb"])
-def test_whatever_lies_where_the_images_belong(kind: str, home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [*OBSTACLES, "bomb"])
+def test_whatever_lies_where_the_images_belong(kind: str, home: Path) -> None:
     first = Fractals("test", **SMALL)
     (path,) = (home / "datasets").iterdir()
     path.unlink()
-    outside = tmp_path / "outside.npz"
-    outside.write_bytes(b"mine")
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        (path / "full").mkdir(parents=True)
-    elif kind == "link":
-        path.symlink_to(outside)
-    elif kind == "second name":
-        os.link(outside, path)
-    else:
+    outside = None if kind == "bomb" else put(kind, path)
+    if outside is None:
         _bomb(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again = Fractals("test", **SMALL)
-    assert np.array_equal(again.images, first.images) and outside.read_bytes() == b"mine"
+    assert np.array_equal(again.images, first.images)
+    assert outside is None or outside.read_bytes() == b"mine"
     assert path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from qzoo.reference import build_reference
 from qzoo.registry import list_models
 from qzoo.transforms import ImageClassification
 from tests.helpers import zoo
+from tests.helpers.calling import python
 
 PIXELS = 64
 TRANSFORMS = ImageClassification(crop_size=PIXELS, resize_size=72).to_dict()
@@ -59,13 +58,7 @@ def run_elsewhere(kind: str, path: Path, images: Tensor) -> tuple[Tensor, dict[s
     """Runs a file by its own consumer in a fresh process; returns logits and metadata."""
     data = path.with_suffix(".data")
     torch.save(images, data)
-    done = subprocess.run(
-        [sys.executable, "-c", RUN % LOAD[kind], str(path), str(data)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    python("-c", RUN % LOAD[kind], path, data)
     return torch.load(data)
 
 

@@ -151,14 +151,7 @@ def test_both_shapes_of_the_graph_give_the_same_answers() -> None:
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", [SMALL, "googlenet"])
 def test_concatenation_on_one_grid_moves_integers(name: str, runtime: str) -> None:
-    artifact = from_native(zoo.uncalibrated(name, backend="onednn"))
-    layers = {
-        key: dataclasses.replace(layer, scale=0.05, zero_point=0)
-        if layer.op in ("conv2d", "functional")
-        else layer
-        for key, layer in artifact.layers.items()
-    }
-    artifact = dataclasses.replace(artifact, layers=layers)
+    artifact = zoo.on_one_grid(from_native(zoo.uncalibrated(name, backend="onednn")))
     reference, x = build_reference(artifact), zoo.small_images(name)
     proto = to_onnx(reference, input_size=32, runtime=runtime)
     for node in proto.graph.node:

@@ -1,44 +1,44 @@
-"""How tests call reference scripts in this process, and what they expect of them."""
+"""How tests call reference scripts and Python, and what they expect of them."""
 
 from __future__ import annotations
 
 import csv
 import importlib
-import random
+import os
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
+from tests.helpers.commands import call_command
 from tests.helpers.places import REFERENCES
 
 
-@contextmanager
-def untouched_process() -> Iterator[None]:
-    """Undoes what a script sets for its process: threads and random states."""
-    threads = torch.get_num_threads()
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
+def python(
+    *words: object, cwd: Path | None = None, timeout: float = 280, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs this Python in a process of its own, on one thread, and requires that it does well."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 def call(script: str, *options: object) -> Result:
     """Runs a script as if from the command line."""
-    words = list(map(str, options))
-    with pytest.MonkeyPatch.context() as patch, untouched_process():
+    with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(REFERENCES))
-        patch.setattr(sys, "argv", [f"{script}.py", *words])
-        return CliRunner().invoke(importlib.import_module(script).main, words)
+        command = importlib.import_module(script).main
+        return call_command(command, f"{script}.py", *options)
 
 
 def succeed(script: str, *options: object) -> str:

@@ -1,22 +1,21 @@
 """Trains in double precision in two processes and in one; for test_distributed.py.
 
-python parallel.py PICTURES FOLDER
+python -m tests.helpers.parallel PICTURES FOLDER
 
 Writes FOLDER/1.pt and FOLDER/2.pt: the loss of every step, and the weights and buffers.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from qzoo import training
 from qzoo.training import sources
 from qzoo.training.distributed import data_parallel, synchronize_batch_norm
+from tests.helpers.groups import run_groups
 
 BATCH = 16
 
@@ -44,29 +43,16 @@ def train(pictures: str, rank: int, world: int) -> dict[str, Any]:
     return {"losses": losses, "state": model.state_dict()}
 
 
-def work(pictures: str, folder: Path, rank: int, world: int) -> None:
-    """Is what every process does."""
-    if world > 1:
-        store = dist.FileStore(str(folder / "store"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    found = train(pictures, rank, world)
-    if rank == 0:
-        torch.save(found, folder / f"{world}.pt")
-
-
 def main() -> None:
     """Starts the processes and waits for them."""
-    pictures, folder = sys.argv[1:]
-    torch.set_num_threads(1)
-    children = []
-    for rank, world in ((0, 1), (0, 2), (1, 2)):
-        pid = os.fork()
-        if not pid:
-            work(pictures, Path(folder), rank, world)
-            os._exit(0)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    sys.exit(max(map(abs, codes)))
+    pictures, folder = sys.argv[1], Path(sys.argv[2])
+
+    def work(rank: int, world: int) -> None:
+        found = train(pictures, rank, world)
+        if rank == 0:
+            torch.save(found, folder / f"{world}.pt")
+
+    run_groups(work, folder, 1, 2)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch.ao import quantization as tq
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import quantization as tv
+
+from tests.helpers import zoo
 
 #: torchvision's 12 quantized builders and the backend of the weights that each publishes last.
 BUILDERS = {
@@ -53,12 +54,8 @@ def pictures(name: str, count: int = 2, seed: int = 0) -> Tensor:
 def quiet() -> Iterator[None]:
     """Hides PyTorch's notices, and gives back engine and random state."""
     engine = torch.backends.quantized.engine
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            torch.backends.quantized.engine = engine
+    with zoo.engine(engine), zoo.quiet(), torch.random.fork_rng(devices=[]):
+        yield
 
 
 @contextlib.contextmanager

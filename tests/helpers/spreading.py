@@ -1,11 +1,10 @@
 """Quantizes in several processes at once; for test_ranks.py.
 
-python spreading.py FOLDER WORLD
+python -m tests.helpers.spreading FOLDER WORLD
 
 Writes FOLDER/WORLD-RANK.safetensors for every process, and FOLDER/observers-WORLD.pt.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import qzoo
 from qzoo.native.model import from_native
 from qzoo.quantize import OBSERVERS, make_observer
 from qzoo.quantize.steps.ranks import all_reduce_ranges, spread_calibration
+from tests.helpers.groups import run_groups
 
 
 def batches() -> list[torch.Tensor]:
@@ -40,38 +40,30 @@ def observe(rank: int, world: int) -> dict[str, list[torch.Tensor]]:
     }
 
 
-def work(folder: Path, rank: int, world: int) -> None:
-    """Is what every process does."""
-    if world > 1:
-        store = dist.FileStore(str(folder / f"store-{world}"), world)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    found = observe(rank, world)
-    if rank == 0:
-        torch.save(found, folder / f"observers-{world}.pt")
+def quantize() -> bytes:
+    """Returns the artifact that processes make together, or one alone."""
     torch.manual_seed(0)
     model = qzoo.mobilenet_v2(num_classes=10, width_mult=0.25).eval()
     with spread_calibration():
         int8 = qzoo.quantize.ptq(
             model, batches(), recipe="fast", backend="onednn", batch_size=4, progress=False
         )
-    (folder / f"{world}-{rank}.safetensors").write_bytes(from_native(int8).to_bytes())
-    if world > 1:
-        dist.destroy_process_group()
+    return from_native(int8).to_bytes()
 
 
 def main() -> None:
     """Starts the processes and waits for them."""
-    folder, world = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    children = []
-    for rank in range(world):
-        pid = os.fork()
-        if not pid:
-            work(folder, rank, world)
-            os._exit(0)
-        children.append(pid)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-    sys.exit(max(map(abs, codes)))
+    folder, size = Path(sys.argv[1]), int(sys.argv[2])
+
+    def work(rank: int, world: int) -> None:
+        found = observe(rank, world)
+        if rank == 0:
+            torch.save(found, folder / f"observers-{world}.pt")
+        (folder / f"{world}-{rank}.safetensors").write_bytes(quantize())
+        if world > 1:
+            dist.destroy_process_group()
+
+    run_groups(work, folder, size)
 
 
 if __name__ == "__main__":

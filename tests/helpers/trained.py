@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ def digits_model(name: str = "mobilenet_v3_small") -> nn.Module:
     return attach_info(model.eval(), info)
 
 
-def digits(split: str, model: nn.Module, count: int | None = None) -> Subset:
+def digits(split: str, model: nn.Module, count: int | None = None) -> Any:
     """Returns digits through a model's transforms; evenly spread ones where a count is given."""
     preset = ImageClassification.from_dict(model_info(model).transforms)
     data = Digits(split, preset)

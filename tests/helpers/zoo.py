@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -136,6 +138,29 @@ def eager_qat(model: nn.Module, images: Tensor, backend: str = "x86") -> nn.Modu
         assert not missing, f"no gradient reaches {missing}"
         torch.optim.SGD(model.parameters(), 1e-3).step()
         return convert(model.eval(), inplace=True)
+
+
+def on_one_grid(artifact: qzoo.Artifact) -> qzoo.Artifact:
+    """Returns the artifact with one grid for the outputs of all convolutions and functionals."""
+    layers = {
+        name: dataclasses.replace(layer, scale=0.05, zero_point=0)
+        if layer.op in ("conv2d", "functional")
+        else layer
+        for name, layer in artifact.layers.items()
+    }
+    return dataclasses.replace(artifact, layers=layers)
+
+
+def same_in_threads(model: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Returns whether eight threads at once get for single images what one got for the batch."""
+    expected = model(images)
+
+    def work(start: int) -> bool:
+        places = [(start + n) % len(images) for n in range(5)]
+        return all(torch.equal(model(images[i : i + 1]), expected[i : i + 1]) for i in places)
+
+    with ThreadPoolExecutor(8) as pool:
+        return all(pool.map(work, range(8)))
 
 
 @contextlib.contextmanager

@@ -399,8 +399,9 @@ def test_a_hub_that_changes_its_answer(hub_server, home, outside):
     path.resolve().write_bytes(b"damaged")
     with (
         pytest.raises(DownloadError, match="HF_ENDPOINT"),
-        warnings.catch_warnings(action="ignore"),
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore")
         fetch(f"{HUB_URL}@{commit}", progress=False)
     assert {p.name for p in home.parent.iterdir()} == {"home", "outside"}
 

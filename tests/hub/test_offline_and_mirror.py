@@ -9,14 +9,13 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
-from click.testing import CliRunner
 
 import qzoo
-from qzoo.cli import main
 from qzoo.errors import DownloadError, QzooError, UploadError
 from qzoo.hub import fetch, is_offline
+from tests.helpers.commands import invoke
 
-ARTIFACT = qzoo.get_weight("ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1").file()
+ARTIFACT = qzoo.ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1.file()
 HUB_URL = "hf://qzoo-test/tiny/int8/model.safetensors"
 DATA = b"0123456789" * 100
 
@@ -90,13 +89,13 @@ def test_commands_offline(
     command: list[str], code: int, monkeypatch: pytest.MonkeyPatch, no_network: list[object]
 ) -> None:
     monkeypatch.setenv("QZOO_OFFLINE", "1")
-    result = CliRunner().invoke(main, command)
+    result = invoke(*command)
     assert result.exit_code == code, result.output
     assert (code == 0) == ("QZOO_OFFLINE" not in result.stderr) and not no_network
 
 
 def test_verify_asks_nobody(no_network: list[object]) -> None:
-    assert CliRunner().invoke(main, ["verify"]).exit_code == 0 and not no_network
+    assert invoke("verify").exit_code == 0 and not no_network
 
 
 @pytest.mark.parametrize("prefix", ["", "/mirror/of"])

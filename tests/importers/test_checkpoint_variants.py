@@ -36,7 +36,7 @@ def shared_qat(name: str = SMALL, backend: str = "fbgemm") -> nn.Module:
     return ph.qat_model(name, backend)
 
 
-def state_of(model: nn.Module) -> OrderedDict[str, Any]:
+def state_of(model: nn.Module) -> Any:
     """A copy of the state dict whose entries may be replaced."""
     state = model.state_dict()
     copied = OrderedDict(state)
@@ -256,6 +256,20 @@ def test_qat_checkpoint_of_torchvisions_script(read):
 # What is refused, in one sentence
 
 
+def refused(
+    read: Callable[..., Artifact],
+    model: nn.Module,
+    change: Callable[[dict[str, Any]], object],
+    words: str,
+) -> None:
+    """Requires that the model's state dict is refused in one sentence once it was changed."""
+    state = state_of(model)
+    change(state)
+    with pytest.raises(ArtifactError, match=words) as caught:
+        read(state, guard=False)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 def _without(*keys: str) -> Callable[[dict[str, Any]], object]:
     return lambda state: [state.pop(key) for key in keys]
 
@@ -303,11 +317,7 @@ def _gray(state: dict[str, Any]) -> None:
     ],
 )
 def test_damaged_int8_state_dicts(read, change, words):
-    state = state_of(shared())
-    change(state)
-    with pytest.raises(ArtifactError, match=words) as caught:
-        read(state, guard=False)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    refused(read, shared(), change, words)
 
 
 @pytest.mark.parametrize(
@@ -346,11 +356,7 @@ def test_damaged_int8_state_dicts(read, change, words):
     ],
 )
 def test_damaged_qat_state_dicts(read, change, words):
-    state = state_of(shared_qat())
-    change(state)
-    with pytest.raises(ArtifactError, match=words) as caught:
-        read(state, guard=False)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    refused(read, shared_qat(), change, words)
 
 
 def test_state_dicts_for_something_else(read):

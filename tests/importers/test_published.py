@@ -85,7 +85,7 @@ LARGE = {"resnext101_32x8d", "resnext101_64x4d"}
     [pytest.param(n, marks=pytest.mark.extended) if n in LARGE else n for n in ph.BUILDERS],
 )
 def test_published_files_give_torchvisions_logits(name, site, monkeypatch):
-    member: Any = qzoo.get_model_weights(name).DEFAULT
+    member: Any = qzoo.get_model_weights(name)["DEFAULT"]
     engine = ph.BUILDERS[name]
     assert member.meta["backend"] == engine
     qat = name == "mobilenet_v3_large"

@@ -70,7 +70,7 @@ class Maker:
     def state(self) -> Any:
         """Returns a state dict with one to a few entries that are wrong, perhaps wrapped."""
         rnd = self.random
-        base = rnd.choice(self.bases)
+        base: Any = rnd.choice(self.bases)
         state: Any = OrderedDict(base)
         state._metadata = copy.deepcopy(base._metadata)
         for _ in range(rnd.choice((1, 1, 1, 2, 4))):
@@ -97,7 +97,12 @@ class Maker:
             "architecture": NAME,
             "builder_kwargs": rnd.choice([TINY, *HOSTILE_KWARGS.values()]),
         }
-        others = {"backend": "fbgemm", "classes": ["a", "b", "c"], "transforms": None, "recipe": {}}
+        others: dict[str, Any] = {
+            "backend": "fbgemm",
+            "classes": ["a", "b", "c"],
+            "transforms": None,
+            "recipe": {},
+        }
         note |= {key: value for key, value in others.items() if rnd.random() < 0.5}
         if rnd.random() < 0.3:
             key = rnd.choice((*note, "seen", "metrics", "x"))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch import nn
 import qzoo
 from qzoo.native.model import from_native, model_info
 from tests.helpers import zoo
+from tests.helpers.calling import python
 
 NAMES = ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5")
 
@@ -73,6 +72,4 @@ def test_a_pickled_model_loads_in_a_process_that_never_saw_qzoo(tmp_path: Path) 
         "model, images, expected = torch.load(sys.argv[1], weights_only=False);"
         "assert torch.equal(model(images), expected)"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / "model.pth")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    python("-W", "ignore", "-c", code, tmp_path / "model.pth")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections import Counter
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -38,7 +39,8 @@ class _LooseActivations(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in ACTIVATION_FUNCTIONS:
-            frame, files = sys._getframe(1), []
+            files: list[str] = []
+            frame: FrameType | None = sys._getframe(1)
             while frame is not None:
                 files.append(frame.f_code.co_filename)
                 frame = frame.f_back
@@ -123,7 +125,7 @@ def test_auxiliary_classifiers_run_in_training_only(name: str) -> None:
 
 def test_googlenets_auxiliary_outputs_are_not_swapped() -> None:
     model = float_model("googlenet", varied=False, dropout_aux=0.0).train()
-    seen = {}
+    seen: dict[str, Tensor] = {}
     model.aux1.register_forward_hook(lambda *args: seen.update(aux1=args[-1]))
     model.aux2.register_forward_hook(lambda *args: seen.update(aux2=args[-1]))
     with torch.no_grad():

@@ -137,7 +137,7 @@ def test_public_on_models_of_every_kind(int8: nn.Module, tmp_path: Path) -> None
     ):
         assert model.classes == digits
         assert model.transforms.to_dict() == WEIGHTS.transforms().to_dict()
-    fresh = qzoo.resnet18(num_classes=2)
+    fresh: Any = qzoo.resnet18(num_classes=2)
     assert fresh.classes is None and fresh.transforms is None
     fresh.classes = ("cat", "dog")
     save_float(fresh, tmp_path / "float.safetensors")

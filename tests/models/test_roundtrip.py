@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 import qzoo
+from tests.helpers.calling import python
 from tests.helpers.zoo import (
     BUILDERS,
     ENGINES,
@@ -52,11 +51,7 @@ def store(model: nn.Module, name: str, path: Path) -> None:
 
 
 def load_in_a_fresh_process(folder: Path) -> list[list[str]]:
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [line.split() for line in done.stdout.splitlines()]
+    return [line.split() for line in python("-c", CHILD, folder).stdout.splitlines()]
 
 
 @pytest.mark.extended
@@ -113,7 +108,7 @@ def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
         qzoo.save(int8, target, classes=["cat"])
     with pytest.raises(qzoo.ArtifactError, match="not plain JSON"):
         qzoo.save(int8, target, recipe={"observer": torch.nn.ReLU})
-    int8.layer4[1] = nn.Identity()
+    int8.set_submodule("layer4.1", nn.Identity())
     with pytest.raises(qzoo.ArtifactError, match=r"'layer4\.1' is a identity"):
         qzoo.save(int8, target)
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,6 @@ import functools
 import logging
 import os
 import random
-import subprocess
 import sys
 import threading
 import warnings
@@ -26,6 +25,7 @@ from qzoo._core.process import quiet, undisturbed
 from qzoo._core.threads import torch_threads
 from qzoo.native import eager
 from qzoo.runtimes.torch_native import TorchModel
+from tests.helpers.calling import python
 from tests.helpers.zoo import BUILDERS, ENGINES, engine, small_images, uncalibrated
 
 OTHER_ENGINE = next((e for e in ENGINES if e != torch.backends.quantized.engine), ENGINES[0])
@@ -431,4 +431,4 @@ def test_the_first_use_of_other_packages_changes_nothing(
     pytest.importorskip(arguments[0] if arguments[0] == "executorch" else needed)
     script = tmp_path / "first_use.py"
     script.write_text(FIRST_USE, encoding="utf-8")
-    subprocess.run([sys.executable, str(script), *arguments], check=True, timeout=280)
+    python(script, *arguments)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.calling import python
 from tests.helpers.places import ROOT
 
 BUILDERS = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"]
@@ -98,15 +97,8 @@ print("done")
 
 
 def run(code: str, *arguments: str, folder: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("done\n")
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    assert python("-c", code, *arguments, cwd=folder, PYTHONPATH=path).stdout.endswith("done\n")
 
 
 @pytest.mark.parametrize(

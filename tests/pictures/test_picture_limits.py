@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import EpsImagePlugin, Image
 from torch.utils.data import Dataset
 
 import qzoo
 from qzoo.classify import classify
-from qzoo.cli import main
 from qzoo.datasets.holdout import check_pictures
 from qzoo.datasets.sources import open_data
 from qzoo.errors import ArgumentError, ImageError
@@ -29,6 +26,8 @@ from qzoo.quantize import ptq
 from qzoo.quantize.data import open_labelled
 from qzoo.training.sources import train_transforms
 from qzoo.transforms import ImageClassification
+from tests.helpers.calling import python
+from tests.helpers.commands import invoke
 from tests.helpers.trained import digits_model
 
 PRESET = ImageClassification(crop_size=32, resize_size=32)
@@ -53,8 +52,7 @@ for path in sys.argv[1:]:
 
 def growth(*paths: Path) -> list[str]:
     """What `MEASURE` prints of each file."""
-    command = [sys.executable, "-c", MEASURE, *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return python("-c", MEASURE, *paths).stdout.splitlines()
 
 
 def square(mode: str, bytes_per_pixel: float, color: Any, share: float = 1.0) -> Image.Image:
@@ -133,8 +131,8 @@ def test_evaluate_names_the_picture_of_an_extreme_shape(tmp_path: Path) -> None:
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "data" / name / "0.png")
     Image.new("L", (1, 2_000_000)).save(tmp_path / "data" / "1" / "thin.png")
-    words = ["evaluate", "shufflenet_v2_x0_5", "-w", "DIGITS_X86_V1", "--data"]
-    done = CliRunner().invoke(main, [*words, str(tmp_path / "data")])
+    model = ("shufflenet_v2_x0_5", "-w", "DIGITS_X86_V1")
+    done = invoke("evaluate", *model, "--data", tmp_path / "data")
     assert done.exit_code == 2
     assert "thin.png" in done.stderr and done.stderr.count("\n") == 1
 
@@ -217,11 +215,11 @@ def test_classify_takes_one_picture_at_a_time() -> None:
     steps: list[str] = []
     model.register_forward_pre_hook(lambda *_: steps.append("classify"))
 
-    class Lazy(Sequence):  # type: ignore[type-arg]
+    class Lazy(Sequence[Image.Image]):
         def __len__(self) -> int:
             return 3
 
-        def __getitem__(self, index: int) -> Image.Image:
+        def __getitem__(self, index: Any) -> Any:
             if index >= 3:
                 raise IndexError
             steps.append("read")
@@ -242,7 +240,7 @@ def test_classify_and_ptq_take_pil_images_of_every_mode() -> None:
     for picture, found in zip(pictures, guesses, strict=True):
         assert found == classify(model, [load_image(picture)])[0]
 
-    class Given(Dataset):  # type: ignore[type-arg]
+    class Given(Dataset[Any]):
         def __len__(self) -> int:
             return len(pictures)
 

@@ -29,6 +29,7 @@ def gradient(function: Any, x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]
     x = x.clone().requires_grad_()
     y = function(x)
     (y * weights).sum().backward()
+    assert x.grad is not None
     return y.detach(), x.grad
 
 
@@ -115,7 +116,7 @@ def test_a_layer_of_a_model_follows_the_formula(backend, mode):
     model.freeze_observers()
     seen: dict[str, Tensor] = {}
     model.conv1.output.register_forward_hook(lambda m, args, y: seen.update(y=y.detach()))
-    rounded = {}
+    rounded: dict[str, Tensor] = {}
     model.quant.register_forward_hook(lambda m, args, y: rounded.update(x=y.detach().double()))
     norm = None if mode == "fold" else model.bn1
     variance = None if norm is None else norm.running_var.clone().double()

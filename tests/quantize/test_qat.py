@@ -42,7 +42,7 @@ def step(model: nn.Module, x: Tensor, lr: float = 1e-3) -> float:
     with torch.no_grad():
         for parameter in model.parameters():
             assert parameter.grad is not None
-            parameter -= lr * parameter.abs().mean() * parameter.grad.sign()
+            parameter.sub_(lr * parameter.abs().mean() * parameter.grad.sign())
     return float(loss.detach())
 
 
@@ -260,7 +260,7 @@ def test_memory_format_and_names_are_kept():
 def test_a_mobilenet_v3_converts_to_the_accuracy_it_validated_at():
     """PyTorch's own route loses 12 points here (pytorch/pytorch#114859)."""
     pytest.importorskip("sklearn", reason="the digits extra is not installed")
-    weights = qzoo.get_model_weights("mobilenet_v3_small").DIGITS_X86_V1
+    weights = qzoo.MobileNet_V3_Small_QuantizedWeights.DIGITS_X86_V1
     artifact = weights.artifact()
     preset = weights.transforms()
     model = qat.prepare(qzoo.mobilenet_v3_small(num_classes=10), from_ptq=artifact)

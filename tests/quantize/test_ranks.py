@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,8 @@ from qzoo.quantize import OBSERVERS, IntegerRange, make_observer
 from qzoo.quantize.observers import BINS, HistogramObserver
 from qzoo.quantize.steps.ranks import all_reduce_ranges
 from tests.helpers import spreading
+from tests.helpers.calling import python
+from tests.helpers.places import ROOT
 
 HISTOGRAMS = [name for name, kind in OBSERVERS.items() if issubclass(kind, HistogramObserver)]
 
@@ -97,14 +96,7 @@ def test_a_constant_lies_in_one_narrow_bin(value: float) -> None:
 @pytest.mark.extended
 def test_ptq_in_two_processes_gives_the_bytes_of_one(tmp_path: Path) -> None:
     for world in (1, 2):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", spreading.__file__, str(tmp_path), str(world)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert done.returncode == 0, done.stderr
+        python("-W", "ignore", "-m", spreading.__name__, tmp_path, world, cwd=ROOT)
     alone = (tmp_path / "1-0.safetensors").read_bytes()
     assert len(alone) > 100_000
     assert (tmp_path / "2-0.safetensors").read_bytes() == alone

@@ -38,15 +38,15 @@ def broken() -> nn.Module:
     return model
 
 
+def _options(model: nn.Module, train: int, test: int, recipe: str | Recipe) -> dict:
+    data, test_data = digits("train", model, train), digits("test", model, test)
+    common = {"backend": "qnnpack", "recipe": recipe, "progress": False}
+    return {"data": data, "test_data": test_data, **common}
+
+
 @pytest.fixture(scope="module")
 def options(broken: nn.Module) -> dict:
-    return {
-        "data": digits("train", broken, 128),
-        "test_data": digits("test", broken, 222),
-        "backend": "qnnpack",
-        "recipe": "fast",
-        "progress": False,
-    }
+    return _options(broken, 128, 222, "fast")
 
 
 def test_the_target_is_met_with_few_layers_in_float(broken, options, tmp_path):
@@ -102,13 +102,7 @@ BIASED = Recipe("biased", ("weights", "calibrate", "share_ranges", "bias_correct
 
 @pytest.fixture(scope="module")
 def biased(broken: nn.Module) -> dict:
-    return {
-        "data": digits("train", broken, 64),
-        "test_data": digits("test", broken, 64),
-        "backend": "qnnpack",
-        "recipe": BIASED,
-        "progress": False,
-    }
+    return _options(broken, 64, 64, BIASED)
 
 
 def test_steps_that_depend_on_the_choice_run_again_with_it(broken, biased):

@@ -9,6 +9,7 @@ import linecache
 import threading
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -116,15 +117,9 @@ def test_moving_operations_are_not_quantized_again(shuffle: qzoo.Artifact) -> No
 
 
 def test_concatenation_on_one_grid_is_not_quantized(shuffle: qzoo.Artifact) -> None:
-    layers = {
-        name: dataclasses.replace(layer, scale=0.05, zero_point=0)
-        if layer.op in ("conv2d", "functional")
-        else layer
-        for name, layer in shuffle.layers.items()
-    }
-    shared = dataclasses.replace(shuffle, layers=layers)
+    shared = zoo.on_one_grid(shuffle)
     reference = build_reference(shared)
-    cats = sum(layer.op == "functional" for layer in layers.values())
+    cats = sum(layer.op == "functional" for layer in shared.layers.values())
     assert count(build_reference(shuffle), QUANTIZE) - count(reference, QUANTIZE) == cats
     differences = compare_layers(to_native(shared), reference, zoo.small_images(SMALL))
     assert max(d.max_steps for d in differences) <= 1
@@ -211,24 +206,11 @@ def test_building_disturbs_no_model_that_runs_meanwhile(shuffle: qzoo.Artifact) 
     assert errors == []
 
 
-def _other_architecture(artifact: qzoo.Artifact) -> qzoo.Artifact:
-    info = dataclasses.replace(artifact.info, architecture="resnet18")
-    return dataclasses.replace(artifact, info=info)
+def _with_info(**changes: Any) -> Callable[[qzoo.Artifact], qzoo.Artifact]:
+    def change(artifact: qzoo.Artifact) -> qzoo.Artifact:
+        return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, **changes))
 
-
-def _wider(artifact: qzoo.Artifact) -> qzoo.Artifact:
-    info = dataclasses.replace(artifact.info, builder_kwargs={"num_classes": 11})
-    return dataclasses.replace(artifact, info=info)
-
-
-def _unknown(artifact: qzoo.Artifact) -> qzoo.Artifact:
-    info = dataclasses.replace(artifact.info, architecture="nosuchnet")
-    return dataclasses.replace(artifact, info=info)
-
-
-def _bad_keyword(artifact: qzoo.Artifact) -> qzoo.Artifact:
-    info = dataclasses.replace(artifact.info, builder_kwargs={"nonsense": 1})
-    return dataclasses.replace(artifact, info=info)
+    return change
 
 
 def _incomplete(artifact: qzoo.Artifact) -> qzoo.Artifact:
@@ -240,10 +222,10 @@ def _incomplete(artifact: qzoo.Artifact) -> qzoo.Artifact:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_other_architecture, "lacks"),
-        (_wider, "fc"),
-        (_unknown, "unknown"),
-        (_bad_keyword, "builder arguments"),
+        (_with_info(architecture="resnet18"), "lacks"),
+        (_with_info(builder_kwargs={"num_classes": 11}), "fc"),
+        (_with_info(architecture="nosuchnet"), "unknown"),
+        (_with_info(builder_kwargs={"nonsense": 1}), "builder arguments"),
         (_incomplete, "fc"),
     ],
 )

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests.helpers import parallel
-from tests.helpers.places import REFERENCES
+from tests.helpers.calling import python
+from tests.helpers.places import REFERENCES, ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 OPTIONS = [
@@ -67,14 +68,7 @@ def both(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.extended
 def test_two_processes_compute_what_one_does(pictures: Path, tmp_path: Path) -> None:
     """In double precision, where what differs is not rounding."""
-    done = subprocess.run(
-        list(map(str, [sys.executable, "-W", "ignore", parallel.__file__, pictures, tmp_path])),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    python("-W", "ignore", "-m", parallel.__name__, pictures, tmp_path, cwd=ROOT)
     one, two = (torch.load(tmp_path / f"{world}.pt") for world in (1, 2))
     assert len(one["losses"]) == 6
     assert one["losses"][-1] < one["losses"][0] / 2

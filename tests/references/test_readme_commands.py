@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.calling import python
 from tests.helpers.pictures import write_pictures
 from tests.helpers.places import ROOT
 
@@ -38,10 +36,10 @@ def command_of(script: str, having: str) -> list[str]:
     line = next(c for c in COMMANDS if f"{script} " in c and having in c)
     words = shlex.split(line.replace("picture.jpg", "photos/val/dark/1.png"))
     if words[0] == "qzoo":
-        return [sys.executable, "-c", "from qzoo.cli import main; main()", *words[1:]]
+        return ["-c", "from qzoo.cli import main; main()", *words[1:]]
     assert words[0] == "python"
     results = ["--results", f"{script}.csv"] if "--results" in words else []
-    return [sys.executable, *words[1:], *SMALL[script].split(), *results]
+    return [*words[1:], *SMALL[script].split(), *results]
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, script: str, having: str) -> str:
-    done = subprocess.run(
-        command_of(script, having),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "QZOO_HOME": str(folder / "cache")},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    return python(*command_of(script, having), cwd=folder, QZOO_HOME=str(folder / "cache")).stdout
 
 
 @pytest.mark.extended

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import killing
+from tests.helpers.calling import python
 from tests.helpers.places import REFERENCES
 
 #: Everything that draws random numbers or keeps a state: dropout, augmentation, mixing, momentum,
@@ -29,16 +27,7 @@ OPTIONS = [
 
 def run(script: str, *options: object, kills: int = 0, seed: int = 0) -> str:
     """Runs a script, killing it so many times; returns what it and the driver printed."""
-    words = [sys.executable, killing.__file__, REFERENCES, kills, seed, script, *options]
-    done = subprocess.run(
-        list(map(str, words)),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    done = python(killing.__file__, REFERENCES, kills, seed, script, *options)
     return done.stdout + done.stderr
 
 

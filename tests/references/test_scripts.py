@@ -6,8 +6,6 @@ import csv
 import hashlib
 import importlib
 import json
-import os
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from qzoo.artifact.format import Artifact
 from qzoo.datasets.fractals import FractalsConfig
 from qzoo.errors import ArgumentError, ArtifactError
 from qzoo.training import sources
+from tests.helpers.calling import python
 from tests.helpers.places import REFERENCES
 
 TINY = [
@@ -37,16 +36,7 @@ TINY = [
 
 def run(script: str, *options: object) -> str:
     """Runs a script in a process of its own; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(REFERENCES / script), *map(str, options)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
+    return python(REFERENCES / script, *options).stdout
 
 
 _SCRIPTS = ("train", "ptq", "embed_digits")
@@ -119,8 +109,10 @@ def test_ptq_writes_a_measured_artifact_and_repeats_itself(
     trained: Path, tmp_path: Path, scripts: dict[str, ModuleType]
 ) -> None:
     output, results = tmp_path / "int8.safetensors", tmp_path / "results.csv"
-    options = ("--data", "digits", "--checkpoint", trained / "model.safetensors", "--threads", 1)
-    options += ("--num-calibration-batches", 2, "--output", output, "--results", results)
+    options: tuple[object, ...] = (
+        *("--data", "digits", "--checkpoint", trained / "model.safetensors", "--threads", 1),
+        *("--num-calibration-batches", 2, "--output", output, "--results", results),
+    )
     printed = run("ptq.py", *options)
     first = output.read_bytes()
     call(scripts, "ptq", *options)

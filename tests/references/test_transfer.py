@@ -6,18 +6,15 @@ import dataclasses
 import importlib
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import qzoo
 from qzoo.artifact.format import Artifact
-from qzoo.cli import main
-from qzoo.datasets import Digits
 from qzoo.datasets.evaluate import Metrics
 from qzoo.datasets.holdout import check_pictures, hold_out
 from qzoo.datasets.sources import open_data
@@ -26,44 +23,23 @@ from qzoo.importers.checkpoint import load_float, save_float
 from qzoo.native.model import model_info
 from qzoo.training import Finished
 from tests.helpers import trained
-from tests.helpers.calling import fail, rows, succeed, untouched_process
+from tests.helpers.calling import fail, rows, succeed
+from tests.helpers.commands import invoke
+from tests.helpers.pictures import NAMES, write_digits
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TINY = [
-    *(
-        "--train-crop-size",
-        "64",
-        "--val-resize-size",
-        "64",
-        "--augment",
-        "none",
-        "--workers",
-        "0",
-        "--threads",
-        "1",
-    ),
+    *("--train-crop-size", "64", "--val-resize-size", "64", "--augment", "none"),
+    *("--workers", "0", "--threads", "1"),
     *("--epochs", "2", "--batch-size", "16"),
 ]
-CLASSES = ["eight", "one", "seven", "zero"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
+CLASSES = list(NAMES)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of four of the digits in a folder each, with nothing held out; not to be changed."""
-    root = tmp_path_factory.mktemp("digits") / "photos"
-    names = {8: "eight", 1: "one", 7: "seven", 0: "zero"}
-    data, count = Digits("train"), dict.fromkeys(names, 0)
-    for index, label in enumerate(data.targets):
-        if label in names and count[label] < 25:
-            folder = root / names[label]
-            folder.mkdir(parents=True, exist_ok=True)
-            data[index][0].save(folder / f"{count[label]}.png")
-            count[label] += 1
-    return root
+    return write_digits(tmp_path_factory.mktemp("digits") / "photos", 25)
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +51,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finetune(*options: object) -> Result:
-    words = ["finetune", *map(str, options)]
-    with pytest.MonkeyPatch.context() as patch, untouched_process():
-        patch.setattr(sys, "argv", ["qzoo", *words])
-        return CliRunner().invoke(main, words)
+    return invoke("finetune", *options)
 
 
 def test_transfer_learns_new_classes_and_quantizes(
@@ -111,9 +84,7 @@ def test_transfer_learns_new_classes_and_quantizes(
     assert "references/transfer.py" in artifact.info.recipe["train"]
     # What it prints at the end works.
     picture = photos / "seven" / "3.png"
-    done = CliRunner().invoke(
-        main, ["classify", str(picture), "--model", str(output / "int8.safetensors"), "--json"]
-    )
+    done = invoke("classify", picture, "--model", output / "int8.safetensors", "--json")
     assert done.exit_code == 0, done.output
     assert "seven" in done.output
     measured = succeed(
@@ -232,16 +203,16 @@ def test_a_share_of_every_class_is_held_out_for_good(photos: Path, tmp_path: Pat
     whole, parts = open_data(own), []
     for _ in range(2):
         data = hold_out(open_data(own), 0.2)
-        parts.append([data.split(name) for name in ("train", "test")])
+        parts.append([data.split(name, None) for name in ("train", "test")])
     train, test = parts[0]
-    assert sorted(train.indices + test.indices) == list(range(len(whole.split("all"))))
+    assert sorted(train.indices + test.indices) == list(range(len(whole.split("all", None))))
     assert [test.targets.count(label) for label in range(4)] == [5, 5, 5, 5]
     assert parts[1][1].indices == test.indices
-    assert hold_out(whole, 0.2, seed=1).split("test").indices != test.indices
+    assert hold_out(whole, 0.2, seed=1).split("test", None).indices != test.indices
     # A new picture moves at most one other.
-    held = {Path(whole.split("all").samples[i][0]).name for i in test.indices if test.targets}
+    held = {Path(whole.split("all", None).samples[i][0]).name for i in test.indices if test.targets}
     shutil.copy(own / "one" / "0.png", own / "one" / "new.png")
-    grown = hold_out(open_data(own), 0.2).split("test")
+    grown = hold_out(open_data(own), 0.2).split("test", None)
     now = {Path(grown.data.samples[i][0]).name for i in grown.indices}
     assert len(held - now) <= 1
 

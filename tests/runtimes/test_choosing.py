@@ -18,6 +18,7 @@ from qzoo._core.timing import Timing
 from qzoo.native.model import from_native
 from qzoo.native.model import to_native as to_native_model
 from qzoo.runtimes import api, choice, measure, torch_native
+from tests.helpers.obstacles import OBSTACLES, put
 
 
 @pytest.fixture(autouse=True)
@@ -104,30 +105,23 @@ def test_a_damaged_entry_is_measured_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and links are made as on Unix")
-@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "second name", "huge", "deep"])
+@pytest.mark.parametrize("kind", [*OBSTACLES, "huge", "deep"])
 def test_whatever_lies_where_the_memory_belongs(kind: str, tmp_path: Path) -> None:
-    path, outside = tmp_path / "cache" / "auto.json", tmp_path / "outside"
+    path, outside = tmp_path / "cache" / "auto.json", None
     path.parent.mkdir()
-    outside.write_bytes(b"mine")
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        (path / "full").mkdir(parents=True)
-    elif kind == "link":
-        path.symlink_to(outside)
-    elif kind == "second name":
-        os.link(outside, path)
-    elif kind == "huge":
+    if kind == "huge":
         with path.open("wb") as file:
             file.truncate(1 << 40)
-    else:
+    elif kind == "deep":
         path.write_bytes(b"[" * 100_000)
+    else:
+        outside = put(kind, path)
     with pytest.warns(UserWarning, match=r"auto\.json"):
         assert choice.recall("key") is None
     choice.remember("key", _MADE)
     forget()
     assert choice.recall("key") == dataclasses.replace(_MADE, remembered=True)
-    assert outside.read_bytes() == b"mine"
+    assert outside is None or outside.read_bytes() == b"mine"
 
 
 _MADE = choice.Choice("torch", (Timing("torch", 1.0, 1.0, 1.0, 1.0, 3),), 1, (32, 32), 1)

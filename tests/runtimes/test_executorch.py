@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-import threading
 
 import pytest
 import torch
@@ -53,20 +52,7 @@ def test_answers_as_the_reference_for_any_batch(resnet):
 
 def test_eight_threads_share_it(resnet):
     _, images, compiled = resnet
-    expected = compiled(images)
-    wrong: list[Tensor] = []
-
-    def work(i: int) -> None:
-        image = slice(i % 4, i % 4 + 1)
-        given = [compiled(images[image]) for _ in range(3)]
-        wrong.extend(y for y in given if not torch.equal(y, expected[image]))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert zoo.same_in_threads(compiled, images)
 
 
 def test_models_of_different_threads_take_turns(resnet):

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import threading
-import zipfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +17,7 @@ from qzoo.native.model import from_native, to_native
 from qzoo.registry import list_models
 from qzoo.runtimes.inductor import InductorModel
 from tests.helpers import zoo
+from tests.helpers.inductor import kernels
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN"
@@ -34,16 +31,6 @@ def native_logits(artifact: Artifact, images: Tensor) -> Tensor:
         pytest.skip("this PyTorch has no onednn engine to compare with")
     with torch.no_grad(), zoo.engine("onednn"):
         return to_native(artifact, "onednn")(images)
-
-
-def kernels(package: Path) -> Counter[str]:
-    """Counts the library calls in a package's generated code."""
-    with zipfile.ZipFile(package) as archive:
-        code = "".join(
-            archive.read(n).decode() for n in archive.namelist() if n.endswith("wrapper.cpp")
-        )
-    assert code
-    return Counter(re.findall(r"aoti_torch_cpu_(\w*(?:conv|linear|addmm|mm_)\w*)\(", code))
 
 
 @pytest.fixture(scope="module")
@@ -76,19 +63,7 @@ def test_threads_of_the_caller_stay_as_they_are(resnet):
 
 def test_eight_threads_share_it(resnet):
     _, images, compiled = resnet
-    expected = compiled(images)
-    wrong: list[Tensor] = []
-
-    def work(i: int) -> None:
-        given = [compiled(images[i : i + 1]) for _ in range(5)]
-        wrong.extend(y for y in given if not torch.equal(y, expected[i : i + 1]))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert zoo.same_in_threads(compiled, images)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +101,7 @@ def test_sizes_below_the_models_are_refused_before_compiling():
 
 @pytest.mark.extended
 def test_no_layer_of_the_digits_model_is_float_and_all_digits_get_the_same_class(tmp_path):
-    member = qzoo.get_weight("ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1")
+    member = qzoo.ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1
     artifact = member.artifact()
     transform = member.transforms()
     digits = Digits("test", transform=transform)

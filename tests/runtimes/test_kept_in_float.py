@@ -25,6 +25,7 @@ from qzoo.runtimes.base import CompiledModel
 from qzoo.runtimes.choice import choice_key
 from qzoo.runtimes.torch_native import TorchModel
 from qzoo.transforms import ImageClassification
+from tests.helpers.inductor import kernels
 from tests.helpers.mixed import KEPT, Mixed, mixed
 from tests.helpers.zoo import quiet
 
@@ -174,8 +175,6 @@ def test_torch_export_gives_the_references_numbers(tmp_path: Path) -> None:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize("name", KEPT)
 def test_inductor_multiplies_them_in_float_and_the_others_not(name: str, tmp_path: Path) -> None:
-    from test_inductor import kernels
-
     m = case(name)
     package = tmp_path / "model.pt2"
     assert compile_package(make_plan(m.artifact, None, 32), package) == ()

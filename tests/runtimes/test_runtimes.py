@@ -33,15 +33,11 @@ from tests.helpers.zoo import (
     with_large,
 )
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = ("torch", "onnxruntime", "openvino")
 #: Single steps that runtimes round apart grow over up to 150 layers; tests/export looks at each
 #: layer by itself.
 MAX_STEPS = 8
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QZOO_HOME", str(tmp_path / "cache"))
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_knows_which_models_are_concerned(artifact: qzoo.Artifact) -> None:
 
 @pytest.mark.skipif(not BOTH, reason="this PyTorch lacks an engine")
 def test_torch_runtime_takes_an_exact_engine(artifact: qzoo.Artifact) -> None:
-    compiled = qzoo.compile(artifact, "torch", threads=1, input_size=64)
+    compiled: Any = qzoo.compile(artifact, "torch", threads=1, input_size=64)
     assert compiled.engine not in SATURATING_ENGINES
     assert worst_steps(compiled.model, artifact) <= 1
 

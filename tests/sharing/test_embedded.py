@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from qzoo.registry import get_entry, list_models
 from tests.helpers.places import DIGITS
 
 HELD_OUT = "digits (held-out 25 %)"
-EMBEDDED = [m for name in list_models() for m in get_entry(name).weights if m.embedded]
+WEIGHTS: list[Any] = [member for name in list_models() for member in get_entry(name).weights]
+EMBEDDED = [member for member in WEIGHTS if member.embedded]
 LIMIT_BYTES = 2_000_000
 
 each = pytest.mark.parametrize("member", EMBEDDED, ids=str)

@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 import unicodedata
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -18,7 +16,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
@@ -28,6 +26,7 @@ from qzoo.native.model import from_native
 from qzoo.safe_text import printable
 from qzoo.sharing import pretrained
 from qzoo.sharing.model_card import make_card
+from tests.helpers.calling import python
 
 FILES = {"model.safetensors", "config.json", "README.md"}
 PRESET = {
@@ -107,7 +106,7 @@ def test_card(model, tmp_path):
         ("ImageNet-1K", "acc@5"): 90.25,
         ("our | own", "acc@1"): 12.0,
     }
-    assert ModelCard(text).data.library_name == "qzoo"
+    assert ModelCard(text).data.to_dict()["library_name"] == "qzoo"
     size = (tmp_path / "my-model" / "model.safetensors").stat().st_size
     assert f"{size / 1e6:.2f} MB" in text and "| our \\| own | acc@1 | 12.0 |" in text
     assert "3, named in `config.json`" in text and '"images": 512' in text
@@ -120,14 +119,7 @@ def test_the_cards_code_works(model, tmp_path, info):
         r"```python\n(.*?)```", (tmp_path / "my-model" / "README.md").read_text(), re.S
     )
     assert code
-    done = subprocess.run(
-        [sys.executable, "-c", code[1]],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = python("-c", code[1], cwd=tmp_path)
     assert ("cat: " in done.stdout) == bool(info)
 
 

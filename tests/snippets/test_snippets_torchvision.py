@@ -210,7 +210,7 @@ def create_combined_model(model_fe: Any) -> nn.Module:
 @pytest.fixture
 def dataloaders() -> dict[str, Any]:
     """Zeros and ones, in the place of ants and bees."""
-    loaders = {}
+    loaders: dict[str, Any] = {}
     for phase, split, count in (("train", "train", 1300), ("val", "test", 400)):
         pictures, labels = cases.digits(split, count, 32)
         two = [(p, label) for p, label in zip(pictures, labels, strict=True) if label < 2]

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 
 from qzoo.artifact.format import Artifact
-from qzoo.cli import main
 from qzoo.errors import ArgumentError
 from qzoo.importers.checkpoint import load_float
 from qzoo.training import Ranks, check_run, find_run, new_folder, open_run, transfer
 from qzoo.training.options import OutputOptions
 from qzoo.training.runs import clear
+from tests.helpers.commands import invoke
 
 ALONE = Ranks(torch.device("cpu"))
 SETTINGS = {"lr": 0.1, "data_path": "photos", "seed": 0}
@@ -141,10 +141,7 @@ def photos(tmp_path: Path) -> Path:
 def finetune(*options: object) -> Result:
     common = ("--model", "shufflenet_v2_x0_5", "--weights", "none", "--size", 32, "--epochs", 1,
               "--threads", 1, "--augment", "none")  # fmt: skip
-    words = ["finetune", *map(str, options), *map(str, common)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["qzoo", *words])
-        return CliRunner().invoke(main, words)
+    return invoke("finetune", *options, *common)
 
 
 def test_finetune_twice_makes_two_models(

@@ -185,7 +185,7 @@ def test_average_is_pytorchs(engine: ModuleType) -> None:
     for _ in range(3):
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += torch.rand_like(parameter)
+                parameter.add_(torch.rand_like(parameter))
         model(torch.rand(8, 3, 4, 4))
         ema.update(model)
         other.update_parameters(model)
@@ -248,7 +248,7 @@ def test_augmentations_go_before_and_erasing_after_normalizing(
     engine: ModuleType, name: str
 ) -> None:
     preset = sources.open_data("digits", None).preset(16)
-    made = sources.train_transforms("crop", 16, preset, auto_augment=name, random_erase=0.5)
+    made: Any = sources.train_transforms("crop", 16, preset, auto_augment=name, random_erase=0.5)
     kinds = [type(t) for t in made.transforms]
     policy = {
         "imagenet": T.AutoAugment, "ra": T.RandAugment, "ta_wide": T.TrivialAugmentWide,
@@ -256,7 +256,8 @@ def test_augmentations_go_before_and_erasing_after_normalizing(
     }[name]  # fmt: skip
     assert kinds.index(policy) < kinds.index(T.ToTensor) < kinds.index(T.Normalize)
     assert kinds[-1] is T.RandomErasing
-    plain = sources.train_transforms("none", 16, preset).transforms
+    without: Any = sources.train_transforms("none", 16, preset)
+    plain = without.transforms
     assert {type(t) for t in plain}.isdisjoint({policy, T.RandomErasing})
 
 
