@@ -212,7 +212,8 @@ def _read(path: Path, shape: tuple[int, ...]) -> Bytes | None:
     try:
         if disk.plain(path) is None:
             return None
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy would leave a damaged file that it opened itself open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             # What would be unpacked is bounded before it is.
             if sum(member.file_size for member in file.zip.infolist()) > math.prod(shape) + 4096:
                 raise ValueError("it holds more than the images")

@@ -17,6 +17,7 @@ from qzoo.errors import ArgumentError
 from qzoo.quantize import ptq, tune
 from tests.helpers.zoo import float_model
 
+pytestmark = pytest.mark.filterwarnings("ignore:tune calibrates and judges on the same images")
 X, Y = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
 MODEL = float_model("shufflenet_v2_x0_5", num_classes=5)
 INT8 = ptq(MODEL, X, recipe="fast", progress=False)

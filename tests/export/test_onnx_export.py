@@ -26,11 +26,6 @@ onnx = pytest.importorskip("onnx")
 
 SMALL = "shufflenet_v2_x0_5"
 RUNTIMES = ("onnxruntime", "openvino")
-#: One builder of each definition; the others differ in numbers alone.
-FAMILIES = (
-    "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_large", "resnet18",
-    "resnext50_32x4d", "shufflenet_v2_x1_0",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def ranged_layers(reference: ReferenceModel) -> list[str]:
     return [n for n, x in layers.items() if x.op in ("conv2d", "linear") and "aux" not in n.lower()]
 
 
-@pytest.mark.parametrize("name", zoo.BUILDERS)
+@pytest.mark.parametrize("name", zoo.by_definition())
 def test_onnxruntime_agrees_and_fuses_every_layer(name: str, tmp_path: Path) -> None:
     ort = pytest.importorskip("onnxruntime")
     native, reference, x = case(name)
@@ -100,7 +95,7 @@ def test_onnxruntime_agrees_and_fuses_every_layer(name: str, tmp_path: Path) -> 
     assert kinds["QLinearConv"] + kinds["QGemm"] == len(ranged_layers(reference))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", zoo.DEFINITIONS)
 def test_openvino_agrees_on_every_layer(name: str) -> None:
     pytest.importorskip("openvino")
     native, reference, x = case(name)

@@ -283,7 +283,8 @@ def _object(path: Path) -> None:
         image = Image.open(path, formats=list(FORMATS))
     except Exception:  # not qzoo's to tell
         return
-    load_image(image)
+    with image:
+        load_image(image)
 
 
 #: All ways to a picture.

@@ -51,6 +51,16 @@ OWN = (
 BUILDERS = TORCHVISION + OWN
 #: Builders whose model has auxiliary classifiers in training.
 WITH_AUX = ("googlenet", "inception_v3")
+#: One builder of each definition.
+DEFINITIONS = (
+    "googlenet",
+    "inception_v3",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "resnet18",
+    "resnext50_32x4d",
+    "shufflenet_v2_x1_0",
+)
 #: Keywords that make the largest models narrow: as deep, with the same blocks, ten times faster.
 SLIM = {
     "resnet101": {"width_per_group": 8},
@@ -61,6 +71,15 @@ SLIM = {
     "wide_resnet101_2": {"width_per_group": 16},
 }
 ENGINES = tuple(qzoo.backends.available_engines())
+
+
+def by_definition(names: Sequence[str] = BUILDERS) -> list[Any]:
+    """Returns parameters for tests of all builders; one of a definition runs by default.
+
+    The others of its definition differ from it in numbers of blocks and channels alone; they run
+    among the extended tests.
+    """
+    return [n if n in DEFINITIONS else pytest.param(n, marks=pytest.mark.extended) for n in names]
 
 
 def with_large(names: Sequence[str]) -> list[Any]:

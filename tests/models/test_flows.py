@@ -14,9 +14,9 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import qzoo
 from tests.helpers.zoo import (
-    BUILDERS,
     ENGINES,
     SLIM,
+    by_definition,
     eager_ptq,
     eager_qat,
     engine,
@@ -24,7 +24,6 @@ from tests.helpers.zoo import (
     quiet,
     small_images,
     uncalibrated,
-    with_large,
 )
 
 ENGINE = "x86" if "x86" in ENGINES else ENGINES[0]
@@ -49,7 +48,7 @@ def assert_saves(model: nn.Module, images: Tensor, folder: Path) -> None:
     assert float(logits.std()) > 0
 
 
-@pytest.mark.parametrize("name", with_large(BUILDERS))
+@pytest.mark.parametrize("name", by_definition())
 def test_eager_ptq(name: str, tmp_path: Path) -> None:
     model, images = float_model(name), small_images(name)
     int8 = eager_ptq(model, images, ENGINE)
@@ -67,13 +66,13 @@ def test_eager_ptq_for_each_backend(backend: str, tmp_path: Path) -> None:
         assert qzoo.Artifact.read(tmp_path / "model.safetensors").info.backend == backend
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", by_definition())
 def test_eager_qat_step(name: str, tmp_path: Path) -> None:
     images = small_images(name)
     assert_saves(eager_qat(float_model(name, slim=True), images, ENGINE), images, tmp_path)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", by_definition())
 def test_fx_ptq(name: str) -> None:
     model, images = float_model(name, slim=True), small_images(name)
     with engine(ENGINE), quiet(), torch.no_grad():
@@ -88,7 +87,7 @@ def test_fx_ptq(name: str) -> None:
     assert unused == (6 if name == "googlenet" else 0)
 
 
-@pytest.mark.parametrize("name", with_large(BUILDERS))
+@pytest.mark.parametrize("name", by_definition())
 def test_pt2e_ptq(name: str) -> None:
     pytest.importorskip("torchao", reason="the pt2e extra is not installed")
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -108,7 +107,7 @@ def test_pt2e_ptq(name: str) -> None:
     assert weighted == sum("dequantize_per_channel" in t for t in called) > 0
 
 
-@pytest.mark.parametrize("name", with_large(BUILDERS))
+@pytest.mark.parametrize("name", by_definition())
 def test_int8_model_scripts_traces_and_copies(name: str) -> None:
     model, images = uncalibrated(name, **SLIM.get(name, {})), small_images(name)
     with quiet(), torch.no_grad():

@@ -146,6 +146,7 @@ def others() -> list[str]:
     return sorted(set(Image.SAVE) & set(Image.OPEN) - set(FORMATS) - STUBS - {"DIB", "MPO"})
 
 
+@pytest.mark.filterwarnings("ignore:IM image format is deprecated")
 @pytest.mark.parametrize("kind", others())
 def test_formats_outside_the_list_are_not_tried(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -167,8 +168,8 @@ def test_formats_outside_the_list_are_not_tried(
     with pytest.raises(ImageError, match="not a picture that can be read"):
         load_image(path)
     if kind == "EPS":
-        with pytest.raises(ImageError, match="PostScript"):
-            load_image(Image.open(path))
+        with Image.open(path) as image, pytest.raises(ImageError, match="PostScript"):
+            load_image(image)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from tests.helpers.zoo import SLIM, float_model, small_images
 def prepared(name: str, backend: str) -> Quantization:
     images = small_images(name, 8)
     data = open_calibration(images, images=8, batch_size=4, seed=0, transform=None)
-    model = float_model(name, slim=name in SLIM)
+    narrow = {"width_per_group": 1} if name == "resnext50_32x4d" else {}
+    model = float_model(name, slim=name in SLIM, **narrow)
     return Quantization(model, get_backend(backend), data, progress=False)
 
 

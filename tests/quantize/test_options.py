@@ -54,7 +54,8 @@ def test_options_and_keywords_give_the_same_model() -> None:
 
 def test_training_takes_its_backend_by_place_by_name_or_with_the_options() -> None:
     def backend(*args: Any, **how: Any) -> str:
-        return qat.prepare(MODEL, *args, progress=False, **how).plan.state.backend.name
+        model: Any = qat.prepare(MODEL, *args, progress=False, **how)
+        return model.plan.state.backend.name
 
     assert backend("qnnpack") == backend(backend="qnnpack") == "qnnpack"
     options = qat.QATOptions(backend="fbgemm")

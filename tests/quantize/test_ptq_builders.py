@@ -12,7 +12,7 @@ import qzoo
 from qzoo.backends import default_backend, get_backend
 from qzoo.native.model import from_native
 from qzoo.quantize import ptq
-from tests.helpers.zoo import BUILDERS, WITH_AUX, float_model, small_images
+from tests.helpers.zoo import WITH_AUX, by_definition, float_model, small_images
 
 #: Least power of what tells the images' logits apart over that of the int8 model's error, in dB. A
 #: layer's rounding leaves about 40, of which every layer on the way takes something. Measured: 10
@@ -45,7 +45,7 @@ def sqnr(wanted: Tensor, given: Tensor) -> float:
     return float(10 * torch.log10(signal.square().sum() / (given - wanted).square().sum()))
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", by_definition())
 def test_fast_works_for_every_builder(name: str, tmp_path: Path) -> None:
     images = small_images(name, 16)
     model = normalized(name, images)

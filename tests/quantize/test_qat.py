@@ -65,7 +65,7 @@ def check_converts(model: Any, x: Tensor) -> None:
     assert ((wanted.amax(1) - chosen) / head.scale).max() < 1.01  # the same class, or a tie
 
 
-@pytest.mark.parametrize("name", zoo.BUILDERS)
+@pytest.mark.parametrize("name", zoo.by_definition())
 def test_every_builder_trains_and_converts(name):
     x = images(name)
     model = qat.prepare(float_model(name))

@@ -34,7 +34,7 @@ def shuffle() -> qzoo.Artifact:
     return from_native(zoo.uncalibrated(SMALL, num_classes=10, backend="onednn"))
 
 
-@pytest.mark.parametrize("name", zoo.BUILDERS)
+@pytest.mark.parametrize("name", zoo.by_definition())
 def test_every_layer_agrees_with_the_native_model_to_one_step(name: str) -> None:
     x = zoo.small_images(name)
     native = zoo.eager_ptq(zoo.float_model(name, slim=True), x)

@@ -24,13 +24,12 @@ from qzoo.runtimes.torch_native import TorchModel
 from qzoo.transforms import ImageClassification
 from tests.helpers.places import DIGITS
 from tests.helpers.zoo import (
-    BUILDERS,
+    by_definition,
     eager_ptq,
     float_model,
     quiet,
     small_images,
     uncalibrated,
-    with_large,
 )
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -63,7 +62,7 @@ def logit_step(artifact: qzoo.Artifact) -> float:
     return next(layer.scale for layer in reversed(artifact.layers.values()) if layer.op == "linear")
 
 
-@pytest.mark.parametrize("name", with_large(BUILDERS))
+@pytest.mark.parametrize("name", by_definition())
 def test_every_builder_gives_the_same_answers_on_every_runtime(name: str) -> None:
     x = small_images(name, 3)
     artifact = from_native(eager_ptq(float_model(name, slim=True), x))
