@@ -6,9 +6,22 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
+
+#: Few examples, the same ones at every run and however busy the machine is.
+hypothesis.settings.register_profile(
+    "qzoo",
+    max_examples=40,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    # The fixtures of a property give the same for every example.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("qzoo")
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qzoo
-from qzoo.registry import register_model
+from qzoo.registry import get_entry, register_model
 from tests.helpers.calling import python
 from tests.helpers.places import ROOT
 from tests.helpers.zoo import BUILDERS, TORCHVISION, uncalibrated
@@ -36,6 +38,16 @@ def test_all_models_are_listed_in_order() -> None:
 )
 def test_filters(filters: dict[str, str | list[str]], names: list[str]) -> None:
     assert qzoo.list_models(**filters) == names
+
+
+@given(st.text(max_size=30) | st.sampled_from(BUILDERS).map(str.swapcase))
+def test_any_name_is_a_models_or_refused_in_a_sentence(name: str) -> None:
+    try:
+        assert get_entry(name).name == name.lower().strip()
+    except qzoo.UnknownNameError as error:
+        assert name.lower() not in BUILDERS and "\n" not in str(error)
+        with pytest.raises(qzoo.UnknownNameError):
+            qzoo.get_model(name)
 
 
 def test_models_with_and_without_int8_weights() -> None:

@@ -8,6 +8,8 @@ import sys
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qzoo.errors import ArtifactError, DownloadError, MissingDependencyError
 from qzoo.safe_text import markdown, markdown_code, printable, printable_json, terminal_text
@@ -50,6 +52,15 @@ def test_names_in_every_script_stay_as_they_are(text: str) -> None:
     assert printable_json(json.dumps(text, ensure_ascii=False)) == json.dumps(
         text, ensure_ascii=False
     )
+
+
+@given(st.text())
+def test_any_text_is_one_harmless_line_and_stays_so(text: str) -> None:
+    shown = printable(text)
+    assert len(shown.splitlines()) <= 1 and printable(shown) == shown
+    assert not {unicodedata.category(c) for c in shown} & {"Cc", "Cs", "Zl", "Zp"}
+    if text.isascii() and text.isprintable():
+        assert shown == text
 
 
 def test_nothing_that_changes_a_line_is_left() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qzoo
 from qzoo._core import strict_json
@@ -183,9 +185,46 @@ def test_json_that_is_read_in_no_way(text: str) -> None:
         strict_json.parse(text)
 
 
-def test_json_that_is_read() -> None:
-    for value in ({"a": {"a": [1, 2.5, "ä", None, True]}}, [], "x", 1e308, -0.0, {}):
-        assert strict_json.parse(json.dumps(value)) == value
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+def test_json_that_is_read(value: Any) -> None:
+    text = json.dumps(value)
+    assert json.dumps(strict_json.parse(text)) == text
+
+
+def places(holder: Any) -> list[tuple[Any, Any]]:
+    """Returns every container of a header with every key or index of it."""
+    keys = range(len(holder)) if isinstance(holder, list) else [*holder]
+    own = [(holder, key) for key in keys]
+    inner = [holder[key] for key in keys if isinstance(holder[key], (dict, list))]
+    return own + [place for container in inner for place in places(container)]
+
+
+@given(JSON, st.integers(0, 10**6))
+def test_any_value_anywhere_in_a_header_is_read_or_refused(
+    tmp_path: Path, value: Any, number: int
+) -> None:
+    """The checksum is right, so that the value itself is judged."""
+    parts = take_apart(tiny_artifact())
+    found = places(parts.header)
+    holder, key = found[number % len(found)]
+    holder[key] = value
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(put_together(parts))
+    try:
+        assert qzoo.Artifact.read(path).layers
+    except qzoo.ArtifactError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000
 
 
 def test_float_checkpoints_are_read_as_strictly(tmp_path: Path) -> None:

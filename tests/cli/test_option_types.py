@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qzoo._core.option_types import Number, Whole
 from qzoo.cli import main
@@ -38,6 +40,23 @@ def test_there_are_numbers() -> None:
 def test_lists_of_numbers(option: str, text: str) -> None:
     result = invoke("benchmark", "resnet18", option, text)
     assert result.exit_code == 2 and "Invalid value for" in result.stderr
+
+
+NUMBERS = st.integers().map(str) | st.floats().map(str) | st.text(max_size=8)
+
+
+@given(NUMBERS, st.integers(0, 9), st.integers(10, 10**6))
+def test_a_number_is_taken_as_python_reads_it_or_refused(text: str, low: int, high: int) -> None:
+    for kind, read in ((Whole(low, high), int), (Number(low, high), float)):
+        try:
+            number = kind.convert(text, None, None)
+        except click.BadParameter:
+            try:
+                assert not low <= read(text) <= high
+            except (ValueError, OverflowError):
+                continue  # no number at all
+        else:
+            assert type(number) is read and number == read(text) and low <= number <= high
 
 
 def test_what_is_meant_is_taken() -> None:

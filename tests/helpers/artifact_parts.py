@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ def put_together(parts: Parts) -> bytes:
     return save(parts.tensors, metadata={"qzoo": json.dumps(header)})
 
 
+@functools.cache
 def tiny_artifact() -> bytes:
     """Returns the bytes of a small calibrated artifact."""
     torch.manual_seed(0)

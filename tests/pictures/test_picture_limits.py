@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 from torch.utils.data import Dataset
+from torchvision.transforms._presets import ImageClassification as TorchvisionsPreset
 
 import qzoo
 from qzoo.classify import classify
@@ -118,12 +121,21 @@ def test_an_extreme_shape_is_refused_before_it_is_resized(size: tuple[int, int])
             train_transforms(augment, 224, ImageClassification(crop_size=224))(thin)
 
 
-@pytest.mark.parametrize("size", [(1, 3000), (5000, 3), (1, 1), (300, 200)])
-def test_a_thin_picture_is_resized_as_torchvision_does(size: tuple[int, int]) -> None:
+SIDES = st.integers(1, 300)
+
+
+@given(SIDES, SIDES, st.integers(1, 64), st.integers(1, 80))
+@example(1, 3000, 32, 40)
+@example(5000, 3, 32, 40)
+@example(1, 1, 32, 40)
+def test_a_picture_of_any_size_is_transformed_as_torchvision_does(
+    width: int, height: int, crop: int, resize: int
+) -> None:
     rng = np.random.default_rng(0)
-    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    preset = ImageClassification(crop_size=32, resize_size=40)
-    assert torch.equal(preset(image), super(ImageClassification, preset).forward(image))
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    wanted = TorchvisionsPreset(crop_size=crop, resize_size=resize)(image)
+    given = ImageClassification(crop_size=crop, resize_size=resize)(image)
+    assert torch.equal(given, wanted)
 
 
 def test_evaluate_names_the_picture_of_an_extreme_shape(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.fx import graph_module
 
@@ -32,6 +34,21 @@ def count(model: ReferenceModel, target: object) -> int:
 @pytest.fixture(scope="module")
 def shuffle() -> qzoo.Artifact:
     return from_native(zoo.uncalibrated(SMALL, num_classes=10, backend="onednn"))
+
+
+@given(st.floats(1e-6, 1e3), st.integers(0, 255), st.integers(0, 2**32 - 1))
+def test_a_value_goes_to_its_nearest_neighbour_on_the_grid_and_stays(
+    scale: float, zero_point: int, seed: int
+) -> None:
+    grid = Grid(scale, zero_point).single()
+    x = torch.randn(64, generator=torch.Generator().manual_seed(seed)) * 200 * grid.scale
+    once = fake_quantize(x, *grid.arguments)
+    values = grid.scale * (torch.arange(256.0, dtype=torch.float64) - zero_point)
+    nearest = (x.double()[:, None] - values).abs().amin(1)
+    torch.testing.assert_close((once.double() - x).abs(), nearest, rtol=1e-5, atol=1e-5 * scale)
+    assert torch.equal(fake_quantize(once, *grid.arguments), once)
+    integers = torch.quantize_per_tensor(x, grid.scale, zero_point, torch.quint8)
+    assert torch.equal(integers.dequantize(), once)
 
 
 @pytest.mark.parametrize("name", zoo.by_definition())
