@@ -24,6 +24,7 @@ from qzoo.quantize.recipes import Recipe
 from tests.helpers.trained import PAIRS, digits, digits_model, imbalance
 from tests.helpers.zoo import float_model, small_images
 
+FLATTERS = pytest.mark.filterwarnings("ignore:tune calibrates and judges on the same images")
 PLANTED = {name for pair in PAIRS for name in pair}
 
 
@@ -161,6 +162,7 @@ def test_keeping_layers_afterwards_is_the_same_as_keeping_them_from_the_start(br
     assert all(torch.equal(v, direct.tensors[k]) for k, v in swapped.tensors.items())
 
 
+@FLATTERS
 def test_without_labels_changed_answers_count():
     model = float_model("resnet18", num_classes=10)
     images = small_images("resnet18", 16)
@@ -171,6 +173,7 @@ def test_without_labels_changed_answers_count():
     assert tuned.drop == pytest.approx(100 * float(changed))
 
 
+@FLATTERS
 @pytest.mark.parametrize(
     ("bad", "said"),
     [

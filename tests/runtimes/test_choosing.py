@@ -118,7 +118,7 @@ def test_whatever_lies_where_the_memory_belongs(kind: str, tmp_path: Path) -> No
         outside = put(kind, path)
     with pytest.warns(UserWarning, match=r"auto\.json"):
         assert choice.recall("key") is None
-    choice.remember("key", _MADE)
+        choice.remember("key", _MADE)
     forget()
     assert choice.recall("key") == dataclasses.replace(_MADE, remembered=True)
     assert outside is None or outside.read_bytes() == b"mine"
