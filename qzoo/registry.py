@@ -97,19 +97,48 @@ def _load(name: str) -> None:
     getattr(importlib.import_module(f"{__package__}.models"), name)
 
 
+#: What the documentation of every builder ends in.
+_BUILDER_DOCS = """
+
+    Args:
+        weights: With `quantize=True` a member of the model's int8 weight enum, else of
+            torchvision's float enum; or its name, such as "DEFAULT"; or None for random weights.
+        progress: Whether a download shows a progress bar on stderr.
+        quantize: Whether to return a native int8 model in eval mode (CPU only) instead of the
+            float model with its quantization markers.
+        backend: Numeric configuration: "fbgemm", "x86", "onednn" or "qnnpack". None takes the
+            weights' own and, without weights, the best of this machine.
+        **kwargs: The model's own keywords, as torchvision's float builder takes them. With float
+            weights, `num_classes` other than the checkpoint's gives a fresh head on the pretrained
+            backbone.
+
+    Returns:
+        A module that takes float32 [N, 3, H, W] and gives float32 logits [N, num_classes].
+
+    Raises:
+        ArgumentError: Arguments that do not fit together, or do not fit the weights.
+        UnknownNameError: An unknown weights member or backend.
+        DownloadError: The weights could not be fetched or verified.
+    """
+
+
 def register_model(
     weights: type[WeightsEnum],
     float_weights: type[WeightsEnum],
     construct: Callable[..., nn.Module],
     **options: Any,
 ) -> Callable[[Builder], Builder]:
-    """Registers the decorated builder under its own name; see `ModelEntry` for the arguments."""
+    """Registers the decorated builder under its own name, and completes its documentation.
+
+    The arguments are those of `ModelEntry`.
+    """
 
     def register(builder: Builder) -> Builder:
         name = builder.__name__
         if name in _ENTRIES:
             raise ArgumentError(f"A model is already registered under the name {name!r}.")
         _ENTRIES[name] = ModelEntry(name, builder, construct, weights, float_weights, **options)
+        builder.__doc__ = (builder.__doc__ or "").rstrip() + _BUILDER_DOCS
         return builder
 
     return register

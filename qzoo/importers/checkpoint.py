@@ -19,7 +19,7 @@ from ..artifact.layers import shape_problem
 from ..artifact.tensor_file import read_metadata, read_tensors
 from ..errors import ArgumentError, ArtifactError, QzooError
 from ..native.model import attach_info, model_info
-from ..registry import get_entry
+from ..registry import get_entry, model_name
 from ..weights import class_names
 from .architecture import expected, head_of, recognize
 from .names import classes_of, unwrapped, warn_of_others, weight_shapes
@@ -108,14 +108,7 @@ def load_float(
                 raise ArgumentError(
                     f"{file.path} says itself what it is: drop {', '.join(others)}."
                 )
-            built = _described_model(file, metadata[FLOAT_HEADER], entries)
-            made = model_info(built).architecture
-            if model is not None and get_entry(model).name != made:
-                raise ArgumentError(
-                    f"{file.path} holds a {made}, not a {model}: leave --model out (in Python, "
-                    "model=)."
-                )
-            return built
+            return _described_model(file, metadata[FLOAT_HEADER], entries, model)
     own = _state(file, entries)
     warn_of_others(entries)
     try:
@@ -243,8 +236,10 @@ def _told(entries: Mapping[str, Any], model: str | None, kwargs: Mapping[str, An
     return ModelInfo(name, known)
 
 
-def _described_model(file: File, header: str, entries: Mapping[str, Any]) -> nn.Module:
-    """Builds the model that a file of `save_float` describes."""
+def _described_model(
+    file: File, header: str, entries: Mapping[str, Any], wanted: str | None
+) -> nn.Module:
+    """Builds the model that a file of `save_float` describes, which must be the one wanted."""
     try:
         described = strict_json.parse(header)
         fields = {field.name for field in dataclasses.fields(ModelInfo)}
@@ -252,12 +247,18 @@ def _described_model(file: File, header: str, entries: Mapping[str, Any]) -> nn.
             raise ValueError("it lacks or has too much of the fields of a model")
         info = ModelInfo(**described)
         check_info(info)
-        return _built(file, entries, info)
+        built = _built(file, entries, info)
     except (QzooError, ValueError) as error:
         reason = str(error).removeprefix(f"{file.path} ")
         raise ArtifactError(
             f"{file.path} is damaged, or does not hold what it says: {reason}"
         ) from None
+    if wanted is not None and model_name(wanted) != info.architecture:
+        raise ArgumentError(
+            f"{file.path} holds a {info.architecture}, not a {wanted}: leave --model out (in "
+            "Python, model=)."
+        )
+    return built
 
 
 def _built(file: File, entries: Mapping[str, Any], info: ModelInfo) -> nn.Module:

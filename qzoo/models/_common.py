@@ -4,13 +4,14 @@
 # graphs, and TorchScript knows the type Tensor there, but not the string "Tensor".
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torchvision.models._utils import _make_divisible
+from torchvision.ops.misc import Conv2dNormActivation
 
 from .._core.finite import check_finite
 from ..artifact.format import ModelInfo
@@ -31,6 +32,7 @@ class QuantizableMixin(Labelled, nn.Module):
         super().__init__(*args, **kwargs)
         self.quant = QuantStub()
         self.dequant = DeQuantStub()
+        _replace_relu(self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Sets an attribute; `classes` and `transforms` are recorded, to be saved with the model.
@@ -73,6 +75,12 @@ class QuantizableMixin(Labelled, nn.Module):
         parts = pickled_parts(self)
         return super().__reduce_ex__(protocol) if parts is None else (unpickled, parts)
 
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "fuse_model"):
+                module.fuse_model(is_qat)
+
     def save_pretrained(self, folder: str | os.PathLike[str], **info: Any) -> None:
         """Saves an int8 model as a folder to share; see `qzoo.sharing.save_pretrained`."""
         from ..sharing import save_pretrained
@@ -96,6 +104,26 @@ class SequentialForwardMixin(QuantizableMixin):
         return self.dequant(x)
 
 
+class MobileNetMixin(SequentialForwardMixin):
+    """What both MobileNets are: blocks that may be given, and layers of conv+bn(+relu)."""
+
+    #: The blocks unless others are given.
+    usual_block: ClassVar[Callable[..., nn.Module]]
+
+    def __init__(
+        self, *args: Any, block: Callable[..., nn.Module] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, block=block or type(self).usual_block, **kwargs)
+
+    def fuse_model(self, is_qat: bool | None = None) -> None:
+        """Fuses conv+bn(+relu) in place; `is_qat=None` goes by `self.training`."""
+        for module in self.modules():
+            if type(module) is Conv2dNormActivation:
+                rectified = len(module) == 3 and type(module[2]) is nn.ReLU
+                fuse(module, ["0", "1", "2"] if rectified else ["0", "1"], is_qat)
+        super().fuse_model(is_qat)
+
+
 class ConvBnReluMixin(nn.Module):
     """Gives GoogLeNet's and Inception's `BasicConv2d` a ReLU module of its own, and fusion."""
 
@@ -112,7 +140,7 @@ class ConvBnReluMixin(nn.Module):
         fuse(self, ["conv", "bn", "relu"], is_qat)
 
 
-def replace_relu(model: nn.Module) -> None:
+def _replace_relu(model: nn.Module) -> None:
     """Replaces every ReLU and ReLU6 by a plain ReLU that does not write in place.
 
     torchvision's quantizable models do the same: ReLU fuses with convolutions, and the int8 range

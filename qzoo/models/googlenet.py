@@ -20,8 +20,7 @@ from ..native.markers import FloatFunctional
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import ConvBnReluMixin, QuantizableMixin, replace_relu
-from ._docs import share_docs
+from ._common import ConvBnReluMixin, QuantizableMixin
 
 __all__ = [
     "GoogLeNet_QuantizedWeights",
@@ -66,7 +65,6 @@ class QuantizableGoogLeNet(QuantizableMixin, GoogLeNet):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         blocks = [QuantizableBasicConv2d, QuantizableInception, QuantizableInceptionAux]
         super().__init__(*args, blocks=blocks, **kwargs)
-        replace_relu(self)
 
     def forward(self, x: Tensor) -> GoogLeNetOutputs:
         """Returns logits; in training with auxiliary classifiers a `GoogLeNetOutputs`."""
@@ -76,12 +74,6 @@ class QuantizableGoogLeNet(QuantizableMixin, GoogLeNet):
         if torch.jit.is_scripting():
             return GoogLeNetOutputs(x, aux2, aux1)
         return self.eager_outputs(x, aux2, aux1)
-
-    def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
-        for module in self.modules():
-            if isinstance(module, QuantizableBasicConv2d):
-                module.fuse_model(is_qat)
 
 
 class GoogLeNet_QuantizedWeights(QuantizedWeightsEnum):
@@ -98,7 +90,6 @@ class GoogLeNet_QuantizedWeights(QuantizedWeightsEnum):
     pretrained_kwargs={"transform_input": True},
     aux=("aux1", "aux2"),
 )
-@share_docs
 def googlenet(
     *,
     weights: GoogLeNet_QuantizedWeights | GoogLeNet_Weights | str | None = None,

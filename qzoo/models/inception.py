@@ -14,8 +14,7 @@ from ..native.markers import FloatFunctional
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import ConvBnReluMixin, QuantizableMixin, replace_relu
-from ._docs import share_docs
+from ._common import ConvBnReluMixin, QuantizableMixin
 
 __all__ = [
     "Inception_V3_QuantizedWeights",
@@ -96,7 +95,6 @@ class QuantizableInception3(QuantizableMixin, tv.Inception3):
             QuantizableInceptionAux,
         ]
         super().__init__(*args, inception_blocks=blocks, **kwargs)
-        replace_relu(self)
 
     def forward(self, x: Tensor) -> tv.InceptionOutputs:
         """Returns logits; in training with the auxiliary classifier an `InceptionOutputs`."""
@@ -106,12 +104,6 @@ class QuantizableInception3(QuantizableMixin, tv.Inception3):
         if torch.jit.is_scripting():
             return tv.InceptionOutputs(x, aux)
         return self.eager_outputs(x, aux)
-
-    def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
-        for module in self.modules():
-            if isinstance(module, QuantizableBasicConv2d):
-                module.fuse_model(is_qat)
 
 
 class Inception_V3_QuantizedWeights(QuantizedWeightsEnum):
@@ -128,7 +120,6 @@ class Inception_V3_QuantizedWeights(QuantizedWeightsEnum):
     pretrained_kwargs={"transform_input": True},
     aux=("AuxLogits",),
 )
-@share_docs
 def inception_v3(
     *,
     weights: Inception_V3_QuantizedWeights | Inception_V3_Weights | str | None = None,

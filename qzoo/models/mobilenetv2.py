@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models import MobileNet_V2_Weights
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.ops.misc import Conv2dNormActivation
 
 from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import SequentialForwardMixin, replace_relu, width_multipliers
-from ._docs import share_docs
+from ._common import MobileNetMixin, width_multipliers
 
 __all__ = [
     "MobileNet_V2_QuantizedWeights",
@@ -43,25 +41,13 @@ class QuantizableInvertedResidual(InvertedResidual):
         fuse(self.conv, [str(last), str(last + 1)], is_qat)
 
 
-class QuantizableMobileNetV2(SequentialForwardMixin, MobileNetV2):
+class QuantizableMobileNetV2(MobileNetMixin, MobileNetV2):
     """MobileNet V2 with quantization markers; same state dict as torchvision's.
 
     As in torchvision's quantizable model, ReLU6 is a plain ReLU, which fuses with convolutions.
     """
 
-    def __init__(
-        self, *args: Any, block: Callable[..., nn.Module] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, block=block or QuantizableInvertedResidual, **kwargs)
-        replace_relu(self)
-
-    def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
-        for module in self.modules():
-            if type(module) is Conv2dNormActivation:
-                fuse(module, ["0", "1", "2"], is_qat)
-            elif isinstance(module, QuantizableInvertedResidual):
-                module.fuse_model(is_qat)
+    usual_block = QuantizableInvertedResidual
 
 
 def _widths(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Any]]:
@@ -80,7 +66,6 @@ class MobileNet_V2_QuantizedWeights(QuantizedWeightsEnum):
 @register_model(
     MobileNet_V2_QuantizedWeights, MobileNet_V2_Weights, QuantizableMobileNetV2, widths=_widths
 )
-@share_docs
 def mobilenet_v2(
     *,
     weights: MobileNet_V2_QuantizedWeights | MobileNet_V2_Weights | str | None = None,

@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V3_Large_Weights, MobileNet_V3_Small_Weights
 from torchvision.models.mobilenetv3 import InvertedResidual, MobileNetV3, _mobilenet_v3_conf
-from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
+from torchvision.ops.misc import SqueezeExcitation
 
 from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import SequentialForwardMixin, replace_relu, width_multipliers
-from ._docs import share_docs
+from ._common import MobileNetMixin, width_multipliers
 
 __all__ = [
     "MobileNet_V3_Large_QuantizedWeights",
@@ -57,47 +56,38 @@ class QuantizableInvertedResidual(InvertedResidual):
         return self.block(x)
 
 
-class QuantizableMobileNetV3(SequentialForwardMixin, MobileNetV3):
+class QuantizableMobileNetV3(MobileNetMixin, MobileNetV3):
     """MobileNet V3 with quantization markers; same state dict as torchvision's."""
 
-    def __init__(
-        self, *args: Any, block: Callable[..., nn.Module] | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, block=block or QuantizableInvertedResidual, **kwargs)
-        replace_relu(self)
-
-    def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn(+relu) in place; `is_qat=None` goes by `self.training`."""
-        for module in self.modules():
-            if type(module) is Conv2dNormActivation:
-                rectified = len(module) == 3 and type(module[2]) is nn.ReLU
-                fuse(module, ["0", "1", "2"] if rectified else ["0", "1"], is_qat)
-            elif isinstance(module, QuantizableSqueezeExcitation):
-                module.fuse_model(is_qat)
+    usual_block = QuantizableInvertedResidual
 
 
-def _construct(
-    arch: str,
-    *,
-    width_mult: float = 1.0,
-    reduced_tail: bool = False,
-    dilated: bool = False,
-    num_classes: int = 1000,
-    dropout: float = 0.2,
-    block: Callable[..., nn.Module] | None = None,
-    norm_layer: Callable[..., nn.Module] | None = None,
-) -> QuantizableMobileNetV3:
-    setting, last_channel = _mobilenet_v3_conf(
-        arch, width_mult=width_mult, reduced_tail=reduced_tail, dilated=dilated
-    )
-    return QuantizableMobileNetV3(
-        setting,
-        last_channel,
-        num_classes=num_classes,
-        dropout=dropout,
-        block=block,
-        norm_layer=norm_layer,
-    )
+def _constructor(arch: str) -> Callable[..., QuantizableMobileNetV3]:
+    """Returns what makes one of the two networks from its own keywords."""
+
+    def construct(
+        *,
+        width_mult: float = 1.0,
+        reduced_tail: bool = False,
+        dilated: bool = False,
+        num_classes: int = 1000,
+        dropout: float = 0.2,
+        block: Callable[..., nn.Module] | None = None,
+        norm_layer: Callable[..., nn.Module] | None = None,
+    ) -> QuantizableMobileNetV3:
+        setting, last_channel = _mobilenet_v3_conf(
+            arch, width_mult=width_mult, reduced_tail=reduced_tail, dilated=dilated
+        )
+        return QuantizableMobileNetV3(
+            setting,
+            last_channel,
+            num_classes=num_classes,
+            dropout=dropout,
+            block=block,
+            norm_layer=norm_layer,
+        )
+
+    return construct
 
 
 def _widths(
@@ -125,10 +115,9 @@ class MobileNet_V3_Small_QuantizedWeights(QuantizedWeightsEnum):
 @register_model(
     MobileNet_V3_Large_QuantizedWeights,
     MobileNet_V3_Large_Weights,
-    partial(_construct, "mobilenet_v3_large"),
+    _constructor("mobilenet_v3_large"),
     widths=partial(_widths, "features.16.0", 160),
 )
-@share_docs
 def mobilenet_v3_large(
     *,
     weights: MobileNet_V3_Large_QuantizedWeights | MobileNet_V3_Large_Weights | str | None = None,
@@ -144,10 +133,9 @@ def mobilenet_v3_large(
 @register_model(
     MobileNet_V3_Small_QuantizedWeights,
     MobileNet_V3_Small_Weights,
-    partial(_construct, "mobilenet_v3_small"),
+    _constructor("mobilenet_v3_small"),
     widths=partial(_widths, "features.12.0", 96),
 )
-@share_docs
 def mobilenet_v3_small(
     *,
     weights: MobileNet_V3_Small_QuantizedWeights | MobileNet_V3_Small_Weights | str | None = None,

@@ -20,8 +20,7 @@ from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import SequentialForwardMixin, replace_relu
-from ._docs import share_docs
+from ._common import SequentialForwardMixin
 
 __all__ = [
     "QuantizableResNet",
@@ -92,16 +91,10 @@ class QuantizableBottleneck(Bottleneck):
 class QuantizableResNet(SequentialForwardMixin, ResNet):
     """ResNet and ResNeXt with quantization markers; same state dict as torchvision's."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        replace_relu(self)
-
     def fuse_model(self, is_qat: bool | None = None) -> None:
         """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
         fuse(self, ["conv1", "bn1", "relu"], is_qat)
-        for module in self.modules():
-            if isinstance(module, (QuantizableBasicBlock, QuantizableBottleneck)):
-                module.fuse_model(is_qat)
+        super().fuse_model(is_qat)
 
 
 def bottleneck_widths(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Any]]:
@@ -143,7 +136,6 @@ class ResNet152_QuantizedWeights(QuantizedWeightsEnum):
     ResNet18_Weights,
     partial(QuantizableResNet, QuantizableBasicBlock, [2, 2, 2, 2]),
 )
-@share_docs
 def resnet18(
     *,
     weights: ResNet18_QuantizedWeights | ResNet18_Weights | str | None = None,
@@ -161,7 +153,6 @@ def resnet18(
     ResNet34_Weights,
     partial(QuantizableResNet, QuantizableBasicBlock, [3, 4, 6, 3]),
 )
-@share_docs
 def resnet34(
     *,
     weights: ResNet34_QuantizedWeights | ResNet34_Weights | str | None = None,
@@ -180,7 +171,6 @@ def resnet34(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 6, 3]),
     widths=bottleneck_widths,
 )
-@share_docs
 def resnet50(
     *,
     weights: ResNet50_QuantizedWeights | ResNet50_Weights | str | None = None,
@@ -199,7 +189,6 @@ def resnet50(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3]),
     widths=bottleneck_widths,
 )
-@share_docs
 def resnet101(
     *,
     weights: ResNet101_QuantizedWeights | ResNet101_Weights | str | None = None,
@@ -218,7 +207,6 @@ def resnet101(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 8, 36, 3]),
     widths=bottleneck_widths,
 )
-@share_docs
 def resnet152(
     *,
     weights: ResNet152_QuantizedWeights | ResNet152_Weights | str | None = None,

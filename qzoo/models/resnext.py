@@ -16,7 +16,6 @@ from torchvision.models import (
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._docs import share_docs
 from .resnet import QuantizableBottleneck, QuantizableResNet, bottleneck_widths
 
 __all__ = [
@@ -66,7 +65,6 @@ class Wide_ResNet101_2_QuantizedWeights(QuantizedWeightsEnum):
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 6, 3], groups=32, width_per_group=4),
     widths=bottleneck_widths,
 )
-@share_docs
 def resnext50_32x4d(
     *,
     weights: ResNeXt50_32X4D_QuantizedWeights | ResNeXt50_32X4D_Weights | str | None = None,
@@ -88,7 +86,6 @@ def resnext50_32x4d(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3], groups=32, width_per_group=8),
     widths=bottleneck_widths,
 )
-@share_docs
 def resnext101_32x8d(
     *,
     weights: ResNeXt101_32X8D_QuantizedWeights | ResNeXt101_32X8D_Weights | str | None = None,
@@ -110,7 +107,6 @@ def resnext101_32x8d(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3], groups=64, width_per_group=4),
     widths=bottleneck_widths,
 )
-@share_docs
 def resnext101_64x4d(
     *,
     weights: ResNeXt101_64X4D_QuantizedWeights | ResNeXt101_64X4D_Weights | str | None = None,
@@ -132,7 +128,6 @@ def resnext101_64x4d(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 6, 3], width_per_group=128),
     widths=bottleneck_widths,
 )
-@share_docs
 def wide_resnet50_2(
     *,
     weights: Wide_ResNet50_2_QuantizedWeights | Wide_ResNet50_2_Weights | str | None = None,
@@ -151,7 +146,6 @@ def wide_resnet50_2(
     partial(QuantizableResNet, QuantizableBottleneck, [3, 4, 23, 3], width_per_group=128),
     widths=bottleneck_widths,
 )
-@share_docs
 def wide_resnet101_2(
     *,
     weights: Wide_ResNet101_2_QuantizedWeights | Wide_ResNet101_2_Weights | str | None = None,

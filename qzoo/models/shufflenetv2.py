@@ -18,8 +18,7 @@ from ..native.markers import FloatFunctional, fuse
 from ..registry import register_model
 from ..weights import QuantizedWeightsEnum, read_weights
 from ._build import build_model
-from ._common import SequentialForwardMixin, replace_relu
-from ._docs import share_docs
+from ._common import SequentialForwardMixin
 
 __all__ = [
     "QuantizableShuffleNetV2",
@@ -62,7 +61,6 @@ class QuantizableShuffleNetV2(SequentialForwardMixin, ShuffleNetV2):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, inverted_residual=QuantizableInvertedResidual, **kwargs)
-        replace_relu(self)
 
     def _forward_impl(self, x: Tensor) -> Tensor:
         x = self.stage2(self.maxpool(self.conv1(x)))
@@ -76,9 +74,7 @@ class QuantizableShuffleNetV2(SequentialForwardMixin, ShuffleNetV2):
         """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
         for module in (self.conv1, self.conv5):
             fuse(module, ["0", "1", "2"], is_qat)
-        for module in self.modules():
-            if isinstance(module, QuantizableInvertedResidual):
-                module.fuse_model(is_qat)
+        super().fuse_model(is_qat)
 
 
 class ShuffleNet_V2_X0_5_QuantizedWeights(QuantizedWeightsEnum):
@@ -115,7 +111,6 @@ class ShuffleNet_V2_X2_0_QuantizedWeights(QuantizedWeightsEnum):
     ShuffleNet_V2_X0_5_Weights,
     partial(QuantizableShuffleNetV2, [4, 8, 4], [24, 48, 96, 192, 1024]),
 )
-@share_docs
 def shufflenet_v2_x0_5(
     *,
     weights: ShuffleNet_V2_X0_5_QuantizedWeights | ShuffleNet_V2_X0_5_Weights | str | None = None,
@@ -133,7 +128,6 @@ def shufflenet_v2_x0_5(
     ShuffleNet_V2_X1_0_Weights,
     partial(QuantizableShuffleNetV2, [4, 8, 4], [24, 116, 232, 464, 1024]),
 )
-@share_docs
 def shufflenet_v2_x1_0(
     *,
     weights: ShuffleNet_V2_X1_0_QuantizedWeights | ShuffleNet_V2_X1_0_Weights | str | None = None,
@@ -151,7 +145,6 @@ def shufflenet_v2_x1_0(
     ShuffleNet_V2_X1_5_Weights,
     partial(QuantizableShuffleNetV2, [4, 8, 4], [24, 176, 352, 704, 1024]),
 )
-@share_docs
 def shufflenet_v2_x1_5(
     *,
     weights: ShuffleNet_V2_X1_5_QuantizedWeights | ShuffleNet_V2_X1_5_Weights | str | None = None,
@@ -169,7 +162,6 @@ def shufflenet_v2_x1_5(
     ShuffleNet_V2_X2_0_Weights,
     partial(QuantizableShuffleNetV2, [4, 8, 4], [24, 244, 488, 976, 2048]),
 )
-@share_docs
 def shufflenet_v2_x2_0(
     *,
     weights: ShuffleNet_V2_X2_0_QuantizedWeights | ShuffleNet_V2_X2_0_Weights | str | None = None,

@@ -32,14 +32,7 @@ def quantize_per_tensor(
 
 
 def dequantize_per_tensor(
-    input: Tensor,
-    scale: float,
-    zero_point: int,
-    quant_min: int,
-    quant_max: int,
-    dtype: torch.dtype,
-    *,
-    out_dtype: torch.dtype | None = None,
+    input: Tensor, scale: float, zero_point: int, *_: object, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """Returns (input - zero_point) * scale, float32 unless `out_dtype` says otherwise."""
     out = torch.float32 if out_dtype is None else out_dtype
@@ -51,10 +44,7 @@ def dequantize_per_channel(
     scales: Tensor,
     zero_points: Tensor | None,
     axis: int,
-    quant_min: int,
-    quant_max: int,
-    dtype: torch.dtype,
-    *,
+    *_: object,  # the integers' bounds and type, which change no value
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Returns (input - zero_points) * scales along a dimension, float32 unless told otherwise."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..artifact.layers import Layer
+
 
 class FloatLayer(nn.Module):
     """A float32 layer with quantized input and output.
@@ -30,13 +32,17 @@ class FloatLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, relu: bool, scale: float, zero_point: int
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.relu, self.scale, self.zero_point = relu, scale, zero_point
+        self.relu, self.scale, self.zero_point = layer.relu, layer.scale, layer.zero_point
+
+    def rounded(self, y: Tensor) -> Tensor:
+        """Returns a float32 result on the layer's grid, after its ReLU."""
+        if self.relu:
+            y = F.relu(y)
+        return torch.quantize_per_tensor(y, self.scale, self.zero_point, torch.quint8)
 
     def extra_repr(self) -> str:
         """Says what `print(model)` shows of it."""
@@ -82,36 +88,15 @@ class FloatConv2d(FloatLayer):
         groups: Number of independent channel groups.
     """
 
-    def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        relu: bool,
-        scale: float,
-        zero_point: int,
-        stride: tuple[int, ...],
-        padding: tuple[int, ...],
-        dilation: tuple[int, ...],
-        groups: int,
-    ) -> None:
-        super().__init__(weight, bias, relu, scale, zero_point)
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.groups = groups
+    def __init__(self, weight: Tensor, bias: Tensor | None, layer: Layer) -> None:
+        super().__init__(weight, bias, layer)
+        self.stride, self.padding, self.dilation = layer.stride, layer.padding, layer.dilation
+        self.groups = layer.groups
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the quantized result of a quantized batch."""
-        y = F.conv2d(
-            x.dequantize(),
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
-        if self.relu:
-            y = F.relu(y)
-        return torch.quantize_per_tensor(y, self.scale, self.zero_point, torch.quint8)
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        return self.rounded(F.conv2d(x.dequantize(), self.weight, self.bias, *geometry))
 
 
 class FloatLinear(FloatLayer):
@@ -119,7 +104,4 @@ class FloatLinear(FloatLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the quantized result of a quantized batch."""
-        y = F.linear(x.dequantize(), self.weight, self.bias)
-        if self.relu:
-            y = F.relu(y)
-        return torch.quantize_per_tensor(y, self.scale, self.zero_point, torch.quint8)
+        return self.rounded(F.linear(x.dequantize(), self.weight, self.bias))

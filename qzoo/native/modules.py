@@ -77,11 +77,7 @@ def _float_layer(name: str, layer: Layer, tensors: MutableMapping[str, Tensor]) 
     # Copies, because a native model's state may be overwritten and an artifact's never is.
     weight = tensors.pop(f"{name}.weight").clone()
     bias = tensors[f"{name}.bias"].clone() if f"{name}.bias" in tensors else None
-    numbers = (weight, bias, layer.relu, layer.scale, layer.zero_point)
-    if layer.op == "linear":
-        return FloatLinear(*numbers).eval()
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return FloatConv2d(*numbers, *geometry).eval()
+    return (FloatLinear if layer.op == "linear" else FloatConv2d)(weight, bias, layer).eval()
 
 
 def _native_conv(

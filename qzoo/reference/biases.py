@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..artifact.format import Artifact
 from ..artifact.grid import HARDSIGMOID_GRID
-from ..artifact.layers import raised
-from .build import build_reference
-from .rewrite import Rewriter
-from .trace import Recording
+from ..artifact.layers import RANGED_OPS, raised
+from ..native.model import skeleton_of
+from .calls import grid_source
+from .trace import Recording, record
 
 #: Largest bias in steps of the sums that it joins; as much again is left for the sums.
 BIAS_MAX = 2**30
@@ -33,16 +33,16 @@ def with_room_for_biases(artifact: Artifact, recording: Recording | None = None)
     suspects = [name for name in artifact.layers if _lacking(artifact, name, finest)]
     if not suspects:
         return artifact
-    recording = recording or build_reference(artifact).recording
-    rewriter = Rewriter(artifact, recording)
-    rewriter.write()
+    recording = recording or record(skeleton_of(artifact.info), artifact.layers)
+    ranged = {n: layer for n, layer in artifact.layers.items() if layer.op in RANGED_OPS}
+    grids = {name: layer.grid.single() for name, layer in ranged.items()}
     tensors = dict(artifact.tensors)
     for node in recording.graph.nodes:
         name = str(node.target)
         if node.op != "call_module" or name not in suspects:
             continue
-        grid = rewriter.done[node.args[0]].meta["grid"]
-        if grid is None or not _lacking(artifact, name, grid.scale):
+        grid = grids.get(grid_source(node.all_input_nodes[0], grids), HARDSIGMOID_GRID)
+        if not _lacking(artifact, name, grid.scale):
             continue
         weight, scale, zero_point = widened(
             tensors[f"{name}.weight"],

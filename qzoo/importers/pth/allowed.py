@@ -56,72 +56,29 @@ _UNTYPED_DTYPES = {
 
 _TORCH_NAMES = frozenset(
     [
-        "float64",
-        "double",
-        "float32",
-        "float",
-        "float16",
-        "half",
-        "bfloat16",
-        "complex64",
-        "complex128",
-        "bool",
-        "uint8",
-        "int8",
-        "int16",
-        "short",
-        "int32",
-        "int",
-        "int64",
-        "long",
-        "uint16",
-        "uint32",
-        "uint64",
-        "float8_e4m3fn",
-        "float8_e5m2",
-        "qint8",
-        "quint8",
-        "qint32",
-        "quint4x2",
-        "quint2x4",
-        "per_tensor_affine",
-        "per_channel_affine",
-        "per_tensor_symmetric",
-        "per_channel_symmetric",
-        "per_channel_affine_float_qparams",
-        "strided",
+        "float64", "double", "float32", "float", "float16", "half", "bfloat16", "complex64",
+        "complex128", "bool", "uint8", "int8", "int16", "short", "int32", "int", "int64", "long",
+        "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "qint8", "quint8", "qint32",
+        "quint4x2", "quint2x4", "per_tensor_affine", "per_channel_affine", "per_tensor_symmetric",
+        "per_channel_symmetric", "per_channel_affine_float_qparams", "strided",
     ]
-)
+)  # fmt: skip
 
 
 # Modules and names of Python that stand for plain values. Nothing of them is run or kept either.
 _PLAIN_MODULES = frozenset(
     ["datetime", "decimal", "fractions", "pathlib", "typing", "uuid", "zoneinfo"]
 )
+_BUILTINS = (
+    "Ellipsis", "bool", "bytearray", "bytes", "complex", "dict", "float", "int", "list",
+    "long", "object", "range", "slice", "str", "tuple", "type", "unicode", "xrange",
+)  # fmt: skip
 _PLAIN_NAMES = frozenset(
     [
         ("_codecs", "encode"),  # how protocol 2 writes bytes
         ("functools", "partial"),
         ("time", "struct_time"),
-        *(
-            (module, name)
-            for module in ("builtins", "__builtin__")
-            for name in (
-                *("Ellipsis", "bool", "bytearray", "bytes", "complex", "dict", "float", "int"),
-                *(
-                    "list",
-                    "long",
-                    "object",
-                    "range",
-                    "slice",
-                    "str",
-                    "tuple",
-                    "type",
-                    "unicode",
-                    "xrange",
-                ),
-            )
-        ),
+        *((module, name) for module in ("builtins", "__builtin__") for name in _BUILTINS),
     ]
 )
 # Python's modules, and those whose name was another one in Python 2, which protocol 2 writes.
@@ -176,17 +133,10 @@ def _tensor_v2(
     return _tensor(storage, offset, shape, stride)
 
 
-def _tensor_v3(
-    storage: object,
-    offset: object,
-    shape: object,
-    stride: object,
-    requires_grad: object,
-    hooks: object,
-    dtype: object,
-    metadata: object = None,
-) -> TensorRef:
-    ref = _tensor_v2(storage, offset, shape, stride, requires_grad, hooks, metadata)
+def _tensor_v3(*arguments: object) -> TensorRef:
+    """Takes what `_tensor_v2` takes, with a dtype before the metadata."""
+    dtype = arguments[6] if len(arguments) > 6 else None
+    ref = _tensor_v2(*arguments[:6], *arguments[7:])
     ref.dtype = _UNTYPED_DTYPES.get(dtype) if isinstance(dtype, str) else None
     if ref.dtype is None or ref.storage.kind.name != "untyped":
         raise RefusedError(
