@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from .._core.files import File
 from ..artifact.format import Artifact, ModelInfo
+from ..artifact.grid import Grid
 from ..artifact.layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
 from ..backends import get_backend
 from ..errors import ArtifactError
 from ..models.plan import plan
+from ..native.layers import float_weights
 from ..native.model import package_versions
 from ..registry import ModelEntry, get_entry
 from .names import classes_of, unwrapped, warn_of_others
@@ -91,14 +93,11 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
         if layer.op in BARE_OPS:
             found[name] = layer
             continue
-        scale, zero_point = reader.output_range(name, backend)
-        found[name] = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
+        found[name] = layer.on(Grid(*reader.output_range(name, backend)))
         found[name].check(name)
         if layer.op in ("conv2d", "linear"):
-            values, scales, zero_points, bias = reader.weight(
-                name, layer.op, _weight_shape(fused, name)
-            )
-            tensors |= weight_tensors(name, values, scales, zero_points, bias)
+            shape = tuple(float_weights(fused, name)[0].shape)
+            tensors |= weight_tensors(name, *reader.weight(name, layer.op, shape))
     reader.check_all_used()
     known = dataclasses.replace(info, builder_kwargs=kwargs, backend=backend)
     return Artifact(known, found, tensors, package_versions())
@@ -174,12 +173,6 @@ def _missing(key: str) -> str:
         f"The checkpoint lacks {key!r}: it is incomplete, of another architecture, or the float "
         "state dict of a model that was never converted or prepared for QAT."
     )
-
-
-def _weight_shape(fused: Any, name: str) -> tuple[int, ...]:
-    from ..native.layers import float_weights
-
-    return tuple(float_weights(fused, name)[0].shape)
 
 
 def _batch_norm_eps(entry: ModelEntry, kwargs: Mapping[str, Any]) -> dict[str, float]:

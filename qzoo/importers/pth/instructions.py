@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from .allowed import find_global
 from .inert import (
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 Handler = Callable[["Unpickler"], None]
 
 HANDLERS: dict[int, Handler] = {}  # by instruction byte; STOP is the interpreter's own
-_UINT32 = struct.Struct("<I")
 _INT32 = struct.Struct("<i")
 _DOUBLE = struct.Struct(">d")
 
 
-def _instruction(*codes: bytes) -> Callable[[Handler], Handler]:
-    def register(handler: Handler) -> Handler:
+def _instruction(*codes: bytes, **fixed: Any) -> Callable[[Any], Any]:
+    """Registers a handler for these instructions, which give it these arguments."""
+
+    def register(handler: Any) -> Any:
         for code in codes:
-            HANDLERS[code[0]] = handler
+            HANDLERS[code[0]] = partial(handler, **fixed) if fixed else handler
         return handler
 
     return register
@@ -55,29 +57,18 @@ def _frame(vm: Unpickler) -> None:
     vm.take(8)  # a hint for readers of streams
 
 
-@_instruction(pickle.NONE)
-def _none(vm: Unpickler) -> None:
-    vm.push(None)
+@_instruction(pickle.NONE, value=None)
+@_instruction(pickle.NEWTRUE, value=True)
+@_instruction(pickle.NEWFALSE, value=False)
+@_instruction(pickle.EMPTY_TUPLE, value=())
+def _constant(vm: Unpickler, value: object) -> None:
+    vm.push(value)
 
 
-@_instruction(pickle.NEWTRUE)
-def _true(vm: Unpickler) -> None:
-    vm.push(True)
-
-
-@_instruction(pickle.NEWFALSE)
-def _false(vm: Unpickler) -> None:
-    vm.push(False)
-
-
-@_instruction(pickle.BININT1)
-def _int1(vm: Unpickler) -> None:
-    vm.push(vm.take(1)[0])
-
-
-@_instruction(pickle.BININT2)
-def _int2(vm: Unpickler) -> None:
-    vm.push(int.from_bytes(vm.take(2), "little"))
+@_instruction(pickle.BININT1, width=1)
+@_instruction(pickle.BININT2, width=2)
+def _unsigned(vm: Unpickler, width: int) -> None:
+    vm.push(_number(vm, width))
 
 
 @_instruction(pickle.BININT)
@@ -99,60 +90,30 @@ def _float(vm: Unpickler) -> None:
 
 
 # The BINSTRING pair is how Python 2 wrote text.
-@_instruction(pickle.SHORT_BINUNICODE, pickle.SHORT_BINSTRING)
-def _text1(vm: Unpickler) -> None:
-    vm.push(vm.take(vm.take(1)[0]).decode("utf-8"))
-
-
-@_instruction(pickle.BINUNICODE, pickle.BINSTRING)
-def _text4(vm: Unpickler) -> None:
-    vm.push(vm.take(_UINT32.unpack(vm.take(4))[0]).decode("utf-8"))
+@_instruction(pickle.SHORT_BINUNICODE, pickle.SHORT_BINSTRING, width=1)
+@_instruction(pickle.BINUNICODE, pickle.BINSTRING, width=4)
+def _text(vm: Unpickler, width: int) -> None:
+    vm.push(vm.take(_number(vm, width)).decode("utf-8"))
 
 
 # Bytes lie beside the weights only, and nothing asks for them.
-@_instruction(pickle.SHORT_BINBYTES)
-def _bytes1(vm: Unpickler) -> None:
-    _skip_bytes(vm, "SHORT_BINBYTES", 1, since=3)
-
-
-@_instruction(pickle.BINBYTES)
-def _bytes4(vm: Unpickler) -> None:
-    _skip_bytes(vm, "BINBYTES", 4, since=3)
-
-
-@_instruction(pickle.BYTEARRAY8)
-def _bytearray8(vm: Unpickler) -> None:
-    _skip_bytes(vm, "BYTEARRAY8", 8, since=5)
-
-
-def _skip_bytes(vm: Unpickler, name: str, width: int, since: int) -> None:
+@_instruction(pickle.SHORT_BINBYTES, name="SHORT_BINBYTES", width=1, since=3)
+@_instruction(pickle.BINBYTES, name="BINBYTES", width=4, since=3)
+@_instruction(pickle.BYTEARRAY8, name="BYTEARRAY8", width=8, since=5)
+def _bytes(vm: Unpickler, name: str, width: int, since: int) -> None:
     """Skips bytes whose count takes `width` bytes, where the pickle's protocol has them."""
     if vm.protocol < since:
         raise unknown_instruction(name)
-    vm.take(int.from_bytes(vm.take(width), "little"))
+    vm.take(_number(vm, width))
     vm.push(Foreign("bytes"))
 
 
-@_instruction(pickle.EMPTY_TUPLE)
-def _empty_tuple(vm: Unpickler) -> None:
-    vm.push(())
-
-
-@_instruction(pickle.TUPLE1)
-def _tuple1(vm: Unpickler) -> None:
-    vm.push((vm.pop(),))
-
-
-@_instruction(pickle.TUPLE2)
-def _tuple2(vm: Unpickler) -> None:
-    second = vm.pop()
-    vm.push((vm.pop(), second))
-
-
-@_instruction(pickle.TUPLE3)
-def _tuple3(vm: Unpickler) -> None:
-    third, second = vm.pop(), vm.pop()
-    vm.push((vm.pop(), second, third))
+@_instruction(pickle.TUPLE1, count=1)
+@_instruction(pickle.TUPLE2, count=2)
+@_instruction(pickle.TUPLE3, count=3)
+def _short_tuple(vm: Unpickler, count: int) -> None:
+    last_first = [vm.pop() for _ in range(count)]
+    vm.push(tuple(reversed(last_first)))
 
 
 @_instruction(pickle.MARK)
@@ -206,14 +167,10 @@ def _setitems(vm: Unpickler) -> None:
     _set_items(vm.top(), items)
 
 
-@_instruction(pickle.BINPUT)
-def _put1(vm: Unpickler) -> None:
-    vm.remember(vm.take(1)[0])
-
-
-@_instruction(pickle.LONG_BINPUT)
-def _put4(vm: Unpickler) -> None:
-    vm.remember(_UINT32.unpack(vm.take(4))[0])
+@_instruction(pickle.BINPUT, width=1)
+@_instruction(pickle.LONG_BINPUT, width=4)
+def _put(vm: Unpickler, width: int) -> None:
+    vm.remember(_number(vm, width))
 
 
 @_instruction(pickle.MEMOIZE)
@@ -221,14 +178,10 @@ def _memoize(vm: Unpickler) -> None:
     vm.remember()
 
 
-@_instruction(pickle.BINGET)
-def _get1(vm: Unpickler) -> None:
-    vm.recall(vm.take(1)[0])
-
-
-@_instruction(pickle.LONG_BINGET)
-def _get4(vm: Unpickler) -> None:
-    vm.recall(_UINT32.unpack(vm.take(4))[0])
+@_instruction(pickle.BINGET, width=1)
+@_instruction(pickle.LONG_BINGET, width=4)
+def _get(vm: Unpickler, width: int) -> None:
+    vm.recall(_number(vm, width))
 
 
 @_instruction(pickle.GLOBAL)
@@ -317,6 +270,10 @@ def _persistent(vm: Unpickler) -> None:
     if ref.kind is not kind or ref.count != count:
         raise RefusedError(f"is damaged: it describes storage {shown(key)} in two ways")
     vm.push(ref)
+
+
+def _number(vm: Unpickler, width: int) -> int:
+    return int.from_bytes(vm.take(width), "little")
 
 
 def unknown_instruction(name: str) -> RefusedError:
