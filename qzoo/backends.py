@@ -110,7 +110,7 @@ def has_vnni() -> bool:
 
 
 def default_backend() -> str:
-    """Returns the backend for new models here, wherever nobody names one.
+    """Returns the backend that new models are quantized for on this machine unless one is named.
 
     That is `onednn`, whose activations use all 8 bits; CPUs without VNNI, whose 16-bit sums would
     saturate, get `x86`, which uses 7. Where this PyTorch lacks these engines, its first one.

@@ -29,11 +29,11 @@ FORMAT = "qzoo-int8"
 #: The newest version that is read. Files are written in the oldest that can hold them: 1, or 2
 #: where a layer is kept in float.
 VERSION = 2
-#: Those of the zoo have up to 40 characters.
+#: Characters of a layer's name; those of the zoo have up to 40.
 MAX_NAME_LENGTH = 200
-#: Those of the zoo have up to 600.
+#: Layers of a model; those of the zoo have up to 600.
 MAX_LAYERS = 10_000
-#: Of a metric, which is mostly a percentage, and of a class's name in characters.
+#: The largest metric (most are percentages), and the longest class name, in characters.
 MAX_METRIC = 1e9
 MAX_CLASS_NAME = 1000
 
@@ -70,14 +70,14 @@ class ModelInfo:
     seen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # As people have them at hand: a preset, and a data set's tuple of names.
+        # Users may give the preset itself, and a data set's tuple of names.
         if callable(self.transforms):
             object.__setattr__(self, "transforms", describe(self.transforms))
         if isinstance(self.classes, tuple):
             object.__setattr__(self, "classes", list(self.classes))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON values, without those that files from before them lack."""
+        """Returns the fields as JSON values, without optional ones that are empty."""
         fields = dataclasses.asdict(self)
         return {k: v for k, v in fields.items() if v or k not in OPTIONAL}
 
@@ -240,7 +240,7 @@ def check_info(info: ModelInfo) -> None:
     """Checks that the fields have the types that they should have.
 
     Raises:
-        ArtifactError: One has not.
+        ArtifactError: A field has another type.
     """
     classes = info.classes
     good_classes = classes is None or (

@@ -24,7 +24,7 @@ WEIGHTED_OPS = frozenset({"conv2d", "linear"})
 #: Scales of outputs and weights lie between these. With them every product and quotient that a
 #: runtime forms of three scales is a normal float32 number, far from 0 and infinity.
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-40, 2.0**40
-#: Of biases and of float weights, which are measured against those scales.
+#: The largest bias or float weight, by its absolute value.
 LARGEST_VALUE = 2.0**40
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -107,7 +107,7 @@ class Layer:
         """Checks that every number of the layer called `name` is possible.
 
         Raises:
-            ArtifactError: One is not.
+            ArtifactError: A number is not.
         """
         if not (_is_number(self.scale) and SMALLEST_SCALE <= self.scale <= LARGEST_SCALE):
             raise ArtifactError(

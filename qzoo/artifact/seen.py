@@ -31,8 +31,8 @@ from ..errors import ArtifactError, ImageError
 #: What a model may have seen pictures for.
 TRAINING, CALIBRATION = "training", "calibration"
 KINDS = (TRAINING, CALIBRATION)
-#: Of each hash; a picture that was not seen is taken for one that was once in 4 * 10**9 times
-#: where a model has seen `LIMIT` pictures.
+#: Bytes kept of each hash. With `LIMIT` pictures in a note, one in 4 * 10**9 other pictures is
+#: taken for one of them.
 BYTES = 6
 #: Pictures in a note, which then takes 512 kB.
 LIMIT = 65536
@@ -93,7 +93,7 @@ def check_seen(seen: Any) -> None:
     """Checks what a file says that a model has seen.
 
     Raises:
-        ArtifactError: It is none of what `noted` makes.
+        ArtifactError: It is not what `noted` writes.
     """
     if not isinstance(seen, dict) or not all(
         kind in KINDS and isinstance(note, str) and _is_note(note) for kind, note in seen.items()

@@ -101,6 +101,6 @@ def weight_shapes(entries: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def classes_of(entries: Mapping[str, Any], head: str) -> int:
-    """Returns the outputs of the linear layer `head`; 1000 where it is missing, as others say."""
+    """Returns the outputs of the linear layer `head`; 1000 where it is missing."""
     shape = weight_shapes(entries).get(head, ())
     return shape[0] if len(shape) == 2 and shape[0] > 0 else 1000

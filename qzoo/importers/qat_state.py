@@ -52,7 +52,7 @@ class QatState:
         scales = (v for k, v in self._entries.items() if k.endswith(".weight_fake_quant.scale"))
         if not any(isinstance(s, Tensor) and s.numel() > 1 for s in scales):
             return "qnnpack"
-        # Gates with a fixed range (hardsigmoid) hold no minimum and are of no account here.
+        # Gates have a fixed range (hardsigmoid) and no minimum, so they tell nothing.
         observed = ".activation_post_process.activation_post_process.min_val"
         names = (k.removesuffix(observed) for k in self._entries if k.endswith(observed))
         return "onednn" if any(self._levels(name) > 128 for name in names) else "fbgemm"

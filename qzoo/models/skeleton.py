@@ -15,7 +15,7 @@ from ..registry import BUILD_ERRORS, ModelEntry, build_failure
 
 #: Calls of torch functions while a skeleton is built; the largest model of the zoo needs 5,200.
 MAX_BUILD_CALLS = 50_000
-#: Of a model that a file asks for; the largest of the zoo has 127 million.
+#: Parameters of a model that a file asks for; the largest of the zoo has 127 million.
 MAX_PARAMETERS = 500_000_000
 
 

@@ -57,7 +57,7 @@ def prepare_graph(model: nn.Module, mapping: Any, images: Tensor) -> fx.GraphMod
     """Returns a float model in eval mode as a graph with observers; forward passes feed them.
 
     Args:
-        model: Not fused; it is taken apart.
+        model: A float model, not fused; it is changed.
         mapping: A QConfigMapping.
         images: An example of its input.
 

@@ -174,3 +174,12 @@ def layer_of(op: str, relu: bool, module: Any, scale: float, zero_point: int) ->
             groups=module.groups,
         )
     return Layer(op, scale, zero_point, relu)
+
+
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """Returns the module at a path below `root`, making plain ones where there is none."""
+    for name in filter(None, path.split(".")):
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root._modules[name]  # type: ignore[assignment]
+    return root

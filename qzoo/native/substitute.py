@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..artifact.format import Artifact, ModelInfo
+from ..artifact.grid import Grid
 from ..artifact.layers import RANGED_OPS
 from ..errors import BackendWarning, MissingDependencyError
 from ..labels import Labelled
+from .layers import module_at
 
 
 class SubstituteModel(Labelled, nn.Module):
@@ -30,13 +31,13 @@ class SubstituteModel(Labelled, nn.Module):
         self._info, self._layers, self._versions = artifact.info, artifact.layers, artifact.versions
         self._compiled: Any = None
         for name in artifact.layers:
-            _module_at(self, name)
+            module_at(self, name)
         for name, tensor in artifact.tensors.items():
             path, _, leaf = name.rpartition(".")
-            _module_at(self, path).register_buffer(leaf, tensor.clone())
+            module_at(self, path).register_buffer(leaf, tensor.clone())
         for name, layer in artifact.layers.items():
             if layer.op in RANGED_OPS:
-                holder = _module_at(self, name)
+                holder = module_at(self, name)
                 scale = torch.tensor(layer.scale, dtype=torch.float64, device="cpu")
                 zero_point = torch.tensor(layer.zero_point, dtype=torch.int64, device="cpu")
                 holder.register_buffer("scale", scale)
@@ -51,10 +52,8 @@ class SubstituteModel(Labelled, nn.Module):
         """The numbers that the model holds now, as an artifact."""
         state = dict(self.state_dict())
         layers = {
-            name: dataclasses.replace(
-                layer,
-                scale=float(state.pop(f"{name}.scale")),
-                zero_point=int(state.pop(f"{name}.zero_point")),
+            name: layer.on(
+                Grid(float(state.pop(f"{name}.scale")), int(state.pop(f"{name}.zero_point")))
             )
             if layer.op in RANGED_OPS
             else layer
@@ -114,12 +113,3 @@ def substitute(artifact: Artifact, stacklevel: int) -> SubstituteModel:
         stacklevel=stacklevel + 1,
     )
     return SubstituteModel(artifact)
-
-
-def _module_at(root: nn.Module, path: str) -> nn.Module:
-    """Returns the module at a path below `root`, making plain ones where there is none."""
-    for name in filter(None, path.split(".")):
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        root = root._modules[name]  # type: ignore[assignment]
-    return root

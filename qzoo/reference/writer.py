@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..native.layers import module_at
 from .trace import Recording
 
 
@@ -53,9 +54,4 @@ class GraphWriter(ABC):
     def _place(self, name: str) -> tuple[nn.Module, str]:
         """Returns the module that a dotted name lies in, made where it lacks, and the last part."""
         parent, _, child = name.rpartition(".")
-        owner = self.root
-        for part in parent.split(".") if parent else ():
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        return owner, child
+        return module_at(self.root, parent), child

@@ -41,7 +41,7 @@ def test_other_files_are_told_apart(tmp_path: Path) -> None:
         with pytest.raises(qzoo.ArtifactError, match=f"{path.name} is not a float checkpoint"):
             load_float(path)
     assert not is_float_checkpoint(tmp_path / "none")
-    with pytest.raises(qzoo.ArtifactError, match="no checkpoint"):
+    with pytest.raises(qzoo.ArtifactError, match="does not exist"):
         load_float(tmp_path / "none")
 
 
