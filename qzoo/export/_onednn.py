@@ -9,7 +9,6 @@ operators are written down directly and nothing is left to matching.
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..artifact.grid import Grid
 from ..reference import ReferenceModel
+from ..reference.calls import MOVES, kind
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments
 from .plan import layer_of, node_shapes
 
@@ -24,14 +24,8 @@ aten = torch.ops.aten
 #: An `fx.Node`, whose arguments are typed as a union of everything.
 Node = Any
 
-# Operations that compute no new values, so that they can move integers.
-_MOVES = (
-    aten.flatten.using_ints,
-    aten.channel_shuffle.default,
-    aten.chunk.default,
-    aten.cat.default,
-    operator.getitem,
-)
+#: Operations that can move integers as they stand; ReLU and pools are looked at one by one.
+_INTEGER_MOVES = (MOVES - {"relu", "max_pool2d"}) | {"cat"}
 #: Inductor compiles windows up to this area; above it, it would call PyTorch's kernel, which
 #: cannot pool integers in channels-last order.
 _MAX_POOL_AREA = 25
@@ -87,7 +81,7 @@ class _Rewriter:
             self._quantize(node)
         elif target is DEQUANTIZE:
             self.integers[node] = self.integers[node.args[0]]
-        elif grid is not None and (target in _MOVES or _is_small_pool(node)):
+        elif grid is not None and (kind(node) in _INTEGER_MOVES or _is_small_pool(node)):
             self.integers[node] = self._emit(target, *fx.map_arg(node.args, self._integers))
         elif target is aten.relu.default and grid is not None:
             # On a grid, to cut negative values off is to cut integers off at the zero point.

@@ -17,7 +17,7 @@ def output_hooks(
 ) -> Iterator[None]:
     """Calls `watch(name, output)` after the named layers of a fused float model, inside a block.
 
-    A tensor that `watch` returns takes the output's place. Hooks that were registered before run first.
+    A tensor that `watch` returns takes the output's place. Hooks registered earlier run first.
     """
     handles = []
     try:
