@@ -159,7 +159,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore::qzoo.errors.BackendWarning")
-@pytest.mark.parametrize(("value", "job"), cases())
+@pytest.mark.parametrize(("value", "job"), [*cases()])
 def test_defaults_change_no_result(
     value: torch.dtype | str, job: str, things: Things, usual: dict[str, Any]
 ) -> None:
