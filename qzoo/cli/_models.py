@@ -16,7 +16,7 @@ from ..native.model import attach_info, load, model_info, to_native
 from ..registry import get_entry, get_model
 from ..sharing import from_pretrained
 from ..sharing.convert import is_artifact, read_model
-from ..transforms import ImageClassification, describe
+from ..transforms import describe
 from ._names import HUB, is_name
 from ._output import print_warning
 
@@ -131,21 +131,6 @@ def is_float_file(model: str, part: str | None = None) -> bool:
         return is_float_checkpoint(int8_file(model), part)
     except ArtifactError:  # a folder without an int8 model
         return is_float_checkpoint(float_file(model))
-
-
-def preset_of(model: nn.Module) -> ImageClassification:
-    """Returns a model's own evaluation transforms.
-
-    Raises:
-        ArgumentError: It carries none.
-    """
-    stored = model_info(model).transforms
-    if stored is None:
-        raise ArgumentError(
-            "This model carries no evaluation transforms, so pictures cannot be prepared for it: "
-            "save it with transforms=qzoo.transforms.ImageClassification(...)."
-        )
-    return ImageClassification.from_dict(stored)
 
 
 def existing(path: Path) -> Path:

@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 def pictures_to_measure(
     data: Data, *models: nn.Module, everything: bool | None = None, labelled: bool = False
 ) -> tuple[Any, Sighting]:
-    """Returns the pictures that figures are taken on, and says on stderr what is odd about them.
-
-    These are the test split's, whatever is in it. Where there is none, they are those that none of
-    the models was trained or calibrated on or, where they have seen all, all.
+    """Returns what `measured_part` does, and says on stderr what is odd about the pictures.
 
     Args:
         data: Where they come from.
@@ -36,19 +33,9 @@ def pictures_to_measure(
     Raises:
         ArgumentError: The data and the model do not belong together, or the data has no labels.
     """
-    from ..datasets.sources import Relabelled
-    from ..datasets.unseen import unseen
-    from ..native.model import model_info
-    from ._models import preset_of
+    from ..datasets.unseen import measured_part
 
-    infos = [model_info(model) for model in models]
-    held_out = "test" in data.splits
-    pictures = data.split("test" if held_out else data.splits[0], preset_of(models[0]))
-    if data.classes or labelled:
-        pictures = Relabelled(pictures, data.labels_for(infos[0]))
-    chosen, sighting = unseen(
-        pictures, [info.seen for info in infos], everything=held_out or bool(everything)
-    )
+    chosen, sighting = measured_part(data, models, everything=bool(everything), labelled=labelled)
     words, serious = sighting.words()
     if serious:
         print_warning(words)

@@ -72,9 +72,10 @@ def quantize(options: QuantizeOptions) -> None:
     from .._core.threads import torch_threads
     from ..datasets.holdout import by_training
     from ..datasets.sources import open_data
+    from ..datasets.unseen import preset_of
     from ..native.model import model_info
     from ..quantize import ptq
-    from ._models import load_float_model, preset_of
+    from ._models import load_float_model
 
     out = options.out
     check_ending(out, ARTIFACT)

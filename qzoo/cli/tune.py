@@ -77,9 +77,10 @@ def tune_command(options: TuneOptions) -> None:
     from ..analysis import analyze
     from ..datasets.holdout import divide
     from ..datasets.sources import open_data
+    from ..datasets.unseen import preset_of
     from ..native.model import model_info
     from ..quantize import tune
-    from ._models import load_float_model, preset_of
+    from ._models import load_float_model
 
     start = time.monotonic()
     out, html = options.out, options.html

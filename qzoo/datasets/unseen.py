@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from ..artifact.seen import CALIBRATION, KINDS, TRAINING, Notes, files_of, hashes
+from ..errors import ArgumentError
+from ..native.model import model_info
+from ..transforms import ImageClassification
 from .holdout import Part
+from .sources import Data, Relabelled
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,58 @@ class Sighting:
 def _how_often(counts: Mapping[str, int]) -> str:
     verbs = {TRAINING: "was trained on", CALIBRATION: "was calibrated on"}
     return " and ".join(f"{verbs[kind]} {n}" for kind in KINDS if (n := counts.get(kind)))
+
+
+def preset_of(model: nn.Module) -> ImageClassification:
+    """Returns a model's own evaluation transforms.
+
+    Raises:
+        ArgumentError: It carries none.
+    """
+    stored = model_info(model).transforms
+    if stored is None:
+        raise ArgumentError(
+            "This model carries no evaluation transforms, so pictures cannot be prepared for it: "
+            "save it with transforms=qzoo.transforms.ImageClassification(...)."
+        )
+    return ImageClassification.from_dict(stored)
+
+
+def measured_part(
+    data: Data,
+    models: Sequence[nn.Module],
+    *,
+    everything: bool = False,
+    labelled: bool = False,
+    progress: bool = True,
+) -> tuple[Any, Sighting]:
+    """Returns the pictures of data that models are measured on.
+
+    These are the test split's, whatever is in it. Where there is none, they are those that none of
+    the models was trained or calibrated on or, where they have seen all, all.
+
+    Args:
+        data: Where they come from.
+        models: Whose notes of what they have seen count; the first one's transforms and classes.
+        everything: Whether to take also what the models have seen.
+        labelled: Whether figures need labels.
+        progress: Whether to show a progress bar on stderr.
+
+    Returns:
+        A data set of pictures and labels, of pictures alone where the data has no labels; and which
+        of them the models have seen.
+
+    Raises:
+        ArgumentError: The data and the model do not belong together, the data has no labels, or the
+            model names no transforms.
+    """
+    infos = [model_info(model) for model in models]
+    held_out = "test" in data.splits
+    pictures = data.split("test" if held_out else data.splits[0], preset_of(models[0]))
+    if data.classes or labelled:
+        pictures = Relabelled(pictures, data.labels_for(infos[0]))
+    notes = [info.seen for info in infos]
+    return unseen(pictures, notes, everything=held_out or everything, progress=progress)
 
 
 def unseen(

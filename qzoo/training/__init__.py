@@ -23,7 +23,7 @@ from .batches import Batches, LoadedBatches, MemoryBatches
 from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined
 from .files import check_classes, check_size, float_model, put_row, trained_model, write_csv
-from .groups import click_options
+from .groups import Options, click_options, option
 from .learner import Learner
 from .loop import Parts, Trainer
 from .loss import Loss, make_loss
@@ -70,6 +70,7 @@ __all__ = [
     "LoadedBatches",
     "Loss",
     "MemoryBatches",
+    "Options",
     "Order",
     "Outcome",
     "Parts",
@@ -104,6 +105,7 @@ __all__ = [
     "new_folder",
     "note_split",
     "open_run",
+    "option",
     "option_values",
     "parameter_groups",
     "prepare_data",

@@ -127,7 +127,7 @@ def test_torchvisions_preset_for_qat_goes_through(checkpoint: Path, tmp_path: Pa
 def test_what_qat_refuses(checkpoint: Path, tmp_path: Path) -> None:
     out = ("--output-dir", tmp_path / "run")
     assert "--checkpoint FILE or" in fail("qat", *TINY, *out)
-    assert "no checkpoint" in fail("qat", *TINY, *out, "--checkpoint", tmp_path / "none")
+    assert "does not exist" in fail("qat", *TINY, *out, "--checkpoint", tmp_path / "none")
     assert "leave --model out" in fail(
         "qat", *TINY, *out, "--checkpoint", checkpoint, "--model", "resnet18"
     )

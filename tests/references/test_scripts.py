@@ -286,7 +286,7 @@ PTQ = ["--data", "digits", "--output", "@/i.safetensors"]
         ("train", [*TRAIN, "--lr", "1e30", "--train-crop-size", "8"], "Lower --lr"),
         ("train", [*TRAIN, "--output-dir", "@/junk"], "File exists"),
         ("ptq", PTQ, "--checkpoint FILE"),
-        ("ptq", [*PTQ, "--checkpoint", "@/none"], "no checkpoint"),
+        ("ptq", [*PTQ, "--checkpoint", "@/none"], "does not exist"),
         ("ptq", [*PTQ, "--checkpoint", "@/junk"], "not a float checkpoint"),
         ("ptq", [*PTQ, "--weights", "DEFAULT"], "--model"),
         ("ptq", [*PTQ, "--backend", "x87", "--checkpoint", "@/junk"], "'x87'"),

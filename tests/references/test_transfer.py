@@ -252,7 +252,7 @@ def test_what_finetune_refuses(photos: Path, tmp_path: Path) -> None:
     for words, said in (
         ((tmp_path / "nowhere",), "no data set or folder"),
         ((photos, "--model", "resnet19", "--weights", "none"), "resnet18"),
-        ((photos, "--checkpoint", tmp_path / "none.safetensors"), "no checkpoint"),
+        ((photos, "--checkpoint", tmp_path / "none.safetensors"), "does not exist"),
     ):
         done = finetune(*words, "--size", 32, "--out", tmp_path / "out")
         assert done.exit_code == 2, done.output
