@@ -15,13 +15,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from .._core.keywords import chosen, takes
 from .._core.threads import usable_cores
 from ..errors import ArgumentError, did_you_mean
 from ..hub import disk
@@ -29,6 +30,9 @@ from ..hub.cache import cache_dir
 from ..safe_text import terminal_text
 from ..transforms import ImageClassification
 from .ifs import Bytes, System, Variation, draw, sample_system
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SPLITS = ("train", "test")
 #: Part of the cache's file names; raised whenever the same arguments would give other images.
@@ -62,6 +66,51 @@ class FractalsConfig:
 FRACTALS_STANDARD = FractalsConfig()
 
 
+@dataclass(frozen=True, kw_only=True)
+class FractalsOptions:
+    """What can be chosen about a split of the fractals.
+
+    Attributes:
+        classes: How many classes, 2 to 10,000.
+        images_per_class: Images of each class; None takes the standard number of the split (400 for
+            training, 200 for testing).
+        size: Side of the pictures in pixels, 8 to 512.
+        seed: Seed of systems and images, not negative.
+        workers: Threads that draw; None takes as many as there are processors.
+        progress: Whether to show a progress bar on stderr while drawing.
+
+    Raises:
+        ArgumentError: A number out of its range.
+    """
+
+    classes: int = FRACTALS_STANDARD.classes
+    images_per_class: int | None = None
+    size: int = FRACTALS_STANDARD.size
+    seed: int = FRACTALS_STANDARD.seed
+    workers: int | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        _check("classes", self.classes, 2, 10_000)
+        if self.images_per_class is not None:
+            _check("images_per_class", self.images_per_class, 1, 1_000_000)
+        _check("size", self.size, 8, 512)
+        _check("seed", self.seed, 0, 2**63)
+        if self.workers is not None:
+            _check("workers", self.workers, 1, 1024)
+
+
+class FractalsKeywords(TypedDict, total=False):
+    """`FractalsOptions` as keyword arguments, for type checkers and editors."""
+
+    classes: int
+    images_per_class: int | None
+    size: int
+    seed: int
+    workers: int | None
+    progress: bool
+
+
 class Fractals(Dataset[tuple[Any, int]]):
     """Fractals drawn from iterated function systems, as RGB pictures.
 
@@ -77,30 +126,22 @@ class Fractals(Dataset[tuple[Any, int]]):
         targets: Label of each item.
     """
 
+    @takes(FractalsOptions)
     def __init__(
         self,
         split: str = "train",
         transform: Callable[[Image.Image], Any] | None = None,
         *,
-        classes: int = FRACTALS_STANDARD.classes,
-        images_per_class: int | None = None,
-        size: int = FRACTALS_STANDARD.size,
-        seed: int = FRACTALS_STANDARD.seed,
-        workers: int | None = None,
-        progress: bool = True,
+        options: FractalsOptions | None = None,
+        **changes: Unpack[FractalsKeywords],
     ) -> None:
         """Draws one split, or reads it from the cache.
 
         Args:
             split: "train" or "test".
             transform: Applied to each RGB picture; None gives the PIL pictures themselves.
-            classes: How many classes, 2 to 10,000.
-            images_per_class: Images of each class; None takes the standard number of the split
-                (400 for training, 200 for testing).
-            size: Side of the pictures in pixels, 8 to 512.
-            seed: Seed of systems and images, not negative.
-            workers: Threads that draw; None takes as many as there are processors.
-            progress: Whether to show a progress bar on stderr while drawing.
+            options: What to choose otherwise than by default; None takes the defaults.
+            changes: Single options instead, or other than in `options`: see `FractalsOptions`.
 
         Raises:
             ArgumentError: An unknown split, or a number out of its range.
@@ -110,25 +151,20 @@ class Fractals(Dataset[tuple[Any, int]]):
                 f"Unknown split {split!r} of the fractals: choose one of {', '.join(SPLITS)}."
                 + did_you_mean(str(split), SPLITS)
             )
-        if images_per_class is None:
-            standard = FRACTALS_STANDARD
-            images_per_class = standard.train_images if split == "train" else standard.test_images
-        _check("classes", classes, 2, 10_000)
-        _check("images_per_class", images_per_class, 1, 1_000_000)
-        _check("size", size, 8, 512)
-        _check("seed", seed, 0, 2**63)
-        if workers is None:
-            workers = usable_cores()
-        _check("workers", workers, 1, 1024)
-        self.classes = tuple(f"{label:03d}" for label in range(classes))
+        own = chosen(FractalsOptions, options, changes)
+        standard = FRACTALS_STANDARD
+        count = own.images_per_class or (
+            standard.train_images if split == "train" else standard.test_images
+        )
+        self.classes = tuple(f"{label:03d}" for label in range(own.classes))
         self.split, self.transform = split, transform
-        self.size, self.seed = size, seed
-        self.targets: list[int] = np.repeat(np.arange(classes), images_per_class).tolist()
-        name = f"fractals{VERSION}-{split}-{classes}x{images_per_class}-{size}px-{seed}.npz"
+        self.size, self.seed = own.size, own.seed
+        self.targets: list[int] = np.repeat(np.arange(own.classes), count).tolist()
+        name = f"fractals{VERSION}-{split}-{own.classes}x{count}-{own.size}px-{own.seed}.npz"
         path = cache_dir() / "datasets" / name
-        images = _read(path, (classes * images_per_class, size, size, 3))
+        images = _read(path, (own.classes * count, own.size, own.size, 3))
         if images is None:
-            images = _draw(split, classes, images_per_class, size, seed, workers, progress)
+            images = _draw(split, count, own)
             _keep(path, images)
         self.images = images
 
@@ -182,27 +218,26 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def _draw(
-    split: str, classes: int, count: int, size: int, seed: int, workers: int, progress: bool
-) -> Bytes:
+def _draw(split: str, count: int, options: FractalsOptions) -> Bytes:
+    """Draws `count` images of each class, uint8 [N, size, size, 3]."""
+    classes, size = options.classes, options.size
     images = np.empty((classes, count, size, size, 3), dtype=np.uint8)
     purpose = _TRAIN if split == "train" else _TEST
     how = Variation()
 
     def fill(label: int) -> None:
-        system = fractal_system(label, seed)
+        system = fractal_system(label, options.seed)
         for start in range(0, count, CHUNK):
-            rng = _stream(seed, label, purpose, start // CHUNK)
+            rng = _stream(options.seed, label, purpose, start // CHUNK)
             # Always a whole chunk, so that fewer images are the first of more.
             images[label, start : start + CHUNK] = draw(system, CHUNK, size, rng, how)[
                 : count - start
             ]
 
-    with ThreadPoolExecutor(workers) as pool:
+    title, quiet = f"draw fractals ({split})", not options.progress
+    with ThreadPoolExecutor(options.workers or usable_cores()) as pool:
         done = pool.map(fill, range(classes))
-        for _ in tqdm(
-            done, f"draw fractals ({split})", classes, unit="class", disable=not progress
-        ):
+        for _ in tqdm(done, title, classes, unit="class", disable=quiet):
             pass
     return images.reshape(-1, size, size, 3)
 

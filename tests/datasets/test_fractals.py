@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import os
 import random
 import warnings
@@ -17,7 +19,7 @@ import torch
 
 from qzoo.datasets import FRACTALS_STANDARD, Fractals, ifs
 from qzoo.datasets import fractals as module
-from qzoo.datasets.fractals import fractal_system, fractals_transforms
+from qzoo.datasets.fractals import FractalsOptions, fractal_system, fractals_transforms
 from qzoo.errors import ArgumentError
 from tests.helpers.obstacles import OBSTACLES, put
 
@@ -262,3 +264,14 @@ def test_bad_arguments(argument: str, value: Any, message: str, home: Path) -> N
     with pytest.raises(ArgumentError, match=message):
         Fractals(**{**SMALL, argument: value})
     assert not list(home.iterdir())
+
+
+def test_options_come_as_keywords_or_in_an_object() -> None:
+    shown = inspect.signature(Fractals).parameters
+    fields = dataclasses.fields(FractalsOptions)
+    assert {f.name: f.default for f in fields} == {f.name: shown[f.name].default for f in fields}
+    options = FractalsOptions(**{**SMALL, "seed": 1})
+    both = Fractals("test", options=options, seed=SMALL.get("seed", 0))
+    assert np.array_equal(both.images, Fractals("test", **SMALL).images)
+    with pytest.raises(TypeError, match="clases"):
+        Fractals("test", clases=3)  # type: ignore[call-arg]
