@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from qzoo import training
 from qzoo._core.option_types import MOST_SEED, MOST_THREADS, Whole
+from qzoo._core.threads import torch_threads
 from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError, QzooError, did_you_mean
 from qzoo.native.model import model_info
@@ -65,8 +66,7 @@ def main(**options: Any) -> None:
     training images, an equal share of every class. A method that fails gets no row, but a line on
     stderr, and the exit code is 1.
     """
-    if options["threads"]:
-        torch.set_num_threads(options["threads"])
+    click.get_current_context().with_resource(torch_threads(options["threads"]))
     methods = chosen_methods(options["methods"])
     models = [get_entry(name).name for name in options["models"].split(",")]
     data = sources.open_data(options["data"], None)

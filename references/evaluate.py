@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from torch import nn
 
 import qzoo
@@ -63,9 +62,7 @@ class Options(training.Options):
 def main(**values: Any) -> None:
     """Measures a model through its own transforms on the held-out split."""
     options = Options.of(values)
-    with training.joined(options.device) as ranks:
-        if options.threads:
-            torch.set_num_threads(options.threads)
+    with training.joined(options.device, options.threads) as ranks:
         data = opened(options)
         model, kind = loaded(options)
         info = model_info(model)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from torch import nn
 
 from qzoo import training
 from qzoo._core.option_types import MOST_SEED, Whole
+from qzoo._core.threads import torch_threads
 from qzoo.backends import BACKENDS, get_backend
 from qzoo.datasets.evaluate import Metrics, evaluate
 from qzoo.datasets.unseen import preset_of
@@ -78,8 +78,7 @@ def main(**values: Any) -> None:
     evaluation transforms.
     """
     options = Options.of(values)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    click.get_current_context().with_resource(torch_threads(options.threads))
     data = sources.open_data(options.data, options.data_path)
     model = training.trained_model(options.model, options.weights, options.checkpoint)
     info = model_info(model)

@@ -37,7 +37,7 @@ def main(**values: Any) -> None:
     """
     options = training.TrainOptions.of(values)
     source, how = training.StartOptions.of(values), training.QatOptions.of(values)
-    with training.joined(options.compute.device) as ranks:
+    with training.joined(options.compute.device, options.compute.threads) as ranks:
         training.set_up(options, ranks)
         opened = training.sources.open_data(options.data.data, options.data.data_path)
         model = float_model(source, opened)

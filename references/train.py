@@ -38,7 +38,7 @@ def main(**values: Any) -> None:
     only_test = options.output.test_only
     if only_test and not (start.weights or options.output.resume):
         raise ArgumentError("--test-only needs --weights or --resume, to know what to measure.")
-    with training.joined(options.compute.device) as ranks:
+    with training.joined(options.compute.device, options.compute.threads) as ranks:
         training.set_up(options, ranks)
         data = training.prepare_data(options, ranks, name)
         model = training.float_model(name, start.weights, len(data.classes))

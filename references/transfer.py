@@ -24,7 +24,7 @@ def main(**values: Any) -> None:
     """
     options = training.TransferOptions.of(values)
     train = options.train
-    with training.joined(train.compute.device) as ranks:
+    with training.joined(train.compute.device, train.compute.threads) as ranks:
         training.set_up(train, ranks)
         command = training.command_line("transfer.py")
         done = training.transfer(options, ranks, "transfer.py", command)

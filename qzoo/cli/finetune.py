@@ -169,7 +169,8 @@ def _finetune(chosen: FinetuneOptions) -> tuple[dict[str, Any], list[str]]:
             "output_dir": chosen.out,
         }
     )
-    with training.joined(options.train.compute.device) as ranks:
+    compute = options.train.compute
+    with training.joined(compute.device, compute.threads) as ranks:
         if not chosen.out:
             base = Path(f"{name}-{'own' if checkpoint else model}")
             folder = ranks.gather(_folder(base, options) if ranks.first else "")[0]
@@ -178,7 +179,7 @@ def _finetune(chosen: FinetuneOptions) -> tuple[dict[str, Any], list[str]]:
         done = training.transfer(options, ranks, "finetune", training.command_line("qzoo"))
         if not ranks.first:
             return {}, []
-        training.measure_latency(done, options.train.compute.threads or 1)
+        training.measure_latency(done, compute.threads or 1)
     return _row(done, name), training.summary(done)
 
 

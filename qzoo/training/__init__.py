@@ -8,7 +8,7 @@ A script is little more than
     @training.training_options()
     def main(**values):
         options = training.TrainOptions.of(values)
-        with training.joined(options.compute.device) as ranks:
+        with training.joined(options.compute.device, options.compute.threads) as ranks:
             training.set_up(options, ranks)
             data = training.prepare_data(options, ranks, "resnet18")
             model = training.float_model("resnet18", None, len(data.classes))

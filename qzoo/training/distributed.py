@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
+from .._core.threads import torch_threads
 from ..datasets.evaluate import Metrics, evaluate
 from ..errors import ArgumentError
 from .script import Failure, environment_count
@@ -75,11 +76,12 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str | None) -> Iterator[Ranks]:
+def joined(device: str | None, threads: int | None = None) -> Iterator[Ranks]:
     """Joins the processes that `torchrun` started; without it, this one is alone.
 
     Args:
         device: "cpu", "cuda", "cuda:1" and so on; None takes a GPU where there is one.
+        threads: CPU threads that each process computes with meanwhile; None leaves PyTorch's.
 
     Raises:
         ArgumentError: There is no such device.
@@ -88,12 +90,14 @@ def joined(device: str | None) -> Iterator[Ranks]:
     world, rank = environment_count("WORLD_SIZE", 1), environment_count("RANK", 0)
     found = _device(device, world)
     if world == 1:
-        yield Ranks(found)
+        with torch_threads(threads):
+            yield Ranks(found)
         return
     signal.signal(signal.SIGTERM, _stopped)
     dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
     try:
-        yield Ranks(found, rank, world)
+        with torch_threads(threads):
+            yield Ranks(found, rank, world)
     except RuntimeError as error:
         if not _is_lost_connection(error):
             raise

@@ -63,7 +63,7 @@ class Prepared:
 
 
 def set_up(options: TrainOptions, ranks: Ranks) -> None:
-    """Sets this process's threads and random seeds as the options say.
+    """Sets this process's random seeds, and whether it computes deterministically.
 
     The random numbers of dropout differ between processes, as their images do.
 
@@ -72,8 +72,6 @@ def set_up(options: TrainOptions, ranks: Ranks) -> None:
     """
     check_run(options.output, ranks)
     compute = options.compute
-    if compute.threads:
-        torch.set_num_threads(compute.threads)
     seed = compute.seed + ranks.rank
     torch.manual_seed(seed)
     random.seed(seed)
