@@ -252,8 +252,9 @@ def as_artifact(model: Int8Model, **info: Any) -> Artifact:
     Args:
         model: A native int8 model (what a builder with `quantize=True`, `qzoo.load`, `ptq` or
             PyTorch's eager `convert` returned); what holds an artifact (a compiled or a reference
-            model, a result of `tune`); an `Artifact`, which is returned as it is; or a path: an
-            artifact file, or a folder of `save_pretrained` or `qzoo finetune`.
+            model, a result of `tune`); a model in QAT, of which the int8 model is taken as it is by
+            now; an `Artifact`, which is returned as it is; or a path: an artifact file, or a folder
+            of `save_pretrained` or `qzoo finetune`.
         **info: Fields of `ModelInfo` that replace what the model carries, such as
             `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`.
 
@@ -262,10 +263,14 @@ def as_artifact(model: Int8Model, **info: Any) -> Artifact:
         ArgumentError: Neither a model nor a path.
     """
     if isinstance(model, (str, os.PathLike)):
+        if str(model).startswith("hf://"):
+            raise ArgumentError(f"Load {model} from the Hub first: qzoo.from_pretrained.")
         return _with_info(Artifact.read(int8_file(model)), info)
     held = model if isinstance(model, Artifact) else getattr(model, "artifact", None)
     if isinstance(held, Artifact):
         return _with_info(held, info)
+    if callable(made := getattr(model, "to_artifact", None)):  # what `qat.prepare` returned
+        return _with_info(made(), info)
     if isinstance(model, nn.Module):
         return from_native(model, **info)
     raise ArgumentError(

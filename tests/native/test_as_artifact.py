@@ -139,6 +139,16 @@ def test_a_state_dict_is_noted_as_int8_whatever_it_is_made_of(
     assert "int8 for x86" in describe(forms[form]) and ", float," in describe(_float())
 
 
+def test_a_model_in_qat_is_taken_as_it_is_by_now(forms: dict[str, Any]) -> None:
+    model = qat.prepare(_float(), from_ptq=forms["artifact"])
+    assert qzoo.as_artifact(model).digest() == qat.to_artifact(model).digest()
+
+
+def test_a_repository_is_not_taken_for_a_file() -> None:
+    with pytest.raises(qzoo.ArgumentError, match="hf://org/name from the Hub first"):
+        qzoo.compile("hf://org/name")
+
+
 def test_modes_are_put_back_part_by_part() -> None:
     model = _float().train()
     model.conv1.eval()
