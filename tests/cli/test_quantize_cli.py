@@ -175,7 +175,7 @@ OUT = ("-o", "@/int8.safetensors")
         (("quantize", "FLOAT", *OUT), "Missing option '--data'"),
         (("quantize", "FLOAT", "--data", "digist", *OUT), "Did you mean 'digits'"),
         (("quantize", "FLOAT", "--data", "digits", "-o", "@/no/where.safetensors"), "no folder"),
-        (("quantize", "@/none.safetensors", "--data", "digits", *OUT), "no checkpoint"),
+        (("quantize", "@/none.safetensors", "--data", "digits", *OUT), "does not exist"),
         (("quantize", "@/junk.safetensors", "--data", "digits", *OUT), "not a float checkpoint"),
         (("quantize", "resnet81", "--data", "digits", *OUT), "resnet18"),
         (("quantize", "FLOAT", "-w", "DEFAULT", "--data", "digits", *OUT), "drop --weights"),
