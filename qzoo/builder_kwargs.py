@@ -115,7 +115,7 @@ def validate_builder_kwargs(
     Args:
         name: The model's name, for the message.
         construct: What makes the model from its keywords (`ModelEntry.construct`).
-        kwargs: The keywords; `weights`, `progress`, `quantize` and `backend` are none of a model's.
+        kwargs: The keywords, without `weights`, `progress`, `quantize` and `backend`.
 
     Raises:
         ArgumentError: The model has no such keyword, or its value is of another type or outside of

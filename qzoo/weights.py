@@ -251,7 +251,7 @@ def hash_in_name(path: Path) -> str | None:
     return found[1] if found else None
 
 
-#: How torchvision's enums fetch float weights: past QZOO_OFFLINE and QZOO_MIRROR.
+#: torchvision's own way to fetch float weights, which ignores QZOO_OFFLINE and QZOO_MIRROR.
 _TORCHVISIONS = WeightsEnum.get_state_dict
 
 

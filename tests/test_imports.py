@@ -140,6 +140,17 @@ def test_a_class_name_stands_for_one_thing() -> None:
     assert set(twice) <= {"Options", "Parts"}, twice
 
 
+def test_graphs_are_run_by_one_interpreter() -> None:
+    found = {
+        name
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith("Interpreter") for base in node.bases)
+    }
+    assert found == {"reference.run"}
+
+
 def _names_torch_ao(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         found: list[str] = []

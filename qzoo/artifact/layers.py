@@ -296,7 +296,7 @@ def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) ->
 
 
 def _check_float(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    """Checks what a layer that is kept in float has and has not."""
+    """Checks that a layer kept in float has possible weights, and no scales."""
     for what in ("weight_scale", "weight_zero_point"):
         if f"{name}.{what}" in tensors:
             raise ArtifactError(

@@ -148,10 +148,10 @@ def _layers(name: str, kwargs: tuple[tuple[str, Any], ...] = ()) -> _Layers:
 
 
 def _check_stem(names: list[str], found: Mapping[str, Shape]) -> None:
-    """Checks whether all would fit if the first convolution took the 3 channels of RGB.
+    """Refuses weights that lack nothing but the 3 channels of RGB in their first convolution.
 
     Raises:
-        ArtifactError: It would.
+        ArtifactError: They would fit a model if their first convolution took 3 channels.
     """
     for name in names:
         stem, wanted = next(iter(_layers(name).convolutions.items()))

@@ -265,7 +265,7 @@ def _built(file: File, entries: Mapping[str, Any], info: ModelInfo) -> nn.Module
     """Builds the model with these weights, once it is sure that they fit and nothing is missing.
 
     Raises:
-        ArtifactError: They do not.
+        ArtifactError: They do not fit, or some are missing.
     """
     entry = get_entry(info.architecture)
     model = entry.skeleton(info.builder_kwargs)

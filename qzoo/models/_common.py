@@ -76,7 +76,7 @@ class QuantizableMixin(Labelled, nn.Module):
         return super().__reduce_ex__(protocol) if parts is None else (unpickled, parts)
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
+        """Fuses conv+bn+relu in place; `is_qat=None` takes `self.training`."""
         for module in self.modules():
             if module is not self and hasattr(module, "fuse_model"):
                 module.fuse_model(is_qat)
@@ -116,7 +116,7 @@ class MobileNetMixin(SequentialForwardMixin):
         super().__init__(*args, block=block or type(self).usual_block, **kwargs)
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn(+relu) in place; `is_qat=None` goes by `self.training`."""
+        """Fuses conv+bn(+relu) in place; `is_qat=None` takes `self.training`."""
         for module in self.modules():
             if type(module) is Conv2dNormActivation:
                 rectified = len(module) == 3 and type(module[2]) is nn.ReLU

@@ -1,4 +1,4 @@
-"""How large the pictures are that a stored model takes."""
+"""The size of the pictures that a stored model takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -
             model's transforms give or, where it carries none, those of torchvision's weights.
 
     Raises:
-        ArgumentError: Sizes that are none.
+        ArgumentError: `given` is not one or two whole numbers above 0.
     """
     if given is not None:
         pair = [given, given] if isinstance(given, int) else list(given)

@@ -92,7 +92,7 @@ class QuantizableResNet(SequentialForwardMixin, ResNet):
     """ResNet and ResNeXt with quantization markers; same state dict as torchvision's."""
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
+        """Fuses conv+bn+relu in place; `is_qat=None` takes `self.training`."""
         fuse(self, ["conv1", "bn1", "relu"], is_qat)
         super().fuse_model(is_qat)
 

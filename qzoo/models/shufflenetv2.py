@@ -71,7 +71,7 @@ class QuantizableShuffleNetV2(SequentialForwardMixin, ShuffleNetV2):
         return self.fc(x)
 
     def fuse_model(self, is_qat: bool | None = None) -> None:
-        """Fuses conv+bn+relu in place; `is_qat=None` goes by `self.training`."""
+        """Fuses conv+bn+relu in place; `is_qat=None` takes `self.training`."""
         for module in (self.conv1, self.conv5):
             fuse(module, ["0", "1", "2"], is_qat)
         super().fuse_model(is_qat)

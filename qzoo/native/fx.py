@@ -36,7 +36,7 @@ def check_mapping(mapping: Any) -> None:
     """Checks that something is a QConfigMapping.
 
     Raises:
-        ArgumentError: It is not.
+        ArgumentError: It is something else.
     """
     if not isinstance(mapping, QConfigMapping):
         raise ArgumentError(

@@ -177,7 +177,7 @@ def layer_of(op: str, relu: bool, module: Any, scale: float, zero_point: int) ->
 
 
 def module_at(root: nn.Module, path: str) -> nn.Module:
-    """Returns the module at a path below `root`, making plain ones where there is none."""
+    """Returns the module at a path below `root`, adding empty modules where it lacks."""
     for name in filter(None, path.split(".")):
         if name not in root._modules:
             root.add_module(name, nn.Module())

@@ -66,7 +66,7 @@ def require_torch_ao(what: str) -> None:
         what: What needs it, as the beginning of a sentence.
 
     Raises:
-        MissingDependencyError: It has not.
+        MissingDependencyError: It no longer has it.
     """
     if not TORCH_AO:
         raise MissingDependencyError(

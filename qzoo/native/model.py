@@ -297,7 +297,7 @@ def as_callable(model: Any) -> Any:
     return model
 
 
-#: What pools go by.
+#: Attributes that decide what a pool computes.
 _SETTINGS = (
     "kernel_size", "stride", "padding", "dilation", "ceil_mode", "count_include_pad",
     "divisor_override", "output_size",
@@ -319,7 +319,7 @@ def _check_parts(model: nn.Module, skeleton: nn.Module, layers: dict[str, Layer]
     for name in dict.fromkeys([*builders, *own]):
         parents = [name[:at] for at, letter in enumerate(name) if letter == "."]
         if name in layers or any(parent in layers for parent in parents):
-            continue  # what is inside of a layer is its own affair
+            continue  # the artifact has the numbers of a layer and of all inside it
         found, wanted = _part(own.get(name)), _part(builders.get(name))
         if found != wanted:
             raise ArtifactError(

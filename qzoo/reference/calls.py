@@ -32,7 +32,7 @@ AVERAGES = frozenset({"adaptive_avg_pool2d", "avg_pool2d", "mean"})
 
 
 def kind(node: fx.Node, module: nn.Module | None = None) -> str:
-    """Returns the plain name of what a call computes, "" where there is none for it.
+    """Returns the plain name of what a call computes, "" where it has none.
 
     Args:
         node: A call of a graph.

@@ -146,6 +146,20 @@ def test_zero_points_and_one_scale_for_all_are_kept_apart() -> None:
     assert float((real - wanted).abs()[1].max()) <= float(scales[1])
 
 
+@pytest.mark.parametrize("zero_point", [-128, -100, 0, 90, 127])
+@pytest.mark.parametrize("too_small", [0.98, 0.5, 1e-4])
+def test_no_weight_moves_further_than_the_rounding(zero_point: int, too_small: float) -> None:
+    weight = torch.arange(-128, 128, dtype=torch.int16).to(torch.int8)[None]
+    bias, least = torch.tensor([1000.0]), 1000 / (BIAS_MAX * 0.1)
+    zero = torch.tensor([zero_point], dtype=torch.int8)
+    scale = torch.tensor([too_small * least])
+    wide, scales, zeros = widened(weight, scale, zero, bias, 0.1)
+    assert zeros is not None and float(scales) == pytest.approx(least)
+    real = (wide.double() - zeros.double()) * scales.double()
+    wanted = (weight.double() - zero_point) * scale.double()
+    assert float((real - wanted).abs().max()) <= 0.501 * least
+
+
 def test_models_without_such_channels_are_left_alone() -> None:
     model, images = float_model("resnet18", num_classes=5), small_images("resnet18", 4)
     artifact = from_native(ptq(model, images, recipe="fast", progress=False))

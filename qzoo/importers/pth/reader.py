@@ -66,7 +66,7 @@ def _read(file: File) -> tuple[object, dict[str, Span]]:
 
 
 def _other_kind(head: bytes) -> str:
-    """What a file is that is none of the two formats, judged by its first 512 bytes."""
+    """Returns what a file of neither format is, judged by its first 512 bytes."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return "is empty; fetch it again"
