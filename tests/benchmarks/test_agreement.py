@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
 
 import qzoo
-from tests.helpers.places import BENCHMARKS
 
 EMBEDDED = ("mobilenet_v3_small", "shufflenet_v2_x0_5")
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("agreement_page")
+def page(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("agreement_page")
 
 
 def test_no_layer_is_further_than_a_step_on_any_builder_measured(page: ModuleType) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -16,10 +15,8 @@ TORCHVISION = ("torchvision fbgemm", "torchvision x86")
 
 
 @pytest.fixture(scope="module")
-def modules() -> Iterator[dict[str, ModuleType]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("pages", *PAGES)}
+def modules(benchmark: Callable[[str], ModuleType]) -> dict[str, ModuleType]:
+    return {name: benchmark(name) for name in ("pages", *PAGES)}
 
 
 @pytest.mark.parametrize("name", PAGES)

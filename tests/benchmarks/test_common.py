@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import csv
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.helpers.places import BENCHMARKS
-
 
 @pytest.fixture(scope="module")
-def common() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("common")
+def common(benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return benchmark("common")
 
 
 def test_ways_take_turns(common: ModuleType) -> None:

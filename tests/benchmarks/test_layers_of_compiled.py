@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,18 +12,16 @@ import qzoo
 from qzoo.datasets.digits import Digits, digits_transforms
 from qzoo.native.model import from_native
 from qzoo.reference import build_reference, differences, reference_outputs
-from tests.helpers.places import BENCHMARKS
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("runtime", ["inductor", "executorch"])
-def test_every_layer_is_within_a_step(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_layer_is_within_a_step(runtime: str, benchmark: Callable[[str], ModuleType]) -> None:
     if runtime == "executorch":
         pytest.importorskip("executorch")
     elif not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    steps = importlib.import_module("steps")
+    steps = benchmark("steps")
     artifact = from_native(qzoo.shufflenet_v2_x0_5(weights="DIGITS_X86_V1", quantize=True))
     reference = build_reference(artifact)
     record, float_layers = steps.recorder(artifact, runtime, 4, 64)

@@ -27,7 +27,7 @@ def files(tmp_path_factory):
 
 
 def _analyze(files, *more: object):
-    few = ("--data", "digits", "--images", 16, "--sensitivity-images", 4)
+    few = ("--data", "digits", "--images", 8, "--sensitivity-images", 2)
     return invoke("analyze", files / "float.safetensors", files / "int8.safetensors", *few, *more)
 
 
@@ -46,9 +46,9 @@ def test_analyze_prints_json(files):
     result = _analyze(files, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["architecture"] == "mobilenet_v3_small" and found["accuracy"]["images"] == 16
+    assert found["architecture"] == "mobilenet_v3_small" and found["accuracy"]["images"] == 8
     assert found["ranking"][0]["name"].startswith("features.")
-    assert found["measured"]["sensitivity_images"] == 4
+    assert found["measured"]["sensitivity_images"] == 2
 
 
 def test_tune_writes_the_best_it_finds_and_says_if_that_is_not_enough(files):

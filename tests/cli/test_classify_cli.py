@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from PIL import Image
 
 import qzoo
 from qzoo.classify import classify
+from qzoo.cli.classify import _about_runtimes
+from qzoo.runtimes.api import RUNTIMES
 from tests.helpers.commands import run
 from tests.helpers.places import DIGITS
 
@@ -42,14 +45,35 @@ def test_demo_in_a_fresh_process_without_network(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_demo_json_holds_measured_figures() -> None:
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
     code, out, _ = run("demo", "--json")
-    report = json.loads(out)
     assert code == 0
+    return json.loads(out)
+
+
+def test_demo_json_holds_measured_figures(report: dict[str, Any]) -> None:
     assert sum(p["label"] == p["prediction"] for p in report["pictures"]) >= len(DIGITS) - 1
     float32, int8 = report["models"]
     assert int8["file_kb"] < 0.4 * float32["file_kb"]
     assert all(row["latency_224_ms"] > row["latency_64_ms"] > 0 for row in (float32, int8))
+
+
+def test_demo_names_the_fastest_runtime_that_is_there(
+    report: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    float32, int8 = report["models"]
+    totals = {name: sum(found.values()) for name, found in report["runtimes"].items()}
+    assert float32["runtime"] == "torch" and int8["runtime"] == min(totals, key=totals.__getitem__)
+    quick = {name for name in qzoo.available_runtimes() if not RUNTIMES[name].slow}
+    assert set(totals) == quick
+    monkeypatch.setattr("qzoo.runtimes.api.available_runtimes", lambda: ["torch"])
+    code, out, _ = run("demo")
+    assert code == 0
+    assert "the only runtime that is installed" in out
+    assert 'pip install "qzoo[onnxruntime,openvino]"' in out
+    said = _about_runtimes("openvino", ["torch", "openvino"])
+    assert "int8 ran on openvino, the fastest here" in said and "qzoo[onnxruntime]" in said
 
 
 def test_classify_names_the_digit() -> None:

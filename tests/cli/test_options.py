@@ -10,14 +10,12 @@ import pty
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
 from click.shell_completion import ShellComplete
 from rich.cells import cell_len
 
-import qzoo
 from qzoo.backends import BACKENDS
 from qzoo.cli import _options, main
 from qzoo.cli._output import print_table
@@ -240,24 +238,3 @@ def test_progress_on_a_terminal_alone(arguments: tuple[str, ...], words: tuple[s
     assert code == 0 and out.startswith("[") and out.rstrip().endswith("]")
     assert all(word in shown for word in words)
     assert run(*arguments)[2] == ""
-
-
-def test_demo_names_the_fastest_runtime_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-
-    from qzoo.cli import classify
-
-    _, out, _ = run("demo", "--json")
-    report: dict[str, Any] = json.loads(out)
-    float32, int8 = report["models"]
-    totals = {name: sum(found.values()) for name, found in report["runtimes"].items()}
-    assert float32["runtime"] == "torch" and int8["runtime"] == min(totals, key=totals.__getitem__)
-    quick = {name for name in qzoo.available_runtimes() if not RUNTIMES[name].slow}
-    assert set(totals) == quick
-    monkeypatch.setattr("qzoo.runtimes.api.available_runtimes", lambda: ["torch"])
-    code, out, _ = run("demo")
-    assert code == 0
-    assert "the only runtime that is installed" in out
-    assert 'pip install "qzoo[onnxruntime,openvino]"' in out
-    said = classify._about_runtimes("openvino", ["torch", "openvino"])
-    assert "int8 ran on openvino, the fastest here" in said and "qzoo[onnxruntime]" in said
