@@ -46,7 +46,7 @@ def _sums(skeleton: nn.Module, layers: Mapping[str, Layer]) -> Iterator[tuple[st
 
     ranged = {name: layer.scale for name, layer in layers.items() if layer.op in RANGED_OPS}
     for node in record(skeleton, layers).graph.nodes:
-        if node.meta["kind"] in ("add", "add_relu"):
+        if node.op == "call_module" and node.meta["kind"] in ("add", "add_relu"):
             for addend in node.all_input_nodes:
                 source = grid_source(addend, ranged)
                 name = str(node.target)

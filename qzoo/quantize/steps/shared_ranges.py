@@ -50,7 +50,8 @@ def joined_layers(
             name = leader[name]
         return name
 
-    joined = [n for n in recording.graph.nodes if n.meta["kind"] == "cat"]
+    calls = [n for n in recording.graph.nodes if n.op == "call_module"]
+    joined = [n for n in calls if n.meta["kind"] == "cat"]
     for node in joined:
         for part in node.args[1]:
             leader[find(grid_source(part, ranged))] = find(str(node.target))
