@@ -34,10 +34,13 @@ def chosen(kind: type[T], options: T | None, changes: Mapping[str, Any]) -> T:
     return dataclasses.replace(options or kind(), **changes)  # type: ignore[type-var]
 
 
-def takes(kind: type[Any]) -> Callable[[F], F]:
+def takes(kind: Callable[..., Any]) -> Callable[[F], F]:
     """Shows options in the signature of a function that takes them as keywords.
 
     `help()` and editors then list them with their defaults.
+
+    Args:
+        kind: The dataclass of the options, or another function that takes them.
     """
 
     def decorate(function: F) -> F:

@@ -12,11 +12,12 @@ import torch
 
 from .._core.compiler import check_compiler
 from .._core.files import write_atomically
+from .._core.keywords import takes
 from .._core.process import undisturbed
 from ..errors import ArgumentError
 from ..native.model import Int8Model
 from ._onednn import to_onednn
-from .plan import ExportKeywords, ExportPlan, open_export
+from .plan import ExportKeywords, ExportPlan, make_plan, open_export
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _compiling = threading.Lock()
 
 
+@takes(make_plan)
 def export_aoti(
     model: Int8Model, path: str | os.PathLike[str], **options: Unpack[ExportKeywords]
 ) -> None:

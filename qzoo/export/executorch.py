@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .._core.files import write_atomically
+from .._core.keywords import takes
 from .._core.optional import require
 from .._core.process import undisturbed
 from ..errors import ArgumentError
 from ..native.model import Int8Model
 from ..reference.biases import with_room_for_biases
 from ._xnnpack import to_xnnpack
-from .plan import ExportKeywords, ExportPlan, open_export
+from .plan import ExportKeywords, ExportPlan, make_plan, open_export
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@takes(make_plan)
 def export_executorch(
     model: Int8Model, path: str | os.PathLike[str], **options: Unpack[ExportKeywords]
 ) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._core.files import write_files
+from .._core.keywords import takes
 from .._core.optional import require
 from ..errors import ArtifactError
 from ..native.model import Int8Model
 from .onnx import to_onnx
-from .plan import ExportKeywords, open_export
+from .plan import ExportKeywords, make_plan, open_export
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@takes(make_plan)
 def export_openvino(
     model: Int8Model, path: str | os.PathLike[str], **options: Unpack[ExportKeywords]
 ) -> None:

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from .._core.files import write_atomically
+from .._core.keywords import takes
 from .._core.process import undisturbed
 from ..native.model import Int8Model
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
-from .plan import ExportKeywords, open_export
+from .plan import ExportKeywords, make_plan, open_export
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@takes(make_plan)
 def export_torch(
     model: Int8Model,
     path: str | os.PathLike[str],

@@ -17,6 +17,7 @@ from torch import nn
 
 from .._core import strict_json
 from .._core.files import File, RefusedError, reading
+from .._core.keywords import chosen, takes
 from ..artifact.format import Artifact, ModelInfo, canonical_json, check_info
 from ..artifact.tensor_file import read_metadata, read_tensors
 from ..errors import ArgumentError, ArtifactError, listed
@@ -53,84 +54,6 @@ __all__ = [
     "read_model",
     "state_dict_bytes",
 ]
-
-
-def is_artifact(path: Path) -> bool:
-    """Says whether a file is an artifact, or a folder one of a shared model, by its first bytes."""
-    if path.is_dir() or path.suffix == ".safetensors":
-        return True
-    try:
-        with File(path) as file:
-            return _begins_like_one(file)
-    except OSError:
-        return False
-
-
-def _begins_like_one(file: File) -> bool:
-    if file.path.suffix == ".safetensors":
-        return True
-    head = file.read_bytes(0, min(9, file.size))
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
-
-
-def _holds_bare_tensors(file: File) -> bool:
-    """Says whether a safetensors file is a state dict that does not say what it is."""
-    try:
-        return not any(key.startswith("qzoo") for key in read_metadata(file))
-    except RefusedError:
-        return False
-
-
-def read_any(
-    path: str | os.PathLike[str] | File, **options: Unpack[ToldKeywords]
-) -> Artifact | nn.Module:
-    """Reads an int8 model, as `read_model` does, or a float one, as `load_float` does.
-
-    Args:
-        path: The file or folder, or the file itself where it is open already.
-        **options: See `Told`; `backend` is for int8 models, and `like` of a float one may name
-            float weights.
-
-    Raises:
-        ArtifactError: The file is missing, damaged, or holds no model.
-        ArgumentError: The architecture cannot be told, or options do not fit the file.
-    """
-    if not isinstance(path, File) and Path(path).is_dir():
-        return read_model(path, **options)
-    with reading(path) as file:
-        if not is_float_checkpoint(file, options.get("part")):
-            return read_model(file, **options)
-        if options.pop("backend", None) is not None:
-            raise ArgumentError(
-                f"{file.path} holds float weights, which are for no backend: drop backend."
-            )
-        like = options.pop("like", None)
-        transforms = None if like is None else describe_transforms(get_weight(like).transforms)
-        return load_float(file, transforms=transforms, **options)
-
-
-def read_model(path: str | os.PathLike[str] | File, **options: Unpack[ToldKeywords]) -> Artifact:
-    """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
-
-    Raises:
-        ArtifactError: The file is missing, damaged, or holds no int8 model.
-        ArgumentError: Options given for an artifact, which says all of that itself.
-    """
-    given = sorted(key for key, value in options.items() if value is not None)
-    with contextlib.ExitStack() as stack:
-        if not isinstance(path, File) and Path(path).is_dir():
-            read = functools.partial(find_artifact, path)
-        else:
-            file = stack.enter_context(reading(path))
-            if not _begins_like_one(file) or _holds_bare_tensors(file):
-                return convert_checkpoint(file, **options)
-            read = functools.partial(Artifact.read, file)
-        if given:
-            name = path.path if isinstance(path, File) else path
-            raise ArgumentError(
-                f"{name} is an artifact, which says itself what it is: drop {', '.join(given)}."
-            )
-        return read()
 
 
 @dataclass(frozen=True)
@@ -170,6 +93,87 @@ class ToldKeywords(TypedDict, total=False):
     like: str | None
 
 
+def is_artifact(path: Path) -> bool:
+    """Says whether a file is an artifact, or a folder one of a shared model, by its first bytes."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return True
+    try:
+        with File(path) as file:
+            return _begins_like_one(file)
+    except OSError:
+        return False
+
+
+def _begins_like_one(file: File) -> bool:
+    if file.path.suffix == ".safetensors":
+        return True
+    head = file.read_bytes(0, min(9, file.size))
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < 1 << 32
+
+
+def _holds_bare_tensors(file: File) -> bool:
+    """Says whether a safetensors file is a state dict that does not say what it is."""
+    try:
+        return not any(key.startswith("qzoo") for key in read_metadata(file))
+    except RefusedError:
+        return False
+
+
+@takes(Told)
+def read_any(
+    path: str | os.PathLike[str] | File, **options: Unpack[ToldKeywords]
+) -> Artifact | nn.Module:
+    """Reads an int8 model, as `read_model` does, or a float one, as `load_float` does.
+
+    Args:
+        path: The file or folder, or the file itself where it is open already.
+        **options: See `Told`; `backend` is for int8 models, and `like` of a float one may name
+            float weights.
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no model.
+        ArgumentError: The architecture cannot be told, or options do not fit the file.
+    """
+    if not isinstance(path, File) and Path(path).is_dir():
+        return read_model(path, **options)
+    with reading(path) as file:
+        if not is_float_checkpoint(file, options.get("part")):
+            return read_model(file, **options)
+        if options.pop("backend", None) is not None:
+            raise ArgumentError(
+                f"{file.path} holds float weights, which are for no backend: drop backend."
+            )
+        like = options.pop("like", None)
+        transforms = None if like is None else describe_transforms(get_weight(like).transforms)
+        return load_float(file, transforms=transforms, **options)
+
+
+@takes(Told)
+def read_model(path: str | os.PathLike[str] | File, **options: Unpack[ToldKeywords]) -> Artifact:
+    """Reads an artifact, a folder of `save_pretrained`, or a checkpoint (`convert_checkpoint`).
+
+    Raises:
+        ArtifactError: The file is missing, damaged, or holds no int8 model.
+        ArgumentError: Options given for an artifact, which says all of that itself.
+    """
+    given = sorted(key for key, value in options.items() if value is not None)
+    with contextlib.ExitStack() as stack:
+        if not isinstance(path, File) and Path(path).is_dir():
+            read = functools.partial(find_artifact, path)
+        else:
+            file = stack.enter_context(reading(path))
+            if not _begins_like_one(file) or _holds_bare_tensors(file):
+                return convert_checkpoint(file, **options)
+            read = functools.partial(Artifact.read, file)
+        if given:
+            name = path.path if isinstance(path, File) else path
+            raise ArgumentError(
+                f"{name} is an artifact, which says itself what it is: drop {', '.join(given)}."
+            )
+        return read()
+
+
+@takes(Told)
 def convert_checkpoint(
     path: str | os.PathLike[str] | File, **told: Unpack[ToldKeywords]
 ) -> Artifact:
@@ -187,7 +191,7 @@ def convert_checkpoint(
         ArgumentError: The architecture cannot be guessed, or options do not fit it.
         UnknownNameError: An unknown model, backend or weights.
     """
-    said = Told(**told)
+    said = chosen(Told, None, told)
     with reading(path) as file:
         member = published_member(file) if said == Told() else None
         if member is not None:

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from ..._core.files import write_atomically
+from ..._core.keywords import takes
 from ..._core.lazy import module_getattr
 from ..._core.optional import require
 from ...errors import ArgumentError
@@ -44,26 +45,7 @@ class OnnxKeywords(ExportKeywords, total=False):
     runtime: str
 
 
-def export_onnx(
-    model: Int8Model, path: str | os.PathLike[str], **options: Unpack[OnnxKeywords]
-) -> None:
-    """Writes an int8 model as an ONNX file that stands alone.
-
-    Args:
-        model: An int8 model in any form that `qzoo.as_artifact` takes.
-        path: The file to write, whole or not at all; usually ends in ".onnx".
-        **options: `batch_size`, `input_size` and `preprocess`, see `qzoo.export.plan`; `opset` and
-            `runtime`, see `OnnxKeywords`.
-
-    Raises:
-        MissingDependencyError: The package onnx is not installed.
-        ArgumentError: Arguments that the model or ONNX cannot meet.
-        ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
-    """
-    proto = to_onnx(model, **options)
-    write_atomically(path, proto.SerializeToString(deterministic=True))
-
-
+@takes(make_plan)
 def to_onnx(
     model: Int8Model,
     *,
@@ -122,6 +104,27 @@ def to_onnx(
     )
     onnx.helper.set_model_props(proto, _metadata(plan, runtime))
     return proto
+
+
+@takes(to_onnx)
+def export_onnx(
+    model: Int8Model, path: str | os.PathLike[str], **options: Unpack[OnnxKeywords]
+) -> None:
+    """Writes an int8 model as an ONNX file that stands alone.
+
+    Args:
+        model: An int8 model in any form that `qzoo.as_artifact` takes.
+        path: The file to write, whole or not at all; usually ends in ".onnx".
+        **options: `batch_size`, `input_size` and `preprocess`, see `qzoo.export.plan`; `opset` and
+            `runtime`, see `OnnxKeywords`.
+
+    Raises:
+        MissingDependencyError: The package onnx is not installed.
+        ArgumentError: Arguments that the model or ONNX cannot meet.
+        ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
+    """
+    proto = to_onnx(model, **options)
+    write_atomically(path, proto.SerializeToString(deterministic=True))
 
 
 def _input(plan: ExportPlan) -> tuple[onnx.ValueInfoProto, Value]:
