@@ -117,7 +117,7 @@ def _format_of(out: Path | None) -> str:
     target = format_of(out)
     if target is None or target not in FORMATS:
         raise ArgumentError(
-            f"The ending of {out.name!r} is none of an exported model: name the format with --to "
+            f"{out.name!r} does not end like an exported model: name the format with --to "
             f"({', '.join(FORMATS)})."
         )
     return target

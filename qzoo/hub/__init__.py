@@ -63,8 +63,7 @@ def fetch(
     if scheme == "hf":
         return huggingface.fetch(url, expected, progress=progress)
     raise DownloadError(
-        f"{settings.redacted(url)!r} is no url that can be fetched; use https://, http://, "
-        "file:// or hf://."
+        f"{settings.redacted(url)!r} cannot be fetched; use https://, http://, file:// or hf://."
     )
 
 

@@ -67,17 +67,17 @@ def make_folder(folder: Path, root: Path) -> None:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Returns the folders in a folder by name, links to folders left out; none if it is none."""
+    """Returns the folders in a folder by name, without links to folders."""
     return [Path(e.path) for e in _scan(folder) if e.is_dir(follow_symlinks=False)]
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Returns everything in a folder by name, whatever it is; none if it is no folder."""
+    """Returns everything in a folder by name, of whatever kind; nothing where it is no folder."""
     return [Path(entry.path) for entry in _scan(folder)]
 
 
 def read_note(path: Path, limit: int = MAX_NOTE_BYTES) -> bytes | None:
-    """Returns the content of a small ordinary file, or None where there is none such."""
+    """Returns the content of a small ordinary file, or None where there is no such file."""
     try:
         # Without waiting, should it have become a pipe, and without following, a link.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)

@@ -48,7 +48,7 @@ def is_offline(*, hub: bool = False) -> bool:
 
 def offline_variable(*, hub: bool = False) -> str | None:
     """Returns the name of the variable that switches the network off, or None."""
-    # Who writes something that is no clear no wants the network off.
+    # Anything but a clear no switches the network off.
     if os.environ.get("QZOO_OFFLINE", "").strip().lower() not in _NO:
         return "QZOO_OFFLINE"
     # The Hub's client goes by this list.

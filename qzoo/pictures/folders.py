@@ -209,7 +209,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _below(folder: Path, root: Path) -> Iterator[str]:
-    """Yields all that is no folder below a folder; a link back up ends there."""
+    """Yields everything below a folder but folders; a link back up is not followed."""
     real = root.resolve()
     seen = {real, *real.parents}
     waiting = [folder]

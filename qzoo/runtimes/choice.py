@@ -195,7 +195,7 @@ def _read() -> dict[str, dict[str, Any]]:
             return {}
         choices = data["choices"]
         if not all(isinstance(value, dict) for value in choices.values()):
-            raise ValueError("a choice is no table")
+            raise ValueError("a choice is not an object")
         return dict(choices)
     except OSError:
         return {}

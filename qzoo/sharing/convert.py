@@ -217,7 +217,7 @@ def _info(checkpoint: Checkpoint, said: Told, file: File) -> ModelInfo:
         weights = get_weight(said.like)
         if not isinstance(weights, QuantizedWeightsEnum):
             raise ArgumentError(
-                f"{said.like} are no int8 weights: an int8 model shares the transforms of such."
+                f"{said.like} are no int8 weights: name some, whose transforms the model shares."
             )
         transforms = describe_transforms(weights.transforms)
     return dataclasses.replace(
