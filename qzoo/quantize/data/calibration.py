@@ -22,7 +22,7 @@ from ...errors import ArgumentError, QuantizationWarning, warn
 from ...pictures.folders import halves, read_folder
 from ...pictures.images import SUFFIXES, transformed
 
-#: Normalized pictures stay far below; raw pixels from 0 to 255 do not.
+#: Largest magnitude of a normalized image's values; raw pixels reach 255.
 LARGEST = 50.0
 #: Images that take less than this are kept where time is short, in bytes.
 KEPT_MEMORY = 1 << 28
@@ -48,10 +48,12 @@ class Calibration:
         """Takes the images as they were chosen.
 
         Args:
-            batches: Reads every so many batches from the one of a number on.
+            batches: Takes two numbers, `first` and `step`, and yields the batch of the first
+                number and every `step`-th after it.
             count: Number of images.
             batch_size: Images per batch.
-            digest: Gives the digest of which images so many of the first ones are (hexadecimal).
+            digest: Takes a number and gives the SHA-256 of which images the first so many are,
+                in hexadecimal digits.
             seed: Seed of the choice, or None.
             files: The pictures' files in the order in which they are read; None where they are no
                 files.
@@ -62,20 +64,19 @@ class Calibration:
         self._kept: list[Tensor] = []
 
     def stop_after(self, seconds: float, work: float) -> None:
-        """Lets no pass take a further batch after so many seconds, beyond the first one.
+        """Ends passes over the images early; every pass takes one batch at least.
 
-        Later passes then take the same batches.
+        Later passes take the same batches.
 
         Args:
-            seconds: From now on.
-            work: Seconds after which steps that improve one layer after the other should leave the
-                others as they are.
+            seconds: Time from now on, after which passes end.
+            work: Time from now on, after which steps that improve layers one by one should stop.
         """
         now = time.monotonic()
         self._until, self._work_until = now + seconds, now + work
 
     def work_is_over(self) -> bool:
-        """Whether steps that improve one layer after the other should end."""
+        """Whether the time for improving layers one by one is over."""
         return time.monotonic() > self._work_until
 
     @property
@@ -108,7 +109,7 @@ class Calibration:
         yield from self._in_time()
 
     def _in_time(self) -> Iterator[Tensor]:
-        """Yields the batches for which there is time; kept ones need not be read again."""
+        """Yields batches until time is up, and keeps them, so that they are read only once."""
         images = size = 0
         for number, batch in enumerate(chain(self._kept, self._batches(len(self._kept), 1)), 1):
             size += batch.numel() * batch.element_size()
@@ -333,7 +334,7 @@ def _of_tensors(data: list[Tensor], images: int, batch_size: int) -> Calibration
 
 
 def _of_loader(loader: DataLoader[Any], images: int) -> Calibration:
-    """Keeps a loader's first images: reading it twice might give others."""
+    """Keeps a loader's first images, because a second pass over it may give others."""
     kept: list[Tensor] = []
     count = 0
     # Every pass over a loader draws a seed for its workers from the global random state.

@@ -37,9 +37,9 @@ class LabelledImages:
         self._until = self._most = math.inf
 
     def stop_after(self, seconds: float) -> None:
-        """Lets no pass take a further batch after so many seconds, beyond the first one.
+        """Ends passes over the images after this time; each takes one batch at least.
 
-        Later passes then take the same batches.
+        Later passes take the same batches.
         """
         self._until = time.monotonic() + seconds
 
@@ -209,7 +209,7 @@ def _of_loader(loader: DataLoader[Any], images: int | None) -> LabelledImages:
 
 
 def _quietly(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Reads a loader, which draws a seed from the global random state, and puts that back."""
+    """Reads a loader and restores the global random state, from which loaders draw a seed."""
     before = torch.get_rng_state()
     iterator = iter(loader)
     torch.set_rng_state(before)

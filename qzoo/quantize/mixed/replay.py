@@ -19,7 +19,7 @@ from ..state import Quantization
 from ..steps.channels import FIXED, Channels
 from ..steps.equalize import columns_of, scale_channels
 
-#: Passes over the layers; the second one knows what layers further on say of a channel.
+#: Passes over the layers; later ones use what layers further on have shown of a channel.
 SWEEPS = 3
 
 

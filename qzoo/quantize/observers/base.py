@@ -104,14 +104,14 @@ class Observer:
 
     @classmethod
     def in_turn(cls, parts: Sequence[Observer]) -> Observer:
-        """Returns what one observer would have seen of batches that several took turns at.
+        """Merges observers that took turns at the batches of one pass.
 
         Args:
             parts: Observers of this kind. With P of them, number k saw the batches k, k + P and so
                 on.
 
         Returns:
-            An observer of exactly the same statistics.
+            The observer that would have seen all batches itself, with the same statistics.
         """
         whole = cls(parts[0].grid, parts[0].axis)
         for turn in zip_longest(*(part.ends for part in parts)):
@@ -163,7 +163,7 @@ class Observer:
         """Takes note of a batch's values, float [C, n]; its ends are noted already."""
 
     def _add(self, parts: Sequence[Observer]) -> None:
-        """Adds what other observers counted, within the ends of whose batches this one is."""
+        """Adds the counts of other observers, whose minima and maxima are noted already."""
 
     def _choose(self) -> tuple[Tensor, Tensor]:
         return self.minimum, self.maximum

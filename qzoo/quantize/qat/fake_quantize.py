@@ -118,8 +118,8 @@ class _RoundOutput(torch.autograd.Function):
     ) -> Tensor:
         ctx.lower = (0.0 if relu else (low - 0.5)) * scale
         ctx.upper = (high + 0.5) * scale
-        # The input and not a mask: a mask takes two more passes forward, and nobody else's memory
-        # is spared, because the layer in front has written the input anyway.
+        # The input and not a mask: a mask takes two more passes forward and saves no memory,
+        # because the input, the output of the layer in front, is there anyway.
         ctx.save_for_backward(x)
         return _rounded(x, scale, low, high)
 

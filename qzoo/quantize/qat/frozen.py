@@ -1,4 +1,4 @@
-"""Has a model in quantization-aware training train what its float model does, and no more."""
+"""Keeps frozen in quantization-aware training what is frozen in the float model."""
 
 from __future__ import annotations
 

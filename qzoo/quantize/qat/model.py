@@ -41,7 +41,7 @@ class QatPlan:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out the recording, which holds functions that cannot be pickled, and no images."""
+        """Leaves out the recording, whose functions cannot be pickled, and the images."""
         state = copy.copy(self.state)
         del state.recording, state.calibration
         return {**self.__dict__, "state": state}

@@ -110,7 +110,7 @@ class Unfolded:
         if folded_bias is not None:
             batch_norm.bias.copy_(folded_bias - offset * gain)
         along = spread(gain, folded)
-        # A channel that batch norm multiplies by 0 is what it was.
+        # A channel that batch norm multiplies by 0 keeps its weights.
         return torch.where(along != 0, folded / along, layer.weight), layer.bias
 
 

@@ -54,7 +54,7 @@ def open_source(model: nn.Module, backend: Backend, calibration: Calibration) ->
 
 def _some_images(calibration: Calibration, info: ModelInfo) -> Tensor:
     if calibration.count:
-        # Random numbers that reading them takes are to be there for the calibration itself.
+        # Reading images may draw random numbers; calibration is to draw the same ones again.
         with torch.random.fork_rng(devices=[]):
             return next(iter(calibration))[:_IMAGES]
     return noise(usual_size(info))

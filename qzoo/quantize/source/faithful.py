@@ -49,8 +49,8 @@ def check_same_answers(model: nn.Module, source: Source, images: Tensor) -> None
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         found = check.compare(images)
         if found is None and 2 * max(images.shape[2:]) < usual_size(source.info):
-            # Of small pictures the last layers see one pixel only, and all pools of that are alike.
-            # A model that takes no other size than theirs fails here, and passes.
+            # On small images the last layers see a single pixel, of which all pools give the same.
+            # A model that takes no other size fails here; then the first comparison decides.
             with contextlib.suppress(ArgumentError):
                 found = check.compare(noise(2 * max(images.shape[2:])))
     if found is not None:
@@ -58,7 +58,7 @@ def check_same_answers(model: nn.Module, source: Source, images: Tensor) -> None
 
 
 def noise(side: int) -> Tensor:
-    """Returns a picture to try a model on where there are none, float32 [1, 3, side, side]."""
+    """Returns random input for where there are no images, float32 [1, 3, side, side]."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     return torch.randn(1, 3, side, side, generator=generator, dtype=torch.float32, device="cpu")
 
@@ -84,7 +84,7 @@ class _Check:
         """
         found = self._compare(images, torch.float32)
         if found is not None:
-            # Large sums that cancel out leave little of float32, and then nothing is proven.
+            # Where large sums cancel out, float32 is too coarse to tell: float64 decides.
             with contextlib.suppress(Exception):  # code of the user's may insist on float32
                 found = self._compare(images, torch.float64)
         return found

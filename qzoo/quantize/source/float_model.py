@@ -84,7 +84,7 @@ def eval_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             f"This {type(model).__name__} cannot be copied to the CPU ({reason}): quantize one "
             "whose weights are ordinary tensors."
         ) from None
-    # The auxiliary classifiers of 2015 only help training.
+    # Auxiliary classifiers serve training only.
     for attribute in get_entry(model_info(model).architecture).aux:
         setattr(twin, attribute, None)
         twin.aux_logits = False

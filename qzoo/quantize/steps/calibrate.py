@@ -40,9 +40,14 @@ def calibrate(state: Quantization, observer: str) -> dict[str, Observer]:
         except ArgumentError as error:
             raise ArgumentError(f"Layer {name!r} cannot be calibrated: {error}") from None
 
-    with state.watching(watch):
-        forward_all(state, "calibrate", spread=True)
-    if turns()[1] > 1:
+    rank, world = turns()
+    batches = state.calibration.share(rank, world)
+    total = len(range(rank, len(state.calibration), world))
+    hidden = not state.progress or rank > 0
+    with state.watching(watch), torch.inference_mode():
+        for images in tqdm(batches, "calibrate", total, unit="batch", leave=False, disable=hidden):
+            forward(state.fused, images)
+    if world > 1:
         observers = all_reduce_ranges(observers)
     check_all_ran(state.ranged(), [name for name, seen in observers.items() if seen.batches])
     for name, seen in observers.items():
@@ -67,23 +72,6 @@ def forward(model: nn.Module, images: Tensor) -> None:
             model(images)
     except RuntimeError as error:
         raise cannot_process(images, error) from error
-
-
-def forward_all(state: Quantization, title: str, spread: bool = False) -> None:
-    """Runs the fused float model over all calibration images, with a progress bar.
-
-    Args:
-        state: The model and the images.
-        title: What the bar is called.
-        spread: Whether each process of a process group runs its share of the batches only.
-    """
-    rank, world = turns() if spread else (0, 1)
-    batches = state.calibration.share(rank, world) if spread else iter(state.calibration)
-    total = len(range(rank, len(state.calibration), world))
-    hidden = not state.progress or rank > 0
-    with torch.inference_mode():
-        for images in tqdm(batches, title, total, unit="batch", leave=False, disable=hidden):
-            forward(state.fused, images)
 
 
 def choose_weight_scales(state: Quantization, observer: str) -> None:

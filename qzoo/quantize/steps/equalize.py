@@ -1,8 +1,8 @@
 """Cross-layer equalization: channels of one tensor that need the same range.
 
 A channel may be made larger where it is computed and smaller where it is read, which leaves the
-model's outputs as they are, because ReLU, pools and additions let a factor above 0 pass. So no
-channel need waste most of a grid whose step another channel decides.
+model's outputs as they are, because ReLU, pools and additions let a factor above 0 pass. Then no
+channel uses only a small part of a grid that a larger channel decides on.
 
 Backends with one scale per weight tensor get the factors of the paper, which make the weights'
 ranges equal on both sides of each channel. Backends with a scale per output channel hold their

@@ -1,8 +1,8 @@
 """The float and the int8 model side by side, one layer at a time.
 
-What is wrong with a layer shows only on what the int8 layers before it really give. So both models
-advance together: all images pass one layer, which may then be repaired before its outputs go on.
-Every layer is computed once, instead of once for each layer behind it.
+How wrong an int8 layer is depends on the inputs that the int8 layers before it give. So both models
+advance together: all images pass one layer, which may be repaired before its outputs go on. Every
+layer is computed once, instead of once for each layer behind it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..state import Quantization
 
 #: What the values between layers may take in memory, in bytes; it bounds the images used.
 MEMORY = 1 << 30
-#: Of a tensor in memory: float32 for the float model, uint8 for the int8 one.
+#: Bytes for each value: 4 of the float model's float32, 1 of the int8 model's uint8.
 _BYTES = 5
 
 

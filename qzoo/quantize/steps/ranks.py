@@ -22,8 +22,8 @@ _SPREAD = ContextVar("spread", default=False)
 def spread_calibration() -> Iterator[None]:
     """Spreads the calibrations inside the block over the processes of the process group.
 
-    All processes have to calibrate the same model on the same data. Not what happens by itself in a
-    process group, because one process may well quantize while the others do something else.
+    All processes have to calibrate the same model on the same data. A process group alone does not
+    spread anything, because one process may quantize while the others do something else.
     """
     token = _SPREAD.set(True)
     try:

@@ -22,7 +22,7 @@ def share_ranges(state: Quantization) -> None:
     """
     groups = joined_layers(state.recording, state.ranges)
     for members, concatenations in groups:
-        # What a branch would clip less of, the concatenation clips all the same.
+        # A wider range would not help a branch: the concatenation clips it to its own.
         ends = [_ends(state, name) for name in concatenations]
         low, high = min(e[0] for e in ends), max(e[1] for e in ends)
         common = _qparams(state, low, high)
