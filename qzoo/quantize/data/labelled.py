@@ -17,7 +17,7 @@ from ...artifact.format import ModelInfo
 from ...datasets.pairs import batch_pair, image_and_label
 from ...datasets.sources import Relabelled, open_folder
 from ...errors import ArgumentError
-from .calibration import check_images, image_tensor, needed, stratified, targets_of
+from .images import check_images, image_tensor, needed, stratified, targets_of
 
 Batch = tuple[Tensor, Tensor | None]
 #: Images that take less than this are read once and kept, in bytes.
