@@ -8,7 +8,8 @@ from .dynamic import DynamicReport, quantize_dynamic
 from .mixed.sensitivity import Sensitivity, measure_sensitivity
 from .mixed.tune import Tuned, TuneOptions, tune
 from .observers import OBSERVERS, IntegerRange, make_observer
-from .ptq import PTQOptions, ptq
+from .options import PTQOptions
+from .ptq import ptq
 from .recipes import RECIPES, STEPS, Recipe
 from .weight_only import WeightOnlyReport, quantize_weight_only
 

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from .._core.keywords import check_count, chosen
 from ..backends import get_backend
-from ..errors import ArgumentError, QuantizationWarning, warn
+from ..errors import ArgumentError, QuantizationWarning, check_known, warn
 from ..native.model import ModelInfo, model_info
 from ..transforms import ImageClassification, describe
 from .data import Calibration, open_calibration
 from .recipes import Recipe, get_recipe
 
+#: The ways of `ptq`: qzoo's own steps or, without any, PyTorch's eager observers; FX; PT2E.
+FLOWS = ("eager", "fx", "pt2e")
 Transforms = ImageClassification | Callable[[Any], Tensor]
 T = TypeVar("T", bound="Options")
 
@@ -141,6 +143,47 @@ class Keywords(TypedDict, total=False):
     keep_float: Sequence[str]
     transforms: Transforms | None
     progress: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PTQOptions(Options):
+    """What can be chosen about `ptq`, besides what `Options` holds.
+
+    Attributes:
+        flow: "eager"; "fx" or "pt2e" go through PyTorch's FX quantization or torchao's PT2E,
+            whose own observers then choose the ranges, so that there is no recipe to choose.
+        qconfig_mapping: A QConfigMapping for `flow="fx"`; None takes PyTorch's own of the backend.
+        quantizer: One of torchao's quantizers for `flow="pt2e"`; None takes X86InductorQuantizer
+            or, for `qnnpack`, ExecuTorch's XNNPACKQuantizer.
+    """
+
+    flow: str = "eager"
+    qconfig_mapping: Any = None
+    quantizer: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_known(self.flow, FLOWS, "flow")
+        for name, owner in (("qconfig_mapping", "fx"), ("quantizer", "pt2e")):
+            if getattr(self, name) is not None and self.flow != owner:
+                raise ArgumentError(
+                    f'{name} goes with flow="{owner}", not with flow="{self.flow}".'
+                )
+        plan = self.plan
+        if self.flow != "eager" and plan.steps and plan != get_recipe(PTQOptions.recipe):
+            raise ArgumentError(
+                f"The recipe {plan.name!r} consists of qzoo's own steps, which flow={self.flow!r} "
+                "has no use for: PyTorch's observers choose its ranges. Leave one of them out."
+            )
+
+
+class PTQKeywords(Keywords, total=False):
+    """`PTQOptions` as keyword arguments, for type checkers and editors."""
+
+    backend: str | None
+    flow: str
+    qconfig_mapping: Any
+    quantizer: Any
 
 
 def own_transforms(model: nn.Module) -> ImageClassification | None:

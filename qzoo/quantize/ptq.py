@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,55 +13,14 @@ from .._core.keywords import takes
 from ..artifact.format import Artifact
 from ..artifact.seen import CALIBRATION, hashes, noted
 from ..backends import default_backend, get_backend
-from ..errors import ArgumentError, check_known
+from ..errors import ArgumentError
 from ..native.model import to_native
 from .data import Calibration
-from .flows import FLOWS, torch_artifact
-from .options import Keywords, Options
+from .flows import torch_artifact
+from .options import PTQKeywords, PTQOptions
 from .qat.model import InTraining
-from .recipes import STEPS, Recipe, get_recipe
+from .recipes import STEPS, Recipe
 from .state import Quantization
-
-
-@dataclass(frozen=True, kw_only=True)
-class PTQOptions(Options):
-    """What can be chosen about `ptq`, besides what `Options` holds.
-
-    Attributes:
-        flow: "eager"; "fx" or "pt2e" go through PyTorch's FX quantization or torchao's PT2E,
-            whose own observers then choose the ranges, so that there is no recipe to choose.
-        qconfig_mapping: A QConfigMapping for `flow="fx"`; None takes PyTorch's own of the backend.
-        quantizer: One of torchao's quantizers for `flow="pt2e"`; None takes X86InductorQuantizer
-            or, for `qnnpack`, ExecuTorch's XNNPACKQuantizer.
-    """
-
-    flow: str = "eager"
-    qconfig_mapping: Any = None
-    quantizer: Any = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_known(self.flow, FLOWS, "flow")
-        for name, owner in (("qconfig_mapping", "fx"), ("quantizer", "pt2e")):
-            if getattr(self, name) is not None and self.flow != owner:
-                raise ArgumentError(
-                    f'{name} goes with flow="{owner}", not with flow="{self.flow}".'
-                )
-        plan = self.plan
-        if self.flow != "eager" and plan.steps and plan != get_recipe(PTQOptions.recipe):
-            raise ArgumentError(
-                f"The recipe {plan.name!r} consists of qzoo's own steps, which flow={self.flow!r} "
-                "has no use for: PyTorch's observers choose its ranges. Leave one of them out."
-            )
-
-
-class PTQKeywords(Keywords, total=False):
-    """`PTQOptions` as keyword arguments, for type checkers and editors."""
-
-    backend: str | None
-    flow: str
-    qconfig_mapping: Any
-    quantizer: Any
 
 
 @takes(PTQOptions)
@@ -108,11 +66,7 @@ def ptq(
     backend = get_backend(chosen.backend or default_backend())
     calibration = chosen.open(data, model)
     if chosen.flow != "eager" or not chosen.plan.steps:
-        settings = chosen.quantizer if chosen.qconfig_mapping is None else chosen.qconfig_mapping
-        artifact = torch_artifact(
-            model, calibration, backend, chosen.flow, chosen.progress,
-            keep_float=chosen.keep_float, settings=settings,
-        )  # fmt: skip
+        artifact = torch_artifact(model, calibration, backend, chosen)
     else:
         state = Quantization(
             model, backend, calibration, chosen.keep_float, progress=chosen.progress

@@ -17,7 +17,7 @@ from qzoo.errors import QuantizationWarning, QzooError
 from qzoo.native.model import from_native
 from qzoo.quantize import PTQOptions, TuneOptions, ptq, qat, quantize_weight_only, tune
 from qzoo.quantize.mixed.tune import TuneKeywords
-from qzoo.quantize.ptq import PTQKeywords
+from qzoo.quantize.options import PTQKeywords
 from tests.helpers.zoo import float_model, small_images
 
 NAME = "shufflenet_v2_x0_5"

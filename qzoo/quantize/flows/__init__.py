@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,8 @@ from ...native.markers import require_torch_ao
 from ...native.model import attach_info, from_native
 from ..data import Calibration
 from ..observers import IntegerRange, Observer
+from ..options import FLOWS as FLOWS
+from ..options import PTQOptions
 from ..source import Source, open_source, ranged_layers
 from ..source.faithful import check_all_ran
 from ..state import match_layers
@@ -29,14 +31,7 @@ Before = Callable[[Tensor], Tensor]
 
 
 def torch_artifact(
-    model: nn.Module,
-    calibration: Calibration,
-    backend: Backend,
-    flow: str,
-    progress: bool,
-    *,
-    keep_float: Collection[str] = (),
-    settings: Any = None,
+    model: nn.Module, calibration: Calibration, backend: Backend, options: PTQOptions
 ) -> Artifact:
     """Quantizes by one of PyTorch's flows, with the default observers of a backend.
 
@@ -44,21 +39,17 @@ def torch_artifact(
         model: A float model of the zoo; left as it was.
         calibration: The images.
         backend: The numeric configuration.
-        flow: "eager", "fx" or "pt2e".
-        progress: Whether to show a progress bar.
-        keep_float: Names or patterns of layers whose weights stay float; not with "eager".
-        settings: A QConfigMapping for "fx", a quantizer of torchao for "pt2e"; None takes
-            PyTorch's default of the backend.
+        options: Which flow, and what it takes.
 
     Raises:
         ArgumentError: A pattern that matches nothing, or a model that the flow does not take.
         ArtifactError: Settings whose result an int8 artifact cannot hold.
         MissingDependencyError: torchao, or ExecuTorch's quantizer, is not installed.
     """
-    run = _Run(model, calibration, backend, progress, keep_float, settings)
+    run = _Run(model, calibration, backend, options)
     # Converting makes modules whose random weights are then replaced.
     with torch.random.fork_rng(devices=[]):
-        return _FLOWS[flow](run)
+        return _FLOWS[options.flow](run)
 
 
 @dataclass(frozen=True)
@@ -68,12 +59,10 @@ class _Run:
     model: Any
     calibration: Calibration
     backend: Backend
-    progress: bool
-    keep_float: Collection[str]
-    settings: Any
+    options: PTQOptions
 
     def eager(self) -> Artifact:
-        if self.keep_float:
+        if self.options.keep_float:
             raise ArgumentError(
                 'keep_float goes with qzoo\'s own steps or with flow="fx" and "pt2e", not with '
                 "PyTorch's eager observers: leave one of them out."
@@ -98,8 +87,9 @@ class _Run:
         from ...importers.fx import from_fx
         from ...native import fx
 
-        if self.settings is not None:
-            fx.check_mapping(self.settings)
+        mapping = self.options.qconfig_mapping
+        if mapping is not None:
+            fx.check_mapping(mapping)
         source = self._source()
         plain: Any = source.plain
         before = None
@@ -107,7 +97,7 @@ class _Run:
             # FX would quantize this float arithmetic in front of the model, which artifacts do not.
             before, plain.transform_input = self.model._transform_input, False
         example = next(self._images("", before))
-        mapping = fx.mapping_for(self.backend.name, self.settings, self._kept(source))
+        mapping = fx.mapping_for(self.backend.name, mapping, self._kept(source))
         prepared = fx.prepare_graph(plain, mapping, example)
         self._calibrate(prepared, before)
         with quantized_engine(run_engine(self.backend.name)):
@@ -122,7 +112,7 @@ class _Run:
         source = self._source()
         kept = self._kept(source)
         example = next(iter(self.calibration))
-        prepared = pt2e.prepare(source.plain, example, self.backend, self.settings, kept)
+        prepared = pt2e.prepare(source.plain, example, self.backend, self.options.quantizer, kept)
         self._calibrate(prepared)
         images = self._images("measure ranges")
         return from_pt2e(pt2e.convert(prepared), source.info, images, keep_float=kept)
@@ -133,11 +123,11 @@ class _Run:
     def _kept(self, source: Source) -> set[str]:
         """Returns the names of the layers to keep in float."""
         weighted = [name for name, layer in source.layers.items() if layer.op in WEIGHTED_OPS]
-        return match_layers(list(self.keep_float), weighted)
+        return match_layers(self.options.keep_float, weighted)
 
     def _images(self, title: str, before: Before | None = None) -> Iterator[Tensor]:
         """Yields the calibration images, each through `before`, with a bar if it has a title."""
-        hidden = not (self.progress and title)
+        hidden = not (self.options.progress and title)
         bar = tqdm(self.calibration, title, unit="batch", leave=False, disable=hidden)
         yield from bar if before is None else map(before, bar)
 
@@ -148,8 +138,6 @@ class _Run:
 
 
 _FLOWS = {"eager": _Run.eager, "fx": _Run.fx, "pt2e": _Run.pt2e}
-#: The flows of `ptq`; "eager" is qzoo's own steps, where a recipe has some.
-FLOWS = tuple(_FLOWS)
 
 
 @contextmanager

@@ -31,8 +31,8 @@ from ...datasets.sources import Relabelled, open_folder
 from ...errors import ArgumentError, QuantizationWarning, warn
 from ...native.model import from_native, model_info, to_native
 from ..data import LabelledImages, open_labelled, stratified, targets_of
-from ..options import Keywords, Options
-from ..ptq import PTQOptions, ptq
+from ..options import Keywords, Options, PTQOptions
+from ..ptq import ptq
 from ..simulate import Simulation
 from .damage import first_answers
 from .replay import simulate
