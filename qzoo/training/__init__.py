@@ -17,20 +17,16 @@ A script is little more than
 """
 
 from ..importers.checkpoint import load_float, save_float
-from ..quantize.data import stratified
 from . import sources
-from .batches import Batches, LoadedBatches, MemoryBatches
-from .checkpoint import load_checkpoint, save_checkpoint
+from .batches import LoadedBatches, MemoryBatches
 from .distributed import Ranks, evaluate_all, joined
-from .files import check_classes, check_size, float_model, put_row, trained_model, write_csv
+from .files import check_classes, float_model, put_row, trained_model, write_csv
 from .groups import Options, click_options, option
-from .learner import Learner
 from .loop import Parts, Trainer
 from .loss import Loss, make_loss
 from .optim import make_optimizer, make_schedule, parameter_groups
 from .options import (
     POSITIVE,
-    QUANTIZE,
     TRANSFER_DEFAULTS,
     QatOptions,
     StartOptions,
@@ -39,12 +35,12 @@ from .options import (
     option_values,
     training_options,
 )
-from .order import Order, stream
-from .position import Hooks, Position
+from .order import Order
+from .position import Hooks
 from .prepare import Prepared, measure, prepare_data, set_up
 from .qat import Finished, Start, finish_qat, start_qat
 from .runs import FLOAT, INT8, START, check_run, find_run, new_folder, open_run
-from .script import Command, Failure, command_line, environment, mib, say, tell
+from .script import Command, command_line, environment, mib, say, tell
 from .split import note_split
 from .transfer import (
     Outcome,
@@ -58,15 +54,11 @@ __all__ = [
     "FLOAT",
     "INT8",
     "POSITIVE",
-    "QUANTIZE",
     "START",
     "TRANSFER_DEFAULTS",
-    "Batches",
     "Command",
-    "Failure",
     "Finished",
     "Hooks",
-    "Learner",
     "LoadedBatches",
     "Loss",
     "MemoryBatches",
@@ -74,7 +66,6 @@ __all__ = [
     "Order",
     "Outcome",
     "Parts",
-    "Position",
     "Prepared",
     "QatOptions",
     "Ranks",
@@ -85,7 +76,6 @@ __all__ = [
     "TransferOptions",
     "check_classes",
     "check_run",
-    "check_size",
     "click_options",
     "command_line",
     "environment",
@@ -94,7 +84,6 @@ __all__ = [
     "finish_qat",
     "float_model",
     "joined",
-    "load_checkpoint",
     "load_float",
     "make_loss",
     "make_optimizer",
@@ -110,15 +99,12 @@ __all__ = [
     "parameter_groups",
     "prepare_data",
     "put_row",
-    "save_checkpoint",
     "save_float",
     "say",
     "set_up",
     "sources",
     "start_qat",
     "starting_model",
-    "stratified",
-    "stream",
     "summary",
     "tell",
     "trained_model",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -23,7 +23,7 @@ def option(
     default: Any,
     *flags: str,
     type: click.ParamType = click.STRING,
-    decisive: bool = False,
+    decisive: bool = True,
     **settings: Any,
 ) -> Any:
     """Declares an option as a field of a group.
@@ -33,7 +33,8 @@ def option(
             None is a value of the option only where it is the default.
         flags: Other names than that of the field, such as "-b".
         type: What checks and converts values.
-        decisive: Whether it changes the weights, so that a resumed run must have the same.
+        decisive: Whether it changes the weights, so that a resumed run must have the same; it has
+            no say where its group has none.
         settings: More of click's settings, such as `help`.
     """
     settings |= {"is_flag": True} if default is False else {"type": type}
@@ -47,9 +48,14 @@ def option(
 class Options:
     """A group of options, or a group of such groups.
 
+    Attributes:
+        DECISIVE: Whether any option of the group changes the weights.
+
     Raises:
         ArgumentError: A value that an option does not take.
     """
+
+    DECISIVE: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks and converts every value once."""
@@ -87,8 +93,14 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """Returns the values of the decisive options, as a checkpoint records them."""
-        values, decisive = self.values(), [f.name for f in _fields(type(self)) if _decides(f)]
-        return {k: list(v) if isinstance(v := values[k], tuple) else v for k in decisive}
+        found: dict[str, Any] = {}
+        for field in dataclasses.fields(self) if self.DECISIVE else ():
+            value = getattr(self, field.name)
+            if isinstance(value, Options):
+                found |= value.settings()
+            elif field.metadata and field.metadata["decisive"]:
+                found[field.name] = list(value) if isinstance(value, tuple) else value
+        return found
 
 
 def click_options(group: type[Options], **defaults: Any) -> Callable[[F], F]:
@@ -125,10 +137,6 @@ def _group(field: Field[Any]) -> type[Options] | None:
     """Returns the group that a field holds, or None where it holds a value."""
     made = field.default_factory
     return made if isinstance(made, type) and issubclass(made, Options) else None
-
-
-def _decides(field: Field[Any]) -> bool:
-    return bool(field.metadata and field.metadata["decisive"])
 
 
 def _check_names(group: type[Options], values: Mapping[str, Any]) -> None:

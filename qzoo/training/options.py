@@ -60,42 +60,31 @@ class DataOptions(Options):
     """Images: where they come from and what is done to them."""
 
     data: str | None = option(
-        None, type=click.Choice(NAMED_DATA), decisive=True, help="Data that need no download."
+        None, type=click.Choice(NAMED_DATA), help="Data that need no download."
     )
-    data_path: str | None = option(
-        None, decisive=True, help="A folder with train/CLASS/* and val/CLASS/*."
-    )
-    augment: str | None = option(
-        None, type=click.Choice(AUGMENTATIONS), decisive=True, help="By the data."
-    )
+    data_path: str | None = option(None, help="A folder with train/CLASS/* and val/CLASS/*.")
+    augment: str | None = option(None, type=click.Choice(AUGMENTATIONS), help="By the data.")
     auto_augment: str | None = option(
         None,
         type=click.Choice(["imagenet", "ra", "ta_wide", "augmix"]),
-        decisive=True,
         help="AutoAugment, RandAugment, TrivialAugment or AugMix on top.",
     )
-    random_erase: float = option(
-        0.0, type=SHARE, decisive=True, help="Probability to blank a rectangle."
-    )
-    mixup_alpha: float = option(0.0, type=NOT_BELOW_0, decisive=True, help="0 for no mixup.")
-    cutmix_alpha: float = option(0.0, type=NOT_BELOW_0, decisive=True, help="0 for no CutMix.")
-    ra_reps: int = option(
-        1, type=POSITIVE, decisive=True, help="Repeated augmentation: copies per epoch."
-    )
-    train_crop_size: int | None = option(
-        None, type=POSITIVE, decisive=True, help="Pixels; by the data."
-    )
-    val_resize_size: int | None = option(
-        None, type=POSITIVE, decisive=True, help="Pixels; by the data."
-    )
-    val_crop_size: int | None = option(
-        None, type=POSITIVE, decisive=True, help="Pixels; the training crop's."
-    )
+    random_erase: float = option(0.0, type=SHARE, help="Probability to blank a rectangle.")
+    mixup_alpha: float = option(0.0, type=NOT_BELOW_0, help="0 for no mixup.")
+    cutmix_alpha: float = option(0.0, type=NOT_BELOW_0, help="0 for no CutMix.")
+    ra_reps: int = option(1, type=POSITIVE, help="Repeated augmentation: copies per epoch.")
+    train_crop_size: int | None = option(None, type=POSITIVE, help="Pixels; by the data.")
+    val_resize_size: int | None = option(None, type=POSITIVE, help="Pixels; by the data.")
+    val_crop_size: int | None = option(None, type=POSITIVE, help="Pixels; the training crop's.")
     batch_size: int | None = option(
-        None, "-b", type=POSITIVE, help="Images per step and process; 32, or all there are."
+        None,
+        "-b",
+        type=POSITIVE,
+        help="Images per step and process; 32, or all there are.",
+        decisive=False,
     )
     workers: int | None = option(
-        None, "-j", type=COUNT, help="Processes that read pictures; by the data."
+        None, "-j", type=COUNT, help="Processes that read pictures; by the data.", decisive=False
     )
 
 
@@ -107,21 +96,19 @@ class ScheduleOptions(Options):
         ArgumentError: The warmup is as long as the training.
     """
 
-    epochs: int = option(90, type=POSITIVE)
-    start_epoch: int = option(0, type=COUNT, help="Leaves out the epochs before it.")
-    lr: float = option(0.1, type=ABOVE_0, decisive=True)
-    lr_scheduler: str = option(
-        "step", type=_ScheduleName(list(SCHEDULES), case_sensitive=False), decisive=True
+    epochs: int = option(90, type=POSITIVE, decisive=False)
+    start_epoch: int = option(
+        0, type=COUNT, help="Leaves out the epochs before it.", decisive=False
     )
-    lr_step_size: int = option(30, type=POSITIVE, decisive=True, help="Epochs between steps.")
-    lr_gamma: float = option(0.1, type=SHARE, decisive=True, help="Factor of a step.")
-    lr_min: float = option(
-        0.0, type=NOT_BELOW_0, decisive=True, help="The end of a cosine schedule."
-    )
-    lr_warmup_epochs: int = option(0, type=COUNT, decisive=True)
-    lr_warmup_method: str = option("linear", type=_choice("linear", "constant"), decisive=True)
+    lr: float = option(0.1, type=ABOVE_0)
+    lr_scheduler: str = option("step", type=_ScheduleName(list(SCHEDULES), case_sensitive=False))
+    lr_step_size: int = option(30, type=POSITIVE, help="Epochs between steps.")
+    lr_gamma: float = option(0.1, type=SHARE, help="Factor of a step.")
+    lr_min: float = option(0.0, type=NOT_BELOW_0, help="The end of a cosine schedule.")
+    lr_warmup_epochs: int = option(0, type=COUNT)
+    lr_warmup_method: str = option("linear", type=_choice("linear", "constant"))
     lr_warmup_decay: float | None = option(
-        None, type=SHARE, decisive=True, help="First factor; 1 / (warmup epochs + 1)."
+        None, type=SHARE, help="First factor; 1 / (warmup epochs + 1)."
     )
 
     def __post_init__(self) -> None:
@@ -138,62 +125,60 @@ class ScheduleOptions(Options):
 class OptimizerOptions(Options):
     """How a step changes the weights."""
 
-    opt: str = option("sgd", type=_choice(*OPTIMIZERS), decisive=True)
-    momentum: float = option(0.9, type=PART, decisive=True)
-    weight_decay: float = option(1e-4, "--wd", type=NOT_BELOW_0, decisive=True)
+    opt: str = option("sgd", type=_choice(*OPTIMIZERS))
+    momentum: float = option(0.9, type=PART)
+    weight_decay: float = option(1e-4, "--wd", type=NOT_BELOW_0)
     norm_weight_decay: float | None = option(
-        None, type=NOT_BELOW_0, decisive=True, help="Of batch norm; as the others."
+        None, type=NOT_BELOW_0, help="Of batch norm; as the others."
     )
-    clip_grad_norm: float | None = option(
-        None, type=ABOVE_0, decisive=True, help="Longest gradient; no limit."
-    )
+    clip_grad_norm: float | None = option(None, type=ABOVE_0, help="Longest gradient; no limit.")
 
 
 @dataclass(frozen=True)
 class LossOptions(Options):
     """What training minimizes."""
 
-    label_smoothing: float = option(0.0, type=PART, decisive=True)
+    label_smoothing: float = option(0.0, type=PART)
     teacher: str | None = option(
-        None,
-        decisive=True,
-        help="A model.safetensors to learn from as well; 'self': where QAT starts.",
+        None, help="A model.safetensors to learn from as well; 'self': where QAT starts."
     )
-    teacher_share: float = option(
-        0.5, type=SHARE, decisive=True, help="How much the teacher counts."
-    )
-    teacher_temperature: float = option(2.0, type=ABOVE_0, decisive=True)
+    teacher_share: float = option(0.5, type=SHARE, help="How much the teacher counts.")
+    teacher_temperature: float = option(2.0, type=ABOVE_0)
 
 
 @dataclass(frozen=True)
 class AverageOptions(Options):
     """Averaged weights."""
 
-    model_ema: bool = option(False, decisive=True, help="Average the weights and keep the average.")
-    model_ema_steps: int = option(32, type=POSITIVE, decisive=True, help="Steps between updates.")
-    model_ema_decay: float = option(0.99998, type=SHARE, decisive=True)
+    model_ema: bool = option(False, help="Average the weights and keep the average.")
+    model_ema_steps: int = option(32, type=POSITIVE, help="Steps between updates.")
+    model_ema_decay: float = option(0.99998, type=SHARE)
 
 
 @dataclass(frozen=True)
 class ComputeOptions(Options):
     """How and where training computes."""
 
-    device: str | None = option(None, help="cpu, cuda, ...; a GPU where there is one.")
-    amp: bool = option(False, decisive=True, help="Compute in 16 bits where that is safe.")
-    amp_dtype: str = option("bfloat16", type=_choice("bfloat16", "float16"), decisive=True)
-    channels_last: bool = option(False, decisive=True, help="Memory format of images and weights.")
-    compile: bool = option(False, help="Train with torch.compile.")
-    sync_bn: bool = option(
-        False, decisive=True, help="Batch norm over the batches of all processes."
+    device: str | None = option(
+        None, help="cpu, cuda, ...; a GPU where there is one.", decisive=False
     )
-    seed: int = option(0, type=Whole(0, MOST_SEED), decisive=True)
-    threads: int | None = option(None, type=Whole(1, MOST_THREADS), help="CPU threads; all cores.")
-    use_deterministic_algorithms: bool = option(False, help="Also on a GPU.")
+    amp: bool = option(False, help="Compute in 16 bits where that is safe.")
+    amp_dtype: str = option("bfloat16", type=_choice("bfloat16", "float16"))
+    channels_last: bool = option(False, help="Memory format of images and weights.")
+    compile: bool = option(False, help="Train with torch.compile.", decisive=False)
+    sync_bn: bool = option(False, help="Batch norm over the batches of all processes.")
+    seed: int = option(0, type=Whole(0, MOST_SEED))
+    threads: int | None = option(
+        None, type=Whole(1, MOST_THREADS), help="CPU threads; all cores.", decisive=False
+    )
+    use_deterministic_algorithms: bool = option(False, help="Also on a GPU.", decisive=False)
 
 
 @dataclass(frozen=True)
 class OutputOptions(Options):
     """What is written where, and when."""
+
+    DECISIVE = False
 
     output_dir: str | None = option(
         None, required=True, help="Where checkpoints, weights and the log go."
@@ -249,15 +234,11 @@ class StartOptions(Options):
     """
 
     model: str | None = option(
-        None,
-        decisive=True,
-        help="A model of the zoo (see: qzoo list); by default the checkpoint's.",
+        None, help="A model of the zoo (see: qzoo list); by default the checkpoint's."
     )
-    checkpoint: str | None = option(
-        None, decisive=True, help="A model.safetensors to start from instead."
-    )
+    checkpoint: str | None = option(None, help="A model.safetensors to start from instead.")
     weights: str | None = option(
-        None, decisive=True, help="torchvision's float weights, such as DEFAULT, or none."
+        None, help="torchvision's float weights, such as DEFAULT, or none."
     )
     told: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -267,36 +248,31 @@ class QatOptions(Options):
     """Quantization-aware training."""
 
     backend: str | None = option(
-        None, type=click.Choice(list(BACKENDS)), decisive=True, help="onednn; without VNNI, x86."
+        None, type=click.Choice(list(BACKENDS)), help="onednn; without VNNI, x86."
     )
     recipe: str = option(
-        "default",
-        type=click.Choice(STARTS),
-        decisive=True,
-        help="The PTQ whose result training starts from.",
+        "default", type=click.Choice(STARTS), help="The PTQ whose result training starts from."
     )
     num_calibration_batches: int = option(
-        32, type=POSITIVE, decisive=True, help="For that PTQ, of --batch-size images."
+        32, type=POSITIVE, help="For that PTQ, of --batch-size images."
     )
     num_observer_update_epochs: int = option(
-        4, type=COUNT, decisive=True, help="Epochs in which batches move the ranges."
+        4, type=COUNT, help="Epochs in which batches move the ranges."
     )
     num_batch_norm_update_epochs: int = option(
-        3, type=COUNT, decisive=True, help="Epochs with batch statistics; --batch-norm keep."
+        3, type=COUNT, help="Epochs with batch statistics; --batch-norm keep."
     )
-    batch_norm: str = option("fold", type=click.Choice(qat.BATCH_NORM), decisive=True)
-    learn_ranges: bool = option(
-        False, decisive=True, help="Train the steps of the grids, too (LSQ)."
-    )
-    keep_float: tuple[str, ...] = option(
-        (), decisive=True, metavar="PATTERN", help="Layers left in float."
-    )
-    flow: str = option("eager", type=click.Choice(qat.FLOWS), decisive=True)
+    batch_norm: str = option("fold", type=click.Choice(qat.BATCH_NORM))
+    learn_ranges: bool = option(False, help="Train the steps of the grids, too (LSQ).")
+    keep_float: tuple[str, ...] = option((), metavar="PATTERN", help="Layers left in float.")
+    flow: str = option("eager", type=click.Choice(qat.FLOWS))
 
 
 @dataclass(frozen=True)
 class Int8Options(Options):
     """How a fine-tuned model is quantized."""
+
+    DECISIVE = False
 
     quantize: str = option(
         "auto",
@@ -317,14 +293,9 @@ class TransferOptions(Options):
     """Transfer learning."""
 
     start: StartOptions = dataclasses.field(default_factory=StartOptions)
-    head_epochs: int = option(
-        1, type=COUNT, decisive=True, help="Epochs in which the new head alone is trained."
-    )
+    head_epochs: int = option(1, type=COUNT, help="Epochs in which the new head alone is trained.")
     head_lr_factor: float = option(
-        10.0,
-        type=ABOVE_0,
-        decisive=True,
-        help="Learning rate of the head over that of the rest.",
+        10.0, type=ABOVE_0, help="Learning rate of the head over that of the rest."
     )
     int8: Int8Options = dataclasses.field(default_factory=Int8Options)
     train: TrainOptions = dataclasses.field(default_factory=TrainOptions)
