@@ -13,6 +13,7 @@ import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from qzoo.native.model import model_info
 from qzoo.pictures.folders import same_names
 from qzoo.quantize.data import Calibration, open_calibration
 from qzoo.registry import get_entry
-from qzoo.training import sources
+from qzoo.training import option, sources
 from qzoo.transforms import ImageClassification
 
 MODELS = (
@@ -49,30 +50,42 @@ KEY = ("model", "data", "method")
 PACKAGES = ("onnx", "onnxruntime", "openvino", "nncf")
 
 
+@dataclass(frozen=True)
+class Options(training.Options):
+    """The options of this script."""
+
+    data: str = option("fractals", type=click.Choice(sources.NAMED_DATA))
+    checkpoints: str | None = option(
+        None, help="Folder with MODEL/model.safetensors; by default runs/DATA."
+    )
+    models: str = option(",".join(MODELS), help="Names with commas between.")
+    methods: str = option("*", help="Names or shell patterns with commas between.")
+    images: int = option(512, type=training.POSITIVE, help="To calibrate on.")
+    seed: int = option(0, type=Whole(0, MOST_SEED), help="Picks calibration images.")
+    threads: int | None = option(None, type=Whole(1, MOST_THREADS), help="CPU threads; all cores.")
+    results: str | None = option(
+        None, help="The CSV file; by default references/results/ptq_DATA.csv."
+    )
+    again: bool = option(False, help="Measure what was measured already, too.")
+
+
 @click.command(cls=training.Command, context_settings={"show_default": True})
-@click.option("--data", type=click.Choice(sources.NAMED_DATA), default="fractals")
-@click.option("--checkpoints", help="Folder with MODEL/model.safetensors; by default runs/DATA.")
-@click.option("--models", default=",".join(MODELS), help="Names with commas between.")
-@click.option("--methods", default="*", help="Names or shell patterns with commas between.")
-@click.option("--images", type=Whole(1), default=512, help="To calibrate on.")
-@click.option("--seed", type=Whole(0, MOST_SEED), default=0, help="Picks calibration images.")
-@click.option("--threads", type=Whole(1, MOST_THREADS), help="CPU threads; all cores.")
-@click.option("--results", help="The CSV file; by default references/results/ptq_DATA.csv.")
-@click.option("--again", is_flag=True, help="Measure what was measured already, too.")
-def main(**options: Any) -> None:
+@training.click_options(Options)
+def main(**values: Any) -> None:
     """Measures how much accuracy each method of post-training quantization costs.
 
     Every method starts from the same float weights. All but torchvision's calibrate on the same
     training images, an equal share of every class. A method that fails gets no row, but a line on
     stderr, and the exit code is 1.
     """
-    click.get_current_context().with_resource(torch_threads(options["threads"]))
-    methods = chosen_methods(options["methods"])
-    models = [get_entry(name).name for name in options["models"].split(",")]
-    data = sources.open_data(options["data"], None)
+    options = Options.of(values)
+    click.get_current_context().with_resource(torch_threads(options.threads))
+    methods = chosen_methods(options.methods)
+    models = [get_entry(name).name for name in options.models.split(",")]
+    data = sources.open_data(options.data, None)
     standard = readme_tables.RESULTS / f"ptq_{data.name}.csv"
-    results = Path(options["results"] or standard)
-    folder = Path(options["checkpoints"] or f"runs/{data.name}")
+    results = Path(options.results or standard)
+    folder = Path(options.checkpoints or f"runs/{data.name}")
     comparison = Comparison(data, results, options)
     bar = tqdm(models, unit="model")
     for model in bar:
@@ -90,10 +103,10 @@ class Comparison:
     Args:
         data: The data set.
         results: The CSV file of rows.
-        options: Those of the command line: `images`, `seed`, `threads` and `again`.
+        options: Those of the command line.
     """
 
-    def __init__(self, data: sources.Data, results: Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, data: sources.Data, results: Path, options: Options) -> None:
         self.data, self.results, self.options = data, results, options
         self.failures = 0
         self._tests: dict[str, TensorDataset] = {}
@@ -114,9 +127,9 @@ class Comparison:
         train = self.data.split("train", preset)
         calibration = open_calibration(
             train,
-            images=self.options["images"],
+            images=self.options.images,
             batch_size=256,
-            seed=self.options["seed"],
+            seed=self.options.seed,
             transform=None,
         )
         sha256 = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
@@ -131,7 +144,7 @@ class Comparison:
         with tempfile.TemporaryDirectory() as folder:
             case = Case(
                 name, checkpoint, model, train, calibration, images, Path(folder),
-                self.options["threads"],
+                self.options.threads,
             )  # fmt: skip
             for method, identity in wanted.items():
                 try:
@@ -173,7 +186,7 @@ class Comparison:
         decisive = {k: v for k, v in versions().items() if k in ("torch", *what.packages)}
         text = {k: str(v) for k, v in {**identity, **decisive}.items()}
         measured = any(text.items() <= row.items() for row in read_rows(self.results))
-        return None if measured and not self.options["again"] else identity
+        return None if measured and not self.options.again else identity
 
     def _measure(
         self, what: Method, case: Case, identity: dict[str, Any], test: TensorDataset
