@@ -17,12 +17,12 @@ from .words import db, percent, span
 if TYPE_CHECKING:
     from .diagnose import Diagnosis
 
-#: Decibels by which a change must better the logits to be worth its name.
+#: Decibels by which a change must improve the logits to be advised.
 WORTHWHILE_DB = 2.0
-#: Decibels below which a change that was tried is as good as none.
+#: Decibels below which a change that was tried makes no difference.
 NOTICEABLE_DB = 0.5
-#: Share of the values cut off that is worth a word: ranges of the least squared error cut off up
-#: to a thousandth.
+#: Share of the values cut off that is reported: ranges of the least squared error cut off up to a
+#: thousandth.
 MUCH_CLIPPED = 0.01
 #: Layers that are advised to be kept in float at most.
 MANY = 8
@@ -38,7 +38,7 @@ class Advice(Figures):
         text: What, in words.
         python: The arguments of `qzoo.quantize.ptq` or a call; empty where there is none.
         command: The same on the command line; empty where there is none.
-        gain_db: By how much it bettered the logits when it was tried out on the simulation;
+        gain_db: By how much it improved the logits when it was tried out on the simulation;
             None where it was not.
         agreement: Share of the first answers that were then the float model's, in percent.
     """
@@ -119,7 +119,7 @@ def _kernels(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "kernels",
             "fault",
-            "This machine's int8 kernels compute something else than the model's numbers say.",
+            "This machine's int8 kernels do not compute what the model's numbers say.",
             f"Run by PyTorch's kernels the logits have a signal-to-noise ratio of "
             f"{db(real.sqnr_db)}; exact arithmetic on the same integers gives "
             f"{db(exact.sqnr_db)}. So it is where a CPU's 16-bit sums overflow and are cut off.",

@@ -40,7 +40,7 @@ class Suspect(Figures):
 
     @property
     def wrong(self) -> bool:
-        """Whether any number of it does not fit."""
+        """Whether its range or its scales do not fit."""
         return self.wrong_range or self.wrong_weights
 
 
@@ -48,8 +48,8 @@ def rank(comparison: Comparison, sensitivity: Sensitivity) -> tuple[Suspect, ...
     """Returns all layers, the first to look at first.
 
     Layers whose numbers do not fit come before all others, in the order of the noise that fitting
-    numbers would save: what is wrong can be repaired for nothing. The others follow by the damage
-    that each does alone, which only more bits, or float, can lessen.
+    numbers would save: repairing them costs no speed or size. The others follow by the damage that
+    each does alone, which only more bits, or float, can reduce.
 
     Args:
         comparison: Where each layer's values lie in its range.
@@ -83,9 +83,9 @@ def rank(comparison: Comparison, sensitivity: Sensitivity) -> tuple[Suspect, ...
 
 
 def not_its_weights(comparison: Comparison) -> bool:
-    """Whether the int8 weights are no roundings of the float model's at all.
+    """Whether the int8 weights were not rounded from this float model's.
 
-    So it is after quantization-aware training, or with another checkpoint's float model: then
+    They were not after quantization-aware training, or with another checkpoint's float model: then
     differences of the weights say nothing about their scales.
     """
     weighted: list[LayerComparison] = [la for la in comparison.layers if la.weight is not None]

@@ -104,7 +104,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class MemoryBatches:
-    """Batches of pictures that lie in memory in the model's size, many times faster.
+    """Batches of pictures in memory that already have the model's size: many times faster.
 
     Whole batches are mirrored and turned, not single pictures: over the epochs each comes in any
     of the eight ways all the same.
@@ -142,7 +142,7 @@ class MemoryBatches:
 
 
 def turned(images: Tensor, way: int) -> Tensor:
-    """Returns square images [..., S, S] in one of the eight ways to lay a square, 0 as they are."""
+    """Returns square images [..., S, S] in one of eight turns and mirrorings; 0 changes none."""
     if way & 1:
         images = images.flip(-1)
     if way & 2:

@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote, of whichever run.
+    """Reads what `save_checkpoint` wrote in any run.
 
     Raises:
         ArtifactError: The file is missing or damaged, or names no settings.
@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint has all that a run writes, and that each field can be such.
+    """Checks that a checkpoint has every field that a run writes, with a possible value.
 
     Raises:
         ArtifactError: One is missing, of another type, or has an impossible value.

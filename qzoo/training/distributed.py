@@ -206,9 +206,9 @@ def synchronize_batch_norm(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.SyncBatchNorm` for CPUs, which PyTorch's does not take.
+    """`nn.SyncBatchNorm` for CPUs, whose tensors PyTorch's own refuses (as of torch 2.14).
 
-    Every process has as many images as the others.
+    Every process has the same number of images.
     """
 
     @classmethod
@@ -241,7 +241,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Total(torch.autograd.Function):
-    """Sums over processes; so does its derivative, as every sum enters every process's loss."""
+    """Sums over processes, and so does its gradient: every sum enters every process's loss.
+
+    PyTorch's own differentiable `all_reduce` is deprecated in favour of a private module.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:

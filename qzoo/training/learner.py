@@ -81,7 +81,7 @@ class Learner:
         return float(self.optimizer.param_groups[-1]["lr"])
 
     def wrap(self) -> None:
-        """Makes the model ready for steps; to be called when other parameters are trained."""
+        """Makes the model ready for steps; to be called again when other parameters train."""
         trained = [p.requires_grad for p in self.model.parameters()]
         if trained == self._wrapped:
             return
@@ -133,7 +133,7 @@ class Learner:
         return all(bool(torch.isfinite(p).all()) for p in self.model.parameters())
 
     def kept_weights(self) -> AbstractContextManager[None]:
-        """Gives the model, for a while, the weights to keep: averaged ones if there are any."""
+        """Gives the model the weights to keep while a block runs: the averaged ones, if any."""
         return self.ema.applied(self.model) if self.ema else nullcontext()
 
     def finish(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..errors import MissingDependencyError
@@ -12,13 +12,13 @@ from ..errors import MissingDependencyError
 Row = Mapping[str, Any]
 
 
-class TensorBoard:
+class TensorBoard(AbstractContextManager["TensorBoard"]):
     """Event files for TensorBoard, or nothing.
 
     Args:
         folder: Where they go; None writes none.
-        step: The training step that the run goes on from; what an interrupted run has written
-            about later ones is not shown.
+        step: The training step that the run goes on from; figures of later steps, which an
+            interrupted run has written, are not shown.
 
     Raises:
         MissingDependencyError: The package tensorboard is not installed.
@@ -45,16 +45,7 @@ class TensorBoard:
                 self._writer.add_scalar(name.replace("_", "/", 1), float(value), step)
         self._writer.flush()
 
-    def __enter__(self) -> TensorBoard:
-        """Returns this."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the file."""
         if self._writer is not None:
             self._writer.close()

@@ -104,7 +104,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, follow: bool = False) -> None:
-        """Takes a step towards the model's weights, or the whole way if it is to follow them."""
+        """Moves the average towards the model's weights; with `follow`, sets it to them."""
         share = 1.0 if follow else 1 - self.decay
         for name, value in model.state_dict().items():
             if name in self._averaged and value.is_floating_point():
@@ -125,7 +125,7 @@ class Ema:
             model.load_state_dict(own)
 
     def load(self, state: Mapping[str, Tensor], model: nn.Module) -> None:
-        """Goes on from a `state` that was kept.
+        """Goes on from the `state` of a checkpoint.
 
         Raises:
             ValueError: It is not of this model.

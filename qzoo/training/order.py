@@ -14,7 +14,7 @@ import torch
 
 
 class Key(NamedTuple):
-    """Which image in which guise.
+    """An image of an epoch, in one of its augmented copies.
 
     Attributes:
         epoch: Counted from 0.

@@ -27,7 +27,7 @@ class Position(NamedTuple):
         return self.epoch * self.steps + self.step
 
     def __str__(self) -> str:
-        """Says it as people count."""
+        """Returns it in words, with epochs counted from 1."""
         return f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
 
 

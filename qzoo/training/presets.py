@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UnknownNameError, did_you_mean
 
-#: Processes of which each had the batch size of the recipe.
+#: How many processes torchvision trained with, each with the recipe's batch size.
 PROCESSES = 8
 
 #: What torchvision's train.py does where nothing else is said.

@@ -1,4 +1,4 @@
-"""Folders of runs: a new run gets a new one, and no run takes the place of another unasked."""
+"""Folders of runs: a new run gets a new one, and replaces another only with --overwrite."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def find_run(base: Path, settings: Mapping[str, Any], last: str) -> Path | None:
 
 
 def _series(base: Path) -> dict[int, Path]:
-    """Returns what there is of `base`, `base-2`, ... by its number, where it is no empty folder."""
+    """Returns those of `base`, `base-2`, ... by number that exist and are no empty folders."""
     form = re.compile(re.escape(base.name) + r"(?:-(\d{1,9}))?")
     found = {}
     for path in base.parent.iterdir() if base.parent.is_dir() else ():

@@ -1,4 +1,4 @@
-"""What every reference script does around its work: error reports, its own command, its setting."""
+"""What every reference script needs: error reports, its own command, the environment."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ..safe_text import terminal_text
 
 
 class Failure(click.ClickException):
-    """What ends a script on purpose: one sentence on stderr, exit code 2."""
+    """An expected error that ends a script: one sentence on stderr, exit code 2."""
 
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        """Prints the sentence; in a run of several processes, with the process that says it."""
+        """Prints the sentence; in a run of several processes, with this process's number."""
         tell(f"Error: {self.format_message()}")
 
 
