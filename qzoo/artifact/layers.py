@@ -139,6 +139,11 @@ def _is_number(value: object) -> bool:
     return type(value) in (int, float)
 
 
+def weighted_layers(layers: Mapping[str, Layer]) -> list[str]:
+    """Returns the names of the layers with weights, convolutions and linear ones."""
+    return [name for name, layer in layers.items() if layer.op in WEIGHTED_OPS]
+
+
 def weight_tensors(
     name: str, values: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
 ) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from ..artifact.format import Artifact
 from ..artifact.grid import Grid
-from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS
+from ..artifact.layers import RANGED_OPS, weighted_layers
 from ..errors import ArgumentError
 from ..native.layers import float_weights
 from ..reference.build import build_reference
@@ -89,7 +89,7 @@ class Simulation:
         self._nodes = list(self.recording.graph.nodes)
         self._last = last_uses(self._nodes)
         not_in_place(fused)
-        self._float = {n: _float_pair(fused, n, artifact) for n in _weighted(artifact)}
+        self._float = {n: _float_pair(fused, n, artifact) for n in weighted_layers(artifact.layers)}
         self._int8 = {n: int8_weight(artifact, n) for n in self._float}
         steps = {n.meta["step"]: n for n in self._nodes if "step" in n.meta}
         self.grids = {
@@ -229,10 +229,6 @@ def int8_weight(artifact: Artifact, name: str) -> tuple[Tensor, Tensor | None]:
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     """Returns values rounded to the grid's, float32; what lies beyond its ends is cut off."""
     return torch.fake_quantize_per_tensor_affine(x, *grid.arguments)
-
-
-def _weighted(artifact: Artifact) -> list[str]:
-    return [name for name, layer in artifact.layers.items() if layer.op in WEIGHTED_OPS]
 
 
 def _float_pair(fused: nn.Module, name: str, artifact: Artifact) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..artifact.format import Artifact
-from ..artifact.layers import Layer, weight_tensors
+from ..artifact.layers import WEIGHTED_OPS, Layer, weight_tensors, weighted_layers
 from ..backends import Backend
 from ..errors import ArgumentError, did_you_mean, listed
 from ..native.hooks import output_hooks
@@ -72,7 +72,7 @@ class Quantization:
 
     def weighted(self) -> list[str]:
         """Returns the names of the layers with weights: convolutions and linear ones."""
-        return [n for n, layer in self.layers.items() if layer.op in ("conv2d", "linear")]
+        return weighted_layers(self.layers)
 
     def ranged(self) -> list[str]:
         """Returns the names of the layers that run and have an output range of their own."""
@@ -141,7 +141,7 @@ class Quantization:
             if name in self.ranges:
                 scale, zero_point = self.ranges[name]
                 layer = dataclasses.replace(layer, scale=scale, zero_point=zero_point)
-            if layer.op in ("conv2d", "linear"):
+            if layer.op in WEIGHTED_OPS:
                 bias = self.int8_bias(name)
                 if name in self.keep_float:
                     layer = dataclasses.replace(layer, float=True)

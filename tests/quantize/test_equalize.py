@@ -116,5 +116,6 @@ def test_a_recipe_with_it_makes_an_int8_model_and_leaves_the_users_alone() -> No
     recipe = dataclasses.replace(RECIPES["fast"], steps=steps)
     native = ptq(model, images, backend="onednn", recipe=recipe, progress=False)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    gap = native(images) - model(images)
-    assert float(gap.square().mean()) < 0.05 * float(model(images).var())
+    with torch.no_grad():
+        gap = native(images) - model(images)
+        assert float(gap.square().mean()) < 0.05 * float(model(images).var())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...artifact.format import Artifact
-from ...artifact.layers import WEIGHTED_OPS
+from ...artifact.layers import weighted_layers
 from ...backends import Backend, quantized_engine, run_engine
 from ...errors import ArgumentError
 from ...importers.pt2e import from_pt2e
@@ -122,8 +122,7 @@ class _Run:
 
     def _kept(self, source: Source) -> set[str]:
         """Returns the names of the layers to keep in float."""
-        weighted = [name for name, layer in source.layers.items() if layer.op in WEIGHTED_OPS]
-        return match_layers(self.options.keep_float, weighted)
+        return match_layers(self.options.keep_float, weighted_layers(source.layers))
 
     def _images(self, title: str, before: Before | None = None) -> Iterator[Tensor]:
         """Yields the calibration images, each through `before`, with a bar if it has a title."""

@@ -24,7 +24,7 @@ from typing_extensions import Unpack
 
 from ..._core.keywords import check_count, takes
 from ...artifact.format import Artifact
-from ...artifact.layers import float_weight_tensors
+from ...artifact.layers import float_weight_tensors, weighted_layers
 from ...datasets.evaluate import eval_mode
 from ...datasets.holdout import HELD_OUT, divide
 from ...datasets.sources import Relabelled, open_folder
@@ -123,7 +123,7 @@ class Tuned:
             if f.name not in ("model", "artifact", "trace")
         }
         plain["float_layers"] = list(self.float_layers)
-        plain["layers_with_weights"] = len(_weighted(self.artifact))
+        plain["layers_with_weights"] = len(weighted_layers(self.artifact.layers))
         plain["trace"] = [
             {**dataclasses.asdict(step), "float_layers": list(step.float_layers)}
             for step in self.trace
@@ -484,7 +484,3 @@ def _order(step: TuneStep) -> tuple[bool, float, float]:
 
 def _percent(right: Tensor) -> float:
     return 100 * float(right.double().mean())
-
-
-def _weighted(artifact: Artifact) -> list[str]:
-    return [name for name, layer in artifact.layers.items() if layer.op in ("conv2d", "linear")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...artifact.format import ModelInfo
-from ...artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer
+from ...artifact.layers import RANGED_OPS, WEIGHTED_OPS, Layer, weighted_layers
 from ...backends import Backend
 from ...errors import ArgumentError, ArtifactError
 from ...native.layers import check_fit, float_weights, plan_layers
@@ -86,11 +86,7 @@ def check_layers(
                 f"{info.architecture} has there. Keep the builder's layers; a new head should be "
                 "one Linear."
             )
-    weights = {
-        f"{name}.weight": float_weights(fused, name)[0]
-        for name, layer in layers.items()
-        if layer.op in WEIGHTED_OPS
-    }
+    weights = {f"{n}.weight": float_weights(fused, n)[0] for n in weighted_layers(layers)}
     try:
         check_fit(skeleton, layers, weights)
     except ArtifactError as error:
