@@ -103,6 +103,7 @@ def test_a_model_of_the_zoo_gets_a_head_for_the_classes(tmp_path: Path) -> None:
     assert len(Artifact.read(tmp_path / "int8.safetensors").tensors["fc.weight"]) == 10
 
 
+@pytest.mark.filterwarnings("ignore:.* layers round in int8 where PT2E")
 @pytest.mark.parametrize("flags", [("--recipe", "none"), ("--flow", "pt2e")])
 def test_other_starts(checkpoint: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
     if "pt2e" in flags:

@@ -37,6 +37,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return calling.rows(folder / "log.csv")
 
 
+# The scaler leaves steps out whose gradients overflow in float16, the first ones among them.
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_everything_at_once(pictures: Path, tmp_path: Path) -> None:
     data, teacher = ("--data-path", pictures), tmp_path / "teacher"
     half = ("--amp", "--amp-dtype", "float16", "--clip-grad-norm", 1)

@@ -21,6 +21,7 @@ from tests.helpers import snippets as cases
 from tests.helpers import trained, zoo
 
 
+@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 @pytest.mark.parametrize("index", [3, 77, 400])
 def test_models_page(index: int, tmp_path: Path) -> None:
     """https://docs.pytorch.org/vision/stable/models.html, "Quantized models".
