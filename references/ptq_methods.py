@@ -73,7 +73,7 @@ def _is_text(node: ast.stmt) -> bool:
 _ALWAYS = ("qzoo/models/_common.py", "references/ptq_case.py")
 _QZOO = (
     "references/ptq_own.py",
-    *("qzoo/quantize/**/*.py", "qzoo/native/*.py", "qzoo/artifact/*.py"),
+    *("qzoo/quantize/**/*.py", "qzoo/reference/*.py", "qzoo/native/*.py", "qzoo/artifact/*.py"),
 )
 
 

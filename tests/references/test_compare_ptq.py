@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import qzoo.quantize
 from qzoo.importers.checkpoint import load_float
 from tests.helpers.places import REFERENCES
 
@@ -245,6 +246,20 @@ def test_a_faulty_export_is_refused(scripts: dict[str, ModuleType], tmp_path: Pa
     own._check("ONNX", model)
     with pytest.raises(ValueError, match="ONNX export gives other logits"):
         own._check("ONNX", scripts["ptq_case"].Call(lambda x: model(x) * 1.01))
+
+
+def test_digests_cover_the_code_that_makes_the_figures(scripts: dict[str, ModuleType]) -> None:
+    methods = scripts["ptq_methods"]
+    covered: dict[str, set[Path]] = {}
+    for name, method in methods.METHODS.items():
+        for pattern in (*methods._ALWAYS, *method.code):
+            found = set(methods.ROOT.glob(pattern))
+            assert found, f"{pattern} of {name} names no file any more"
+            covered.setdefault(name, set()).update(found)
+    rooms = ("qzoo.quantize", "qzoo.reference", "qzoo.native", "qzoo.artifact")
+    assert qzoo.quantize.ptq  # which imports all that a recipe computes with
+    used = {Path(str(m.__file__)) for n, m in sys.modules.items() if n.startswith(rooms)}
+    assert used <= covered["qzoo-best"]
 
 
 def test_code_is_told_apart_by_what_it_does(
