@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import importlib
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -49,6 +51,21 @@ def _star_names(module: str, path: Path) -> list[str]:
     return []
 
 
+def _imported(module: str) -> ModuleType:
+    """Imports a module, with Python's garbage collector paused meanwhile.
+
+    Imports make objects that stay: of PyTorch, so many that looking through them again and again
+    for garbage would take a tenth of its import.
+    """
+    pause = gc.isenabled()
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        if pause:
+            gc.enable()
+
+
 def module_getattr(package: str, path: Iterable[str]) -> Callable[[str], Any]:
     """Makes a package's `__getattr__`, so that `package.module` needs no import of its own.
 
@@ -60,7 +77,7 @@ def module_getattr(package: str, path: Iterable[str]) -> Callable[[str], Any]:
     def getattr_(name: str) -> Any:
         if name.startswith("_") or name not in public_modules(path):
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name)
-        return importlib.import_module(f"{package}.{name}")
+        return _imported(f"{package}.{name}")
 
     return getattr_
 
@@ -82,7 +99,7 @@ def attach(package: str, path: list[str]) -> tuple[Callable[[str], Any], Callabl
             return sorted(names())
         if name.startswith("_") or name not in names():
             return submodule(name)  # or says that there is none
-        value = getattr(importlib.import_module(names()[name]), name)
+        value = getattr(_imported(names()[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 
