@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -13,43 +12,26 @@ from torchvision.transforms._presets import ImageClassification as _ImageClassif
 from torchvision.transforms.functional import get_image_size
 
 from ._core.process import plain_defaults
-from .errors import ArgumentError, ArtifactError, ImageError
-from .pictures.images import MAX_MEMORY
-
-#: Of presets that come from files, in pixels: the models of the zoo take 176 to 342.
-MAX_CROP, MAX_RESIZE = 1024, 2048
-#: Of each channel's mean and standard deviation, of pixels in [0, 1] or [0, 255].
-MAX_STATISTIC, MIN_STD = 10_000.0, 1e-4
+from .errors import ArgumentError
+from .pictures.preset import Preset
+from .pictures.preset import check_resize as check_resized
 
 
 def check_resize(image: Any, side: int) -> None:
-    """Checks that resizing a picture keeps to `MAX_MEMORY`, whatever its shape.
-
-    The longer side grows along: 1 x 1,000,000 pixels would become 256 x 256,000,000.
+    """Checks that resizing an image keeps to `MAX_MEMORY`, whatever its shape.
 
     Args:
         image: A PIL image, or a tensor [..., C, H, W].
         side: What the shorter side is to become, in pixels.
 
     Raises:
-        ImageError: It would take more, or the picture has no pixels.
+        ImageError: It would take more, or the image has no pixels.
     """
     width, height = get_image_size(image)
-    if min(width, height) < 1:
-        raise ImageError(f"A picture of {width} x {height} pixels has nothing to resize.")
-    scale = side / min(width, height)
-    wide, high = max(1, int(width * scale)), max(1, int(height * scale))
-    # Columns come first, then rows; each of them has weights of its own.
-    pixels, weights = wide * height + wide * high, 64 * (wide + high)
     if isinstance(image, Tensor):
-        needed = 4 * image.shape[-3] * pixels if image.dim() > 2 else 4 * pixels
+        check_resized(width, height, side, 0, 4 * image.shape[-3] if image.dim() > 2 else 4)
     else:
-        needed = 4 * (width * height + pixels)
-    if needed + weights > MAX_MEMORY:
-        raise ImageError(
-            f"A picture of {width} x {height} pixels becomes {wide} x {high} when its shorter side "
-            f"is made {side}, which takes too much memory: cut or scale it first."
-        )
+        check_resized(width, height, side, 4 * width * height, 4)
 
 
 class BoundedResize(Resize):
@@ -166,29 +148,6 @@ def preset_kwargs(data: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ArtifactError: The description is of another preset or has impossible values.
     """
-    kwargs = dict(data)
-    bounds = {"crop_size": MAX_CROP, "resize_size": MAX_RESIZE}
-    good = kwargs.pop("preset", None) == "ImageClassification" and set(kwargs) == {
-        "crop_size", "resize_size", "interpolation", "antialias", "mean", "std",
-    }  # fmt: skip
-    good = good and all(type(kwargs[n]) is int and 0 < kwargs[n] <= m for n, m in bounds.items())
-    for name, least in (("mean", -MAX_STATISTIC), ("std", MIN_STD)):
-        values = kwargs.get(name)
-        good = good and isinstance(values, list) and len(values) == 3
-        good = good and all(
-            type(v) in (int, float) and least <= v <= MAX_STATISTIC for v in values or ()
-        )
-    if not good or type(data["antialias"]) not in (bool, NoneType):
-        raise ArtifactError(
-            f"The transforms {str(data)[:200]} are not a preset that this qzoo knows: a crop of 1 "
-            f"to {MAX_CROP} and a size of 1 to {MAX_RESIZE} pixels, mean and std of at most "
-            f"{MAX_STATISTIC:.0f}, std of at least {MIN_STD}."
-        )
-    try:
-        kwargs["interpolation"] = InterpolationMode(kwargs["interpolation"])
-    except ValueError:
-        raise ArtifactError(
-            f"The transforms name the unknown interpolation {str(kwargs['interpolation'])[:40]!r}."
-        ) from None
-    kwargs["mean"], kwargs["std"] = tuple(kwargs["mean"]), tuple(kwargs["std"])
+    kwargs = vars(Preset.from_dict(data)).copy()
+    kwargs["interpolation"] = InterpolationMode(kwargs["interpolation"])
     return kwargs
