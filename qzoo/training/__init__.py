@@ -17,11 +17,14 @@ A script is little more than
 """
 
 from ..importers.checkpoint import load_float, save_float
+from ..quantize.data import stratified
 from . import sources
-from .batches import LoadedBatches, MemoryBatches
+from .batches import Batches, LoadedBatches, MemoryBatches
+from .checkpoint import load_checkpoint, save_checkpoint
 from .distributed import Ranks, evaluate_all, joined
-from .files import check_classes, float_model, put_row, trained_model, write_csv
+from .files import check_classes, check_size, float_model, put_row, trained_model, write_csv
 from .groups import Options, click_options, option
+from .learner import Learner
 from .loop import Parts, Trainer
 from .loss import Loss, make_loss
 from .optim import make_optimizer, make_schedule, parameter_groups
@@ -35,12 +38,12 @@ from .options import (
     option_values,
     training_options,
 )
-from .order import Order
-from .position import Hooks
+from .order import Order, stream
+from .position import Hooks, Position
 from .prepare import Prepared, measure, prepare_data, set_up
-from .qat import Finished, Start, finish_qat, start_qat
+from .qat import Finished, Freezing, Start, finish_qat, start_qat
 from .runs import FLOAT, INT8, START, check_run, find_run, new_folder, open_run
-from .script import Command, command_line, environment, mib, say, tell
+from .script import Command, Failure, command_line, environment, mib, say, tell
 from .split import note_split
 from .transfer import (
     Outcome,
@@ -56,9 +59,13 @@ __all__ = [
     "POSITIVE",
     "START",
     "TRANSFER_DEFAULTS",
+    "Batches",
     "Command",
+    "Failure",
     "Finished",
+    "Freezing",
     "Hooks",
+    "Learner",
     "LoadedBatches",
     "Loss",
     "MemoryBatches",
@@ -66,6 +73,7 @@ __all__ = [
     "Order",
     "Outcome",
     "Parts",
+    "Position",
     "Prepared",
     "QatOptions",
     "Ranks",
@@ -76,6 +84,7 @@ __all__ = [
     "TransferOptions",
     "check_classes",
     "check_run",
+    "check_size",
     "click_options",
     "command_line",
     "environment",
@@ -84,6 +93,7 @@ __all__ = [
     "finish_qat",
     "float_model",
     "joined",
+    "load_checkpoint",
     "load_float",
     "make_loss",
     "make_optimizer",
@@ -99,12 +109,15 @@ __all__ = [
     "parameter_groups",
     "prepare_data",
     "put_row",
+    "save_checkpoint",
     "save_float",
     "say",
     "set_up",
     "sources",
     "start_qat",
     "starting_model",
+    "stratified",
+    "stream",
     "summary",
     "tell",
     "trained_model",
