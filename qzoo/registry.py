@@ -144,7 +144,7 @@ def register_model(
     return register
 
 
-def model_name(name: str | Callable[..., nn.Module]) -> str:
+def model_name(name: str | Callable[..., nn.Module] | None) -> str:
     """Returns how the registry spells the name of a model; imports nothing.
 
     Args:
@@ -153,6 +153,10 @@ def model_name(name: str | Callable[..., nn.Module]) -> str:
     Raises:
         UnknownNameError: No such model; the message suggests the nearest names.
     """
+    if name is None:
+        raise UnknownNameError(
+            "This model comes from no builder of qzoo, so its architecture is unknown."
+        )
     key = name.lower() if isinstance(name, str) else getattr(name, "__name__", str(name))
     key = key.removeprefix("quantized_")
     if key not in _builders():
@@ -163,7 +167,7 @@ def model_name(name: str | Callable[..., nn.Module]) -> str:
     return key
 
 
-def get_entry(name: str | Callable[..., nn.Module]) -> ModelEntry:
+def get_entry(name: str | Callable[..., nn.Module] | None) -> ModelEntry:
     """Returns the registry's entry for a model name, in any case, or a builder.
 
     Raises:

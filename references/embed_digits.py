@@ -70,7 +70,7 @@ def write_entry(path: Path, metadata: Path) -> str:
     info, recipe = artifact.info, artifact.info.recipe
     if not {"train", "quantize", "float_metrics"} <= set(recipe) or info.transforms is None:
         raise ArtifactError(f"{path} was not made by references/train.py and references/ptq.py.")
-    params, gmacs = _cost(info.architecture, info.builder_kwargs, info.transforms["crop_size"])
+    params, gmacs = _cost(info.name, info.builder_kwargs, info.transforms["crop_size"])
     entry = {
         "url": f"embedded:{path.name}",
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -41,7 +41,7 @@ def main(**values: Any) -> None:
         training.set_up(options, ranks)
         opened = training.sources.open_data(options.data.data, options.data.data_path)
         model = float_model(source, opened)
-        name = model_info(model).architecture
+        name = model_info(model).name
         data = training.prepare_data(options, ranks, name, data=opened)
         training.open_run(options.output, ranks)
         training.note_split(model, data, options, ranks)

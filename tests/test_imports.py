@@ -20,7 +20,7 @@ ORDER = [
 ]
 #: Imports upwards that happen while a function runs, and why there is no other way.
 LATE = {
-    ("native", "reference"): "which scales are added is known once a forward pass is recorded",
+    ("artifact", "reference"): "the graph of unusual builder arguments in older files is recorded",
     ("artifact", "importers"): "which file of a folder is meant is told by what it holds",
     ("backends", "native"): "Backend.qconfig() is PyTorch's",
     ("models", "sharing"): "model.save_pretrained() is a method",

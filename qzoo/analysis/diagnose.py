@@ -107,7 +107,7 @@ def analyze(
     accuracy = measure_accuracy(simulation.run, native, test, own.progress)
     artifact = simulation.artifact
     found = Diagnosis(
-        architecture=artifact.info.architecture,
+        architecture=artifact.info.name,
         backend=str(artifact.info.backend),
         recipe=artifact.info.recipe,
         float_layers=tuple(artifact.float_layers),

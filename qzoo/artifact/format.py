@@ -6,33 +6,42 @@ The layout is written down for other readers in docs/artifact.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save as to_safetensors
+from safetensors.numpy import save as to_safetensors
 from torch import Tensor
 
 from .._core import strict_json
 from .._core.files import File, RefusedError, reading, write_atomically
 from ..backends import BACKENDS
 from ..errors import ArtifactError
-from ..transforms import describe, preset_kwargs
+from ..pictures.preset import MAX_RESIZE, Preset
+from ..transforms import describe
+from .blueprints import fill, layers_of, recorded_blueprint, stored_blueprint
+from .graph import MAX_NODES, Graph, Node
 from .layers import Layer, check_tensors, raise_small_scales
 from .seen import check_seen
 from .tensor_file import OtherKindError, read_tensors
 
 FORMAT = "qzoo-int8"
-#: The newest version that is read. Files are written in the oldest that can hold them: 1, or 2
-#: where a layer is kept in float.
-VERSION = 2
+#: What a model is called that has no architecture.
+NO_BUILDER = "model of no builder"
+#: The version that is written, and the newest that is read.
+VERSION = 3
 #: Characters of a layer's name; those of the zoo have up to 40.
 MAX_NAME_LENGTH = 200
 #: Layers of a model; those of the zoo have up to 600.
 MAX_LAYERS = 10_000
+#: Of the tensors that artifacts hold.
+_DTYPES = (torch.int8, torch.uint8, torch.float32, torch.float64)
 #: The largest metric (most are percentages), and the longest class name, in characters.
 MAX_METRIC = 1e9
 MAX_CLASS_NAME = 1000
@@ -47,7 +56,8 @@ class ModelInfo:
     """What a model is, besides its numbers; qzoo's models carry it along.
 
     Attributes:
-        architecture: The registry's name of the model ("resnet50").
+        architecture: The registry's name of the model ("resnet50"); None for a graph that no
+            builder makes.
         builder_kwargs: The model's own keywords that differ from their defaults, JSON values.
         backend: The backend that the numbers were chosen for; None for a float model.
         classes: Class names in the order of the logits, "imagenet-1k" for those of
@@ -60,7 +70,7 @@ class ModelInfo:
             `qzoo.artifact.seen` notes them; empty where nobody noted any.
     """
 
-    architecture: str
+    architecture: str | None
     builder_kwargs: dict[str, Any] = field(default_factory=dict)
     backend: str | None = None
     classes: list[str] | str | None = None
@@ -76,6 +86,11 @@ class ModelInfo:
         if isinstance(self.classes, tuple):
             object.__setattr__(self, "classes", list(self.classes))
 
+    @property
+    def name(self) -> str:
+        """The architecture, in words where there is none."""
+        return self.architecture or NO_BUILDER
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON values, without optional ones that are empty."""
         fields = dataclasses.asdict(self)
@@ -88,20 +103,24 @@ class Artifact:
 
     Attributes:
         info: What the model is.
-        layers: Module name to layer, in the architecture's order.
+        layers: Name to layer, in the order in which they run or are defined.
         tensors: `<layer>.weight` int8, `<layer>.weight_scale` float, ... (see docs/artifact.md);
             of `float_layers`, `<layer>.weight` float32.
         versions: Versions of the packages that made it.
+        structure: The graph that layers and tensors belong to, without the tensors, where it is
+            known; None where it is that of the architecture, which `graph` then finds.
     """
 
     info: ModelInfo
     layers: dict[str, Layer]
     tensors: dict[str, Tensor]
     versions: dict[str, str] = field(default_factory=dict)
+    structure: Graph | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_info(self.info)
-        check_tensors(self.layers, self.tensors)
+        if self.structure is None:  # else the graph checks them, and other operations besides
+            check_tensors(self.layers, self.tensors)
         _check_classes(self.info.classes, self.layers, self.tensors)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -110,36 +129,91 @@ class Artifact:
         Handed to a process that `multiprocessing` spawns, PyTorch would pass a descriptor for each.
         """
         arrays = {name: tensor.contiguous().numpy() for name, tensor in self.tensors.items()}
-        return _unpickled, (self.info, self.layers, arrays, self.versions)
+        return _unpickled, (self.info, self.layers, arrays, self.versions, self.structure)
+
+    @classmethod
+    def from_graph(
+        cls,
+        nodes: Iterable[Node],
+        tensors: Mapping[str, np.ndarray],
+        info: ModelInfo,
+        *,
+        input_size: tuple[int, int] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Artifact:
+        """Makes an artifact of any graph.
+
+        Args:
+            nodes: In the order in which they run; docs/artifact.md lists the operations.
+            tensors: What the nodes need, by name.
+            info: What the model is; `ModelInfo(None, backend="onednn")` says that no builder
+                makes it.
+            input_size: Height and width of the only images that it takes, in pixels; None where
+                it takes any that are not too small.
+            versions: Of the packages that made it.
+
+        Raises:
+            ArtifactError: Something is missing, unknown, out of range, or does not fit together.
+        """
+        graph = Graph.of(nodes, dict(tensors), input_size)
+        own = {
+            name: torch.from_numpy(np.asarray(array, order="C"))
+            for name, array in graph.tensors.items()
+            if not name.endswith(".table")
+        }
+        tables = {k: v for k, v in graph.tensors.items() if k.endswith(".table")}
+        structure = dataclasses.replace(graph, tensors=tables)
+        artifact = cls(info, layers_of(graph.nodes), own, dict(versions or {}), structure)
+        artifact.__dict__["graph"] = graph  # checked already
+        return artifact
+
+    @functools.cached_property
+    def graph(self) -> Graph:
+        """Which operation feeds which, and the grid of every output.
+
+        Raises:
+            ArtifactError: The layers and tensors do not fit the architecture.
+        """
+        arrays = {
+            name: tensor.detach().contiguous().numpy() for name, tensor in self.tensors.items()
+        }
+        if self.structure is not None:
+            return self.structure.with_numbers(self.layers, arrays)
+        blueprint = stored_blueprint(str(self.info.architecture), self.info.builder_kwargs)
+        if blueprint is None:
+            blueprint = recorded_blueprint(self.info, self.layers)
+        classes = self.info.builder_kwargs.get("num_classes", 1000)
+        return Graph.of(*fill(blueprint, self.layers, arrays, classes))
 
     @property
     def float_layers(self) -> list[str]:
         """Names of the layers that keep float32 weights, in the architecture's order."""
         return [name for name, layer in self.layers.items() if layer.float]
 
-    @property
-    def version(self) -> int:
-        """The format version that a file of this artifact has."""
-        return 2 if self.float_layers else 1
-
     def header(self) -> dict[str, Any]:
         """Returns the JSON header, without the digest."""
+        info = self.info.to_dict()
+        if info["builder_kwargs"].get("aux_logits"):
+            # Auxiliary classifiers, which only training runs, are in no graph.
+            info["builder_kwargs"]["aux_logits"] = False
+        size = self.graph.size
         return {
             "format": FORMAT,
-            "version": self.version,
-            **self.info.to_dict(),
-            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "version": VERSION,
+            **info,
+            "input_size": None if size is None else list(size),
+            "nodes": [node.to_json() for node in self.graph.nodes],
             "versions": self.versions,
         }
 
     def digest(self) -> str:
         """Returns the sha256 over header and tensors, which the file carries (hexadecimal)."""
-        return _digest(self.header(), self.tensors)
+        return _digest(self.header(), self.graph.tensors)
 
     def to_bytes(self) -> bytes:
         """Returns the file's content; the same numbers always give the same bytes."""
         header = {**self.header(), "sha256": self.digest()}
-        return to_safetensors(self.tensors, metadata={"qzoo": canonical_json(header)})
+        return to_safetensors(dict(self.graph.tensors), metadata={"qzoo": canonical_json(header)})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact to `path`, whole or not at all.
@@ -168,10 +242,14 @@ class Artifact:
 
 
 def _unpickled(
-    info: ModelInfo, layers: dict[str, Layer], arrays: dict[str, Any], versions: dict[str, str]
+    info: ModelInfo,
+    layers: dict[str, Layer],
+    arrays: dict[str, Any],
+    versions: dict[str, str],
+    structure: Graph | None,
 ) -> Artifact:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Artifact(info, layers, tensors, versions)
+    return Artifact(info, layers, tensors, versions, structure)
 
 
 def _from_file(file: File) -> Artifact:
@@ -204,34 +282,77 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
             f"format version {version} is newer than this qzoo reads ({VERSION}); upgrade qzoo."
         )
     names = {f.name for f in dataclasses.fields(ModelInfo)}
-    expected = names | {"format", "version", "layers", "versions", "sha256"}
+    body = {"nodes", "input_size"} if version >= 3 else {"layers"}
+    expected = names | body | {"format", "version", "versions", "sha256"}
     if odd := sorted(repr(k) for k in set(header) ^ expected if k not in OPTIONAL):
         raise ArtifactError(f"the header lacks or has too much of: {', '.join(odd)[:200]}.")
+    arrays = _arrays(tensors)
     digest = header.pop("sha256")
-    if digest != _digest(header, tensors):
+    if digest != _digest(header, arrays):
         raise ArtifactError(
             "the contents do not match their checksum, so a tensor or the header was changed or "
             "damaged; fetch or save the artifact again."
         )
     versions = header["versions"]
-    if not isinstance(header["layers"], dict) or not isinstance(versions, dict):
-        raise ArtifactError("the header's layers or versions are not a table.")
-    if not all(isinstance(version, str) for version in versions.values()):
-        raise ArtifactError("the header's versions are not texts.")
+    if not isinstance(versions, dict) or not all(isinstance(v, str) for v in versions.values()):
+        raise ArtifactError("the header's versions are not a table of texts.")
+    info = ModelInfo(**{name: header[name] for name in names if name in header})
+    if not isinstance(info.backend, str) or info.backend not in BACKENDS:
+        raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
+    if version >= 3:
+        return _parse_graph(header, arrays, info)
+    return _parse_layers(header, tensors, info)
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ArtifactError(
+                f"tensor {name[:80]!r} has the dtype {tensor.dtype}, which no artifact holds."
+            )
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _parse_graph(header: Any, arrays: dict[str, np.ndarray], info: ModelInfo) -> Artifact:
+    """Reads what is new in version 3: nodes instead of layers."""
+    nodes, size = header["nodes"], header["input_size"]
+    if not isinstance(nodes, list) or len(nodes) > MAX_NODES:
+        raise ArtifactError(f"the header's nodes are no list, or more than {MAX_NODES}.")
+    if size is not None:
+        if not _is_size(size):
+            raise ArtifactError(f"the header has the impossible input size {str(size)[:40]}.")
+        size = (size[0], size[1])
+    return Artifact.from_graph(
+        map(Node.from_json, nodes), arrays, info, input_size=size, versions=header["versions"]
+    )
+
+
+def _is_size(size: Any) -> bool:
+    return (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(n) is int and 0 < n <= MAX_RESIZE for n in size)
+    )
+
+
+def _parse_layers(header: Any, tensors: dict[str, Tensor], info: ModelInfo) -> Artifact:
+    """Reads what versions 1 and 2 have: layers, of which the architecture makes the graph."""
+    if not isinstance(header["layers"], dict):
+        raise ArtifactError("the header's layers are not a table.")
     if len(header["layers"]) > MAX_LAYERS:
         raise ArtifactError(f"the header names more than {MAX_LAYERS} layers.")
     if any(len(name) > MAX_NAME_LENGTH for name in header["layers"]):
         raise ArtifactError(f"a layer's name has more than {MAX_NAME_LENGTH} characters.")
+    if info.architecture is None:
+        raise ArtifactError("the header names no architecture, which versions 1 and 2 need.")
     layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
-    info = ModelInfo(**{name: header[name] for name in names if name in header})
-    if not isinstance(info.backend, str) or info.backend not in BACKENDS:
-        raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
     artifact = Artifact(info, layers, tensors, header["versions"])
     raise_small_scales(layers, artifact.tensors)
-    if version != artifact.version:
+    wanted = 2 if artifact.float_layers else 1
+    if header["version"] != wanted:
         raise ArtifactError(
-            f"the header says format version {version}, but its layers are those of version "
-            f"{artifact.version}: only version 2 keeps layers in float, and one at least."
+            f"the header says format version {header['version']}, but its layers are those of "
+            f"version {wanted}: only version 2 keeps layers in float, and one at least."
         )
     return artifact
 
@@ -254,7 +375,7 @@ def check_info(info: ModelInfo) -> None:
         for m in info.metrics.values()
     )
     checks = {
-        "architecture": isinstance(info.architecture, str),
+        "architecture": info.architecture is None or isinstance(info.architecture, str),
         "builder_kwargs": isinstance(info.builder_kwargs, dict),
         "classes": good_classes,
         "transforms": info.transforms is None or isinstance(info.transforms, dict),
@@ -265,7 +386,7 @@ def check_info(info: ModelInfo) -> None:
         if not good:
             raise ArtifactError(f"the field {name!r} has the wrong type.")
     if info.transforms is not None:
-        preset_kwargs(info.transforms)
+        Preset.from_dict(info.transforms)
     check_seen(info.seen)
 
 
@@ -307,11 +428,10 @@ def canonical_json(header: dict[str, Any]) -> str:
         ) from None
 
 
-def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+def _digest(header: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     sha = hashlib.sha256(canonical_json(header).encode("utf-8"))
     for name in sorted(tensors):
         tensor = tensors[name]
-        sha.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}".encode())
-        array: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        sha.update(array)  # a buffer, whatever numpy's stubs say
+        sha.update(f"{name}:torch.{tensor.dtype}:{list(tensor.shape)}".encode())
+        sha.update(np.ascontiguousarray(tensor).data)
     return sha.hexdigest()

@@ -93,7 +93,7 @@ def evaluate(options: EvaluateOptions) -> None:
         metrics = measure(runs, loader)
     if options.as_json:
         row = {
-            "model": info.architecture,
+            "model": info.name,
             "kind": kind,
             "backend": info.backend,
             "runtime": runtime,
@@ -105,7 +105,7 @@ def evaluate(options: EvaluateOptions) -> None:
         print_json(row)
         return
     note = f", {len(kept)} layers in float" if kept else ""
-    what = f"{info.architecture}, {kind}, {runtime}{note}, {opened.name}"
+    what = f"{info.name}, {kind}, {runtime}{note}, {opened.name}"
     print_line(f"{what}: {sentence(metrics)}")
 
 

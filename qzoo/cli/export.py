@@ -104,7 +104,7 @@ def export(options: ExportOptions) -> None:
     files = [path, path.with_suffix(".bin")] if target == "openvino" else [path]
     if options.as_json:
         sizes = [{"file": str(file), "bytes": file.stat().st_size} for file in files]
-        print_json({"model": artifact.info.architecture, "format": target, "files": sizes})
+        print_json({"model": artifact.info.name, "format": target, "files": sizes})
         return
     for file in files:
         print_line(f"{file}  {file.stat().st_size / 2**20:.1f} MiB")

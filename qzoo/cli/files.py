@@ -139,7 +139,7 @@ def _summary(model: Artifact | nn.Module) -> dict[str, Any]:
         return {"model": model_info(model).architecture, "backend": None}
     artifact, info = model, model.info
     return {
-        "model": info.architecture,
+        "model": info.name,
         "backend": info.backend,
         "layers": len(artifact.layers),
         "float_layers": artifact.float_layers,

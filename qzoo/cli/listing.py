@@ -127,7 +127,9 @@ def _file_facts(model: str) -> dict[str, Any]:
 
 
 def _print_file(facts: dict[str, Any]) -> None:
-    print_line(f"{facts['file']}: {facts['architecture']}, {facts['kind']}")
+    from ..artifact.format import NO_BUILDER
+
+    print_line(f"{facts['file']}: {facts['architecture'] or NO_BUILDER}, {facts['kind']}")
     transforms, classes = facts["transforms"], facts["classes"]
     if isinstance(classes, list):
         more = f", ... ({len(classes)} classes)" if len(classes) > 10 else ""

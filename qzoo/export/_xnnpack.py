@@ -39,8 +39,6 @@ def to_xnnpack(reference: ReferenceModel, images: Tensor) -> ReferenceModel:
         match node.target:
             case aten.cat.default:
                 _same_grid(reference.graph, node)
-            case aten.chunk.default:
-                _slices(reference.graph, node, shapes)
             case aten.avg_pool2d.default:
                 _pad_before(reference.graph, node)
             case aten.hardsigmoid.default:
@@ -85,20 +83,6 @@ def _fresh(graph: Any, dequantized: Node) -> Node:
     copy = graph.call_function(DEQUANTIZE, dequantized.args)
     copy.meta["grid"] = dequantized.meta["grid"]
     return copy
-
-
-def _slices(graph: Any, chunk: Node, shapes: dict[Node, list[int]]) -> None:
-    """Replaces `chunk`, which XNNPACK lacks, by slices."""
-    x, chunks, dim = chunk.args
-    size = -(-shapes[x][dim] // chunks)  # the last piece may be smaller
-    for part in list(chunk.users):
-        start = part.args[1] * size
-        stop = min(start + size, shapes[x][dim])
-        with graph.inserting_before(part):
-            piece = graph.call_function(aten.slice.Tensor, (x, dim, start, stop))
-        piece.meta["grid"] = None
-        part.replace_all_uses_with(piece)
-        graph.erase_node(part)
 
 
 def _pad_before(graph: Any, pool: Node) -> None:

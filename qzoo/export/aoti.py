@@ -97,7 +97,6 @@ def compile_package(plan: ExportPlan, package: Path, threads: int | None = None)
                 )
         except Exception as error:  # whatever a compiler may raise
             raise ArgumentError(
-                f"Inductor cannot compile {plan.artifact.info.architecture}: "
-                f"{str(error).strip()[:400]}"
+                f"Inductor cannot compile {plan.artifact.info.name}: {str(error).strip()[:400]}"
             ) from error
     return float_layers

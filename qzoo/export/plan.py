@@ -191,12 +191,14 @@ def open_export(
 
 def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, int]:
     height, width = picture_size(artifact, given)
-    least = read_metadata(artifact.info.architecture)["min_size"]
-    if height < least[0] or width < least[1]:
-        raise ArgumentError(
-            f"{artifact.info.architecture} takes images of at least {least[0]}x{least[1]} "
-            f"pixels, not {height}x{width}."
-        )
+    if artifact.info.architecture is not None:
+        least = read_metadata(artifact.info.architecture)["min_size"]
+        if height < least[0] or width < least[1]:
+            raise ArgumentError(
+                f"{artifact.info.architecture} takes images of at least {least[0]}x{least[1]} "
+                f"pixels, not {height}x{width}."
+            )
+    artifact.graph.sized(height, width)
     return (height, width)
 
 

@@ -284,7 +284,7 @@ def _built(file: File, entries: Mapping[str, Any], info: ModelInfo) -> nn.Module
 def _misnamed(info: ModelInfo, own: Mapping[str, Any]) -> str | None:
     """Returns what is wrong with the class names, None if nothing is."""
     names = class_names(info.classes)
-    classes = classes_of(own, head_of(info.architecture))
+    classes = classes_of(own, head_of(info.name))
     if names is None or len(names) == classes:
         return None
     return f"it has {classes} logits and {len(names)} class names."

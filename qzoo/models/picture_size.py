@@ -27,6 +27,8 @@ def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -
                 f"input_size must be a height and width in pixels or one number, not {given!r}."
             )
         return (pair[0], pair[1])
+    if artifact.info.architecture is None and artifact.graph.size is not None:
+        return artifact.graph.size
     side = usual_size(artifact.info)
     return (side, side)
 
@@ -36,8 +38,16 @@ def usual_size(info: ModelInfo) -> int:
 
     Args:
         info: The model; where it carries no transforms, those of torchvision's weights count.
+
+    Raises:
+        ArgumentError: It carries no transforms and comes from no builder.
     """
     if info.transforms is not None:
         return int(info.transforms["crop_size"])
+    if info.architecture is None:
+        raise ArgumentError(
+            "This model records neither transforms nor its architecture: say for which images it "
+            "is to be made with input_size=..., in pixels."
+        )
     published = get_entry(info.architecture).float_weights["DEFAULT"]
     return int(published.transforms.keywords["crop_size"])

@@ -72,6 +72,28 @@ def set_float_bias(fused: nn.Module, name: str, bias: Tensor) -> Tensor:
     return inner.bias
 
 
+def with_idle_layers(skeleton: nn.Module, layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Adds the layers that a graph does not have, since they do nothing or do not run.
+
+    Args:
+        skeleton: The quantizable float model, not fused.
+        layers: What runs, as an artifact's graph gives it.
+
+    Returns:
+        Folded batch norm and fused ReLU, dropout, and functionals that lie idle, in the model's
+        order.
+    """
+    everything = dict(layers)
+    for name, module in skeleton.named_modules():
+        if name in layers:
+            continue
+        if isinstance(module, _FOLDED_TYPES):
+            everything[name] = Layer("identity")
+        elif type(module) in (nn.Dropout, FloatFunctional):
+            everything[name] = Layer(OP_OF_TYPE[type(module)][0])
+    return everything
+
+
 def check_fit(
     skeleton: nn.Module, layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]
 ) -> None:

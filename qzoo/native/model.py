@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import os
 import platform
 import warnings
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias, Union
 
 import torch
@@ -30,7 +30,7 @@ from ..backends import (
 )
 from ..errors import ArgumentError, ArtifactError, BackendWarning, UnknownNameError
 from ..registry import get_entry
-from .layers import check_fit
+from .layers import check_fit, with_idle_layers
 from .markers import TORCH_AO, require_torch_ao
 from .qnnpack_sums import check_sums
 from .substitute import SubstituteModel, substitute
@@ -105,10 +105,14 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
     if backend is not None:
         get_backend(backend)
     info = artifact.info
+    if info.architecture is None:
+        reason = "This model comes from no builder of qzoo, so that PyTorch has no modules for it"
+        return attach_info(substitute(artifact, reason, stacklevel=2), info)
     skeleton = skeleton_of(info)
     if not TORCH_AO:
-        check_fit(skeleton, artifact.layers, artifact.tensors)
-        return attach_info(substitute(artifact, stacklevel=2), info)
+        check_fit(skeleton, _layers(artifact, skeleton), artifact.tensors)
+        reason = "This PyTorch has no torch.ao, which native int8 models are made of"
+        return attach_info(substitute(artifact, reason, stacklevel=2), info)
     wide = has_wide_depthwise(artifact)
     if wide and backend in SATURATING_ENGINES:
         warnings.warn(
@@ -124,13 +128,26 @@ def to_native(artifact: Artifact, backend: str | None = None, consume: bool = Fa
 def _build(skeleton: nn.Module, artifact: Artifact, engine: str, consume: bool) -> nn.Module:
     from . import eager
 
+    if engine == "qnnpack":
+        check_sums(artifact.graph)
+    if consume:
+        artifact.__dict__.pop("graph", None)  # which holds them, too
     with quantized_engine(engine):
         tensors = artifact.tensors if consume else dict(artifact.tensors)
-        model = eager.build_native(skeleton, artifact.layers, tensors)
-    if engine == "qnnpack":
-        check_sums(functools.partial(skeleton_of, artifact.info), artifact.layers)
+        model = eager.build_native(skeleton, _layers(artifact, skeleton), tensors)
     setattr(model, _ENGINE, engine)
     return attach_info(model, artifact.info)
+
+
+def _layers(artifact: Artifact, skeleton: nn.Module) -> Mapping[str, Layer]:
+    if artifact.structure is None:
+        return artifact.layers
+    graph = {node.name for node in artifact.structure.nodes}
+    return {
+        name: layer
+        for name, layer in with_idle_layers(skeleton, artifact.layers).items()
+        if name in artifact.layers or name not in graph  # a ReLU of its own is in the graph
+    }
 
 
 def is_int8(model: nn.Module) -> bool:
@@ -193,12 +210,16 @@ def has_wide_depthwise(artifact: Artifact) -> bool:
 
 
 def skeleton_of(info: ModelInfo) -> nn.Module:
-    """Returns the float module that a model's builder makes, without memory for weights.
+    """Makes the float module of a model's architecture, on the meta device and not fused.
 
     Raises:
-        ArtifactError: The architecture is unknown, or its keywords, which come from a file, do not
-            build it.
+        ArtifactError: The model comes from no builder, or its builder or keywords are unknown.
     """
+    if info.architecture is None:
+        raise ArtifactError(
+            "This model comes from no builder of qzoo, so that PyTorch has no modules for it: run "
+            "it with qzoo.compile."
+        )
     try:
         entry = get_entry(info.architecture)
     except UnknownNameError as error:

@@ -29,6 +29,7 @@ class SubstituteModel(Labelled, nn.Module):
     def __init__(self, artifact: Artifact) -> None:
         super().__init__()
         self._info, self._layers, self._versions = artifact.info, artifact.layers, artifact.versions
+        self._structure = artifact.structure
         self._compiled: Any = None
         for name in artifact.layers:
             module_at(self, name)
@@ -59,7 +60,7 @@ class SubstituteModel(Labelled, nn.Module):
             else layer
             for name, layer in self._layers.items()
         }
-        return Artifact(self._info, layers, state, self._versions)
+        return Artifact(self._info, layers, state, self._versions, self._structure)
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -78,11 +79,11 @@ class SubstituteModel(Labelled, nn.Module):
         if self._compiled is None:
             from .. import runtimes  # the one import upwards: this model runs where others do
 
-            names = runtimes.available_runtimes()
+            names = [name for name in runtimes.available_runtimes() if name != "torch"]
             if not names:
                 raise MissingDependencyError(
-                    "This PyTorch has no torch.ao, so an int8 model needs another runtime, and "
-                    "none is installed: pip install onnxruntime onnx"
+                    "PyTorch cannot run this int8 model, and no other runtime is installed: "
+                    "pip install onnxruntime onnx"
                 )
             self._compiled = runtimes.compile(self.artifact, runtime=names[0])
         result: Tensor = self._compiled(x)
@@ -99,16 +100,17 @@ class SubstituteModel(Labelled, nn.Module):
         return {**self.__dict__, "_compiled": None}
 
 
-def substitute(artifact: Artifact, stacklevel: int) -> SubstituteModel:
+def substitute(artifact: Artifact, reason: str, stacklevel: int) -> SubstituteModel:
     """Returns the stand-in of a native model, with a warning that says so.
 
     Args:
         artifact: The stored model.
+        reason: Why there is no native model, the beginning of a sentence.
         stacklevel: Stack level of the warning, counted from this function's caller.
     """
     warnings.warn(
-        "This PyTorch has no torch.ao, which native int8 models are made of: the model holds the "
-        "same integers and runs on another installed runtime instead (see qzoo.compile).",
+        f"{reason}: it holds the same integers and runs on another installed runtime instead (see "
+        "qzoo.compile).",
         BackendWarning,
         stacklevel=stacklevel + 1,
     )

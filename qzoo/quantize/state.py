@@ -156,7 +156,7 @@ class Quantization:
                     tensors |= weight_tensors(name, values, scales, zeros, own)
             layers[name] = layer
         artifact = Artifact(self.info, layers, tensors, package_versions())
-        return with_room_for_biases(artifact, self.recording)
+        return with_room_for_biases(artifact)
 
 
 def match_layers(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

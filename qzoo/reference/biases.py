@@ -13,35 +13,25 @@ from torch import Tensor
 
 from ..artifact.format import Artifact
 from ..artifact.grid import HARDSIGMOID_GRID
-from ..artifact.layers import RANGED_OPS, raised
-from ..native.model import skeleton_of
-from .calls import grid_source
-from .trace import Recording, record
+from ..artifact.layers import raised
 
 #: Largest bias in steps of the sums that it joins; as much again is left for the sums.
 BIAS_MAX = 2**30
 
 
-def with_room_for_biases(artifact: Artifact, recording: Recording | None = None) -> Artifact:
-    """Returns an artifact whose biases are integers of at most `BIAS_MAX` steps: mostly itself.
-
-    Args:
-        artifact: The model.
-        recording: Its architecture's forward pass, where the caller has it.
-    """
+def with_room_for_biases(artifact: Artifact) -> Artifact:
+    """Returns an artifact whose biases are integers of at most `BIAS_MAX` steps: mostly itself."""
     finest = min([HARDSIGMOID_GRID.scale, *(layer.scale for layer in artifact.layers.values())])
     suspects = [name for name in artifact.layers if _lacking(artifact, name, finest)]
     if not suspects:
         return artifact
-    recording = recording or record(skeleton_of(artifact.info), artifact.layers)
-    ranged = {n: layer for n, layer in artifact.layers.items() if layer.op in RANGED_OPS}
-    grids = {name: layer.grid.single() for name, layer in ranged.items()}
+    nodes = {node.name: node for node in artifact.graph.nodes}
     tensors = dict(artifact.tensors)
-    for node in recording.graph.nodes:
-        name = str(node.target)
-        if node.op != "call_module" or name not in suspects:
+    for name in suspects:
+        source = nodes[nodes[name].inputs[0]] if name in nodes else None
+        if source is None or source.grid is None:
             continue
-        grid = grids.get(grid_source(node.all_input_nodes[0], grids), HARDSIGMOID_GRID)
+        grid = source.grid.single()
         if not _lacking(artifact, name, grid.scale):
             continue
         weight, scale, zero_point = widened(

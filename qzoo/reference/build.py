@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import weakref
 from typing import Any
@@ -13,8 +14,9 @@ from torch.fx import graph_module
 from .._core.finite import check_finite
 from ..artifact.format import Artifact
 from ..errors import ArgumentError
+from ..native.layers import with_idle_layers
 from ..native.model import Int8Model, as_artifact, skeleton_of
-from .rewrite import Rewriter
+from .from_graph import ReferenceWriter
 from .trace import Recording, record
 
 
@@ -34,10 +36,16 @@ class ReferenceModel(fx.GraphModule):
         """The artifact that the model was built from, bit for bit."""
         return self.meta["artifact"]
 
-    @property
+    @functools.cached_property
     def recording(self) -> Recording:
-        """The architecture's forward pass, which native models of it share."""
-        return self.meta["recording"]
+        """The architecture's forward pass, which native models of it share.
+
+        Raises:
+            ArtifactError: The artifact is of no architecture of the zoo.
+        """
+        artifact = self.artifact
+        skeleton = skeleton_of(artifact.info)
+        return record(skeleton, with_idle_layers(skeleton, artifact.layers))
 
     def recompile(self) -> Any:
         """Makes the forward pass of the graph anew; see `torch.fx.GraphModule.recompile`."""
@@ -89,12 +97,11 @@ def build_reference(
     if activations not in (torch.uint8, torch.int8):
         raise ArgumentError(f"Activations are torch.uint8 or torch.int8, not {activations}.")
     artifact = as_artifact(model)
-    recording = record(skeleton_of(artifact.info), artifact.layers)
-    rewriter = Rewriter(artifact, recording, ste, explicit, activations == torch.int8)
-    rewriter.write()
-    name = f"Reference_{artifact.info.architecture}"
-    reference = ReferenceModel(rewriter.root, rewriter.graph, name)
-    reference.meta.update(artifact=artifact, recording=recording)
+    writer = ReferenceWriter(artifact, ste, explicit, activations == torch.int8)
+    writer.write()
+    name = f"Reference_{artifact.info.architecture or 'model'}"
+    reference = ReferenceModel(writer.root, writer.graph, name)
+    reference.meta.update(artifact=artifact)
     return reference.eval()
 
 

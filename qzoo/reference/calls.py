@@ -25,7 +25,7 @@ _MODULES: dict[type[nn.Module], str] = {
 #: What computes no new values: its output lies on its input's grid.
 MOVES = frozenset(
     {"channel_shuffle", "chunk", "contiguous", "dropout", "flatten", "getitem", "identity",
-     "max_pool2d", "relu", "transpose", "view"}
+     "max_pool2d", "relu", "reshape", "slice", "transpose", "view"}
 )  # fmt: skip
 #: What averages, whose output int8 kernels round to their input's grid.
 AVERAGES = frozenset({"adaptive_avg_pool2d", "avg_pool2d", "mean"})

@@ -151,20 +151,11 @@ def differences(
     Returns:
         One entry for each step in `given`, in its order.
     """
-    calls = {node.meta["step"]: node for node in reference.recording.graph.nodes}
+    nodes = {node.name: node for node in reference.artifact.graph.nodes}
     found = []
     for name, values in given.items():
         gap = (values.cpu().int() - expected[name].int()).abs()
         steps, share = int(gap.max()), float((gap > 0).double().mean())
-        op = _describe(calls[name], reference)
+        op = str(nodes[name].attributes.get("function", nodes[name].op))
         found.append(LayerDifference(name, op, steps, share, gap.numel()))
     return found
-
-
-def _describe(call: fx.Node, reference: ReferenceModel) -> str:
-    if call.op != "call_module":
-        return str(getattr(call.target, "__name__", call.target))
-    layer = reference.artifact.layers.get(str(call.target))
-    if layer is None:
-        return type(reference.recording.modules[str(call.target)]).__name__
-    return str(call.args[0]) if layer.op == "functional" else layer.op

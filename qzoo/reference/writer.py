@@ -51,7 +51,8 @@ class GraphWriter(ABC):
     def _function(self, node: fx.Node, *args: Any, **kwargs: Any) -> fx.Node:
         """Writes a function's or method's call, and returns the node of its result."""
 
-    def _place(self, name: str) -> tuple[nn.Module, str]:
-        """Returns the module that a dotted name lies in, made where it lacks, and the last part."""
-        parent, _, child = name.rpartition(".")
-        return module_at(self.root, parent), child
+
+def place(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Returns the module that a dotted name lies in, made where it lacks, and the last part."""
+    parent, _, child = name.rpartition(".")
+    return module_at(root, parent), child

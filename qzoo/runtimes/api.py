@@ -118,6 +118,13 @@ def compile(
             raise ArgumentError('candidates are what runtime="auto" chooses from: drop them.')
         return _build(runtime, artifact, setting)
     names, skipped = _candidates(candidates)
+    if artifact.info.architecture is None and candidates is None:
+        names = [name for name in names if name != "torch"]
+        skipped["torch"] = "has modules of the builders' models only"
+        if not names:
+            raise MissingDependencyError(
+                "No installed runtime can run a model of no builder: pip install onnxruntime onnx"
+            )
 
     def build(name: str) -> CompiledModel:
         return _build(name, artifact, setting)

@@ -146,7 +146,7 @@ class CompiledModel(Labelled, abc.ABC):
             raise
         except Exception as error:
             raise ArgumentError(
-                f"The runtime {self.runtime!r} cannot run {self.artifact.info.architecture} on "
+                f"The runtime {self.runtime!r} cannot run {self.artifact.info.name} on "
                 f"images of {height}x{width} pixels: {str(error).strip()[-300:]}"
             ) from error
 
@@ -168,7 +168,7 @@ class CompiledModel(Labelled, abc.ABC):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}({self.artifact.info.architecture}, runtime={self.runtime!r}, "
+            f"{type(self).__name__}({self.artifact.info.name}, runtime={self.runtime!r}, "
             f"threads={self.threads}, batch_size={self.batch_size})"
         )
 

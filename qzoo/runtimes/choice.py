@@ -97,16 +97,22 @@ def choice_key(
     return f"{purpose}:{artifact.info.architecture}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
+#: What does not decide how fast a node runs.
+_NUMBERS = ("scale", "zero_point", "low", "high")
+
+
 def _structure(artifact: Artifact) -> str:
     """Returns a digest of what decides a model's speed; the weights' values do not."""
     # Runtimes skip a rescaling between equal ranges, and treat a zero point of 0 apart.
     ranges: dict[tuple[float, int], int] = {}
     rows = []
-    for name, layer in artifact.layers.items():
-        row = {k: v for k, v in layer.to_json().items() if k not in ("scale", "zero_point")}
-        index = ranges.setdefault((layer.scale, layer.zero_point), len(ranges))
-        rows.append([name, row, index, layer.zero_point == 0])
-    shapes = [[name, list(tensor.shape)] for name, tensor in sorted(artifact.tensors.items())]
+    for node in artifact.graph.nodes:
+        row = {k: v for k, v in node.to_json().items() if k not in _NUMBERS}
+        if (grid := node.grid) is not None:
+            row["range"] = ranges.setdefault((grid.scale, grid.zero_point), len(ranges))
+            row["ends"] = grid.zero_point == 0, grid.low == grid.zero_point
+        rows.append(row)
+    shapes = [[name, list(array.shape)] for name, array in sorted(artifact.graph.tensors.items())]
     return hashlib.sha256(json.dumps([rows, shapes]).encode()).hexdigest()
 
 

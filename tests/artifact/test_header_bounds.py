@@ -18,16 +18,23 @@ from qzoo._core.files import File
 from qzoo.artifact.layers import LARGEST_SCALE, SMALLEST_SCALE
 from qzoo.artifact.tensor_file import read_tensors
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
-from tests.helpers.artifact_parts import Parts, checksum, put_together, take_apart, tiny_artifact
+from tests.helpers.artifact_parts import (
+    Parts,
+    checksum,
+    node,
+    put_together,
+    take_apart,
+    tiny_artifact,
+)
 from tests.helpers.commands import invoke
 
 PRESET = qzoo.transforms.ImageClassification(crop_size=32, resize_size=36).to_dict()
 Change = Callable[[Parts], object]
 
 
-@pytest.fixture(scope="module")
-def content() -> bytes:
-    return tiny_artifact()
+@pytest.fixture(scope="module", params=["version 1", "version 3"])
+def content(request: pytest.FixtureRequest) -> bytes:
+    return tiny_artifact(old=request.param == "version 1")
 
 
 def refused(path: Path, content: bytes, word: str | None = None) -> None:
@@ -39,7 +46,7 @@ def refused(path: Path, content: bytes, word: str | None = None) -> None:
 
 
 def scale(value: Any) -> Change:
-    return lambda parts: parts.header["layers"]["quant"].update(scale=value)
+    return lambda parts: node(parts, "quant").update(scale=value)
 
 
 def tensor(what: str, value: float) -> Change:
@@ -124,7 +131,7 @@ def test_tensors_of_other_dtypes(dtype: str, what: str, content: bytes, tmp_path
     name = next(name for name in parts.tensors if name.endswith(what))
     if dtype in known:
         parts.tensors[name] = parts.tensors[name].to(known[dtype])
-        refused(tmp_path / "m.safetensors", put_together(parts), "Layer ")
+        refused(tmp_path / "m.safetensors", put_together(parts), "Layer |Node |dtype")
         return
     length = int.from_bytes(content[:8], "little")
     table = json.loads(content[8 : 8 + length])

@@ -41,7 +41,7 @@ def case(request: Any) -> tuple[nn.Module, Artifact, Tensor, Tensor]:
     """Returns a float model, an artifact that was made without a thought of it, images, logits."""
     model, images = with_dead_channels(*request.param), small_images(request.param[0], 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "with_room_for_biases", lambda artifact, recording: artifact)
+        patch.setattr(state, "with_room_for_biases", lambda artifact: artifact)
         int8 = ptq(model, images, recipe="fast", backend="onednn", progress=False)
     artifact = from_native(int8)
     return model, artifact, images, build_reference(artifact)(images)

@@ -33,6 +33,7 @@ from tests.helpers.artifact_parts import (
     HOSTILE_KWARGS,
     Parts,
     checksum,
+    node,
     put_together,
     take_apart,
     tiny_artifact,
@@ -143,7 +144,9 @@ class Mutator:
             )
             match rnd.randrange(5):
                 case 0 | 1:
-                    layer = rnd.choice(list(header["layers"].values()))
+                    layer = rnd.choice(
+                        [*header.get("layers", {}).values(), *header.get("nodes", ())]
+                    )
                     if "scale" in layer:
                         layer["scale"] = number
                         layer["zero_point"] = rnd.choice((0, 1, 127, 128, 255, -1, 256))
@@ -226,6 +229,8 @@ class Mutator:
 
     def _name(self, header: dict[str, Any]) -> str:
         known = [*(header["layers"] if isinstance(header.get("layers"), dict) else ())]
+        nodes = header["nodes"] if isinstance(header.get("nodes"), list) else ()
+        known += [str(node.get("name")) for node in nodes if isinstance(node, dict)]
         odd = ["", ".", "features", "features.0", "features.0.0.weight", "quant.quant", "self",
                "training", "_modules", "__class__", "\ud800", "a\nb", "x" * 3000]  # fmt: skip
         return self.random.choice(odd + known[:3] + known[-3:])
@@ -268,9 +273,9 @@ def bases() -> list[bytes]:
     scale = parts.tensors.pop(f"{head}.weight_scale")
     weight = parts.tensors[f"{head}.weight"].float() * scale.reshape(-1, 1).float()
     parts.tensors[f"{head}.weight"] = weight
-    parts.header["layers"][head]["float"] = True
-    parts.header.update(version=2, backend="qnnpack", transforms=None)
-    return [first, put_together(parts)]
+    node(parts, head)["float"] = True
+    parts.header.update(backend="qnnpack", transforms=None)
+    return [first, put_together(parts), tiny_artifact(old=True)]
 
 
 def ends_cleanly(path: Path, content: bytes, deep: bool = False) -> bool:

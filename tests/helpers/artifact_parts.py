@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+import qzoo
 from qzoo.native.model import from_native
 from tests.helpers.zoo import eager_ptq, float_model, small_images
 
@@ -51,11 +52,31 @@ def put_together(parts: Parts) -> bytes:
 
 
 @functools.cache
-def tiny_artifact() -> bytes:
-    """Returns the bytes of a small calibrated artifact."""
+def tiny_artifact(old: bool = False) -> bytes:
+    """Returns the bytes of a small calibrated artifact, or of one from before version 3."""
     torch.manual_seed(0)
     images = small_images("mobilenet_v2")
-    return from_native(eager_ptq(float_model("mobilenet_v2", **TINY), images)).to_bytes()
+    artifact = from_native(eager_ptq(float_model("mobilenet_v2", **TINY), images))
+    return put_together(old_parts(artifact)) if old else artifact.to_bytes()
+
+
+def old_parts(artifact: qzoo.Artifact) -> Parts:
+    """Returns what a file of an artifact had before version 3: layers, and no graph."""
+    header = {
+        "format": "qzoo-int8",
+        "version": 2 if artifact.float_layers else 1,
+        **artifact.info.to_dict(),
+        "layers": {name: layer.to_json() for name, layer in artifact.layers.items()},
+        "versions": artifact.versions,
+    }
+    return Parts(json.loads(json.dumps(header)), dict(artifact.tensors))
+
+
+def node(parts: Parts, name: str) -> dict[str, Any]:
+    """Returns what the header says of a layer: its entry in older files, its node in others."""
+    if "layers" in parts.header:
+        return parts.header["layers"][name]
+    return next(n for n in parts.header["nodes"] if n["name"] == name)
 
 
 HOSTILE_KWARGS: dict[str, dict[str, Any]] = {

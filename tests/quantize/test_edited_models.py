@@ -175,7 +175,7 @@ def test_edits_that_change_no_answer_are_quantized(
         lambda m: qat.prepare(m),
         lambda m: qat.prepare(m, data=IMAGES, batch_norm="keep"),
         lambda m: qat.prepare(m, data=IMAGES, flow="pt2e"),
-        lambda m: tune(m, IMAGES, recipe="fast", progress=False),
+        lambda m: tune(m, IMAGES, test_data=IMAGES, recipe="fast", progress=False),
     ],
 )
 def test_every_way_to_int8_refuses_them(

@@ -75,7 +75,7 @@ def test_folder_round_trip(model, x, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     content = (folder / "model.safetensors").read_bytes()
     assert config["architecture"] == "shufflenet_v2_x0_5"
-    assert (config["format"], config["format_version"]) == ("qzoo-int8", 1)
+    assert (config["format"], config["format_version"]) == ("qzoo-int8", 3)
     assert (config["num_classes"], config["classes"]) == (3, INFO["classes"])
     assert config["sha256"] == hashlib.sha256(content).hexdigest()
     assert config["file_size_bytes"] == len(content)

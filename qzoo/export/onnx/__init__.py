@@ -92,7 +92,7 @@ def to_onnx(
         inputs, outputs = [start], [onnx.helper.make_tensor_value_info(name, kind, shape)]
     constants = list(writer.constants.values())
     graph = onnx.helper.make_graph(
-        writer.nodes, plan.artifact.info.architecture, inputs, outputs, constants
+        writer.nodes, plan.artifact.info.name, inputs, outputs, constants
     )
     imports = [onnx.helper.make_opsetid("", opset)]
     proto: Any = onnx.helper.make_model(

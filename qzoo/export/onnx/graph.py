@@ -47,11 +47,21 @@ def write_graph(writer: Writer, model: ReferenceModel, x: Value) -> Value:
             if emitter is None:
                 raise ArgumentError(f"ONNX export does not know the operation {node.target}.")
             args = fx.map_arg(node.args, values.__getitem__)
-            about = {}
+            about: dict[str, Any] = {}
+            if node.target is aten.slice.Tensor:
+                about = {"together": _together(node, values[node.args[0]].shape[0])}
             if node.target is QUANTIZE:
                 about = {"step": node.meta["step"], "in_between": _in_between(node)}
             values[node] = emitter(writer, *args, **node.kwargs, **about)
     raise ArgumentError("The reference model's graph has no output.")
+
+
+def _together(part: fx.Node, channels: int) -> list[int]:
+    """Returns where all slices of one tensor end, in order, if they make up the whole of it."""
+    source: Any = part.args[0]
+    ends = sorted(user.args[2:4] for user in source.users if user.target is aten.slice.Tensor)
+    whole = [0, *(stop for _, stop in ends)] == [*(start for start, _ in ends), channels]
+    return [stop for _, stop in ends] if whole else []
 
 
 def _in_between(rounding: fx.Node) -> bool:

@@ -7,7 +7,7 @@ integers, so that no runtime has to find out that it may do so.
 from __future__ import annotations
 
 import math
-import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -126,26 +126,44 @@ def _flatten(w: Writer, x: Value, start: int = 0, end: int = -1) -> Value:
     return _move(w, x, (math.prod(x.shape),), "Flatten", axis=1)
 
 
-@emits(aten.chunk.default)
-def _chunk(w: Writer, x: Value, chunks: int, dim: int) -> list[Value]:
-    if dim != 1:
-        raise ArgumentError(f"Splitting along dimension {dim} has no ONNX form here.")
-    sizes = [
-        len(part)
-        for part in torch.arange(x.shape[0], dtype=torch.int64, device="cpu").chunk(chunks)
-    ]
+@emits(aten.reshape.default)
+def _reshape(w: Writer, x: Value, shape: list[int]) -> Value:
+    return _move(w, x, tuple(shape[1:]), "Reshape", w.integers64([0, *shape[1:]]))
+
+
+@emits(aten.slice.Tensor)
+def _slice(
+    w: Writer, x: Value, dim: int, start: int, stop: int, together: Sequence[int] = ()
+) -> Value:
+    """Takes channels; parts of one tensor that make up the whole come out of a single Split.
+
+    Args:
+        w: Takes the nodes.
+        x: The tensor.
+        dim: Always 1.
+        start: First channel.
+        stop: The one after the last.
+        together: Where all parts of the same tensor end, if they are all of it and in order.
+    """
+    shape = (stop - start, *x.shape[1:])
+    if not together:
+        ends = (w.integers64(v) for v in ([start], [stop], [dim]))
+        return _move(w, x, shape, "Slice", *ends)
     source = w.real(x) if x.grid is None else w.integers(x)
-    names = w.ops("Split", source, w.integers64(sizes), outputs=len(sizes), axis=1)
-    parts = []
-    for size, name in zip(sizes, names, strict=True):
-        key = {"real": name} if x.grid is None else {"integers": name}
-        parts.append(Value((size, *x.shape[1:]), grid=x.grid, **key))  # type: ignore[arg-type]
-    return parts
+    if source not in w.splits:
+        sizes = [end - begin for begin, end in zip([0, *together], together, strict=False)]
+        w.splits[source] = w.ops("Split", source, w.integers64(sizes), outputs=len(sizes), axis=1)
+    name = w.splits[source][list(together).index(stop)]
+    return Value(shape, name) if x.grid is None else Value(shape, integers=name, grid=x.grid)
 
 
-@emits(operator.getitem)
-def _getitem(w: Writer, x: list[Value], index: int) -> Value:
-    return x[index]
+@emits(aten.constant_pad_nd.default)
+def _constant_pad(w: Writer, x: Value, padding: list[int], value: float) -> Value:
+    left, right, top, bottom = padding
+    pads = w.integers64([0, 0, top, left, 0, 0, bottom, right])
+    channels, height, width = x.shape
+    fill = w.number(value) if x.grid is None else w.zero_point(x.grid)
+    return _move(w, x, (channels, height + top + bottom, width + left + right), "Pad", pads, fill)
 
 
 @emits(aten.cat.default)

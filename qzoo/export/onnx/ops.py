@@ -160,10 +160,42 @@ def _pointwise(w: Writer, kind: str, x: Value, y: Value | Constant) -> Value:
 
 @emits(aten.relu.default)
 def _relu(w: Writer, x: Value) -> Value:
-    result = Value(x.shape, w.op("Relu", w.real(x)))
-    if x.grid is not None:
-        return Value(x.shape, integers=w.quantize(w.real(result), x.grid), grid=x.grid)
-    return result
+    return _cut(w, x, w.op("Relu", w.real(x)))
+
+
+@emits(aten.clamp.default)
+@emits(aten.hardtanh.default)
+def _clamp(w: Writer, x: Value, low: float, high: float) -> Value:
+    return _cut(w, x, w.op("Clip", w.real(x), w.number(low), w.number(high)))
+
+
+def _cut(w: Writer, x: Value, name: str) -> Value:
+    """Returns what was cut off at some ends, on the grid that it lay on before."""
+    if x.grid is None:
+        return Value(x.shape, name)
+    return Value(x.shape, integers=w.quantize(name, x.grid), grid=x.grid)
+
+
+@emits(aten.sigmoid.default)
+def _sigmoid(w: Writer, x: Value) -> Value:
+    return Value(x.shape, w.op("Sigmoid", w.real(x)))
+
+
+@emits(aten.tanh.default)
+def _tanh(w: Writer, x: Value) -> Value:
+    return Value(x.shape, w.op("Tanh", w.real(x)))
+
+
+@emits(aten.silu.default)
+def _silu(w: Writer, x: Value) -> Value:
+    return Value(x.shape, w.op("Mul", w.real(x), w.op("Sigmoid", w.real(x))))
+
+
+@emits(aten.gelu.default)
+def _gelu(w: Writer, x: Value) -> Value:
+    share = w.op("Erf", w.op("Mul", w.real(x), w.number(0.5**0.5)))
+    half = w.op("Mul", w.real(x), w.number(0.5))
+    return Value(x.shape, w.op("Mul", half, w.op("Add", share, w.number(1.0))))
 
 
 @emits(aten.hardswish.default)

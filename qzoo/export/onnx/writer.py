@@ -80,6 +80,8 @@ class Writer:
         self.openvino, self.isolate = openvino, isolate
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        #: Names of the parts of tensors that were split, by the whole's.
+        self.splits: dict[str, list[str]] = {}
         self._taken: dict[str, int] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []

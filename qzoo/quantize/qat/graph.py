@@ -13,7 +13,7 @@ from ...errors import ArgumentError
 from ...native.layers import float_weights
 from ...reference.calls import AVERAGES, MOVES
 from ...reference.trace import INPUT_AFFINE
-from ...reference.writer import GraphWriter
+from ...reference.writer import GraphWriter, place
 from ..state import Quantization
 from .layers import Average, Hardsigmoid, Input, Output, Weighted, gain_of, make_weighted
 from .ranges import Ranges
@@ -158,7 +158,7 @@ class GraphBuilder(GraphWriter):
         return node
 
     def _call(self, name: str, module: nn.Module, *args: Any) -> fx.Node:
-        owner, child = self._place(name)
+        owner, child = place(self.root, name)
         if child not in owner._modules:  # else it is called once more
             owner.add_module(child, module)
         return self.graph.call_module(name, args)

@@ -1,0 +1,201 @@
+"""The graphs of the zoo's architectures without numbers, and how an artifact's layers fill them.
+
+Files of versions 1 and 2 hold layers and no graph. The blueprints of the builders with their usual
+keywords are stored with the package, in `blueprints.json.xz`; `python -m qzoo.models.blueprints`
+writes the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import lzma
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ArtifactError
+from .graph import Node, make_table
+from .grid import HARDSIGMOID_GRID, Grid
+from .layers import BARE_OPS, Layer
+
+if TYPE_CHECKING:
+    from .format import ModelInfo
+
+#: Keywords of builders that change no graph: numbers of classes, and what only training sees.
+_OTHERS = frozenset({"num_classes", "dropout", "aux_logits", "init_weights"})
+FILE = "blueprints.json.xz"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """An architecture's forward pass without numbers.
+
+    Attributes:
+        calls: What runs, in order: `name`, `op`, `inputs` and attributes of a node each, and of
+            layers with weights the weight's shape. The operation "relu" stands for one that may be
+            fused into the layer before it.
+        others: Names of layers that do not run (auxiliary classifiers, additions of blocks without
+            a shortcut) or do nothing (dropout, batch norm that is folded in).
+    """
+
+    calls: list[dict[str, Any]]
+    others: list[str]
+
+
+def blueprint_key(architecture: str, builder_kwargs: Mapping[str, Any]) -> str:
+    """Returns the name of a blueprint: the architecture and the keywords that change its graph."""
+    kept = {k: v for k, v in builder_kwargs.items() if k not in _OTHERS and v is not False}
+    return json.dumps([architecture, kept], sort_keys=True)
+
+
+def stored_blueprint(architecture: str, builder_kwargs: Mapping[str, Any]) -> Blueprint | None:
+    """Returns the stored blueprint of a builder with these keywords; None where there is none."""
+    found = _stored().get(blueprint_key(architecture, builder_kwargs))
+    return None if found is None else Blueprint(**found)
+
+
+def recorded_blueprint(info: ModelInfo, layers: Mapping[str, Layer]) -> Blueprint:
+    """Records the forward pass of an architecture with unusual keywords, which takes PyTorch.
+
+    Raises:
+        ArtifactError: The architecture or its keywords are unknown, or do not fit the layers.
+    """
+    from ..reference.nodes import blueprint_of
+
+    return blueprint_of(info, layers)
+
+
+@functools.cache
+def _stored() -> dict[str, dict[str, Any]]:
+    packed = importlib.resources.files(__package__).joinpath(FILE).read_bytes()
+    return json.loads(lzma.decompress(packed))
+
+
+def fill(
+    blueprint: Blueprint,
+    layers: Mapping[str, Layer],
+    arrays: Mapping[str, np.ndarray],
+    classes: int,
+) -> tuple[list[Node], dict[str, np.ndarray]]:
+    """Makes the graph of a blueprint and the numbers of its layers.
+
+    Args:
+        blueprint: The architecture's.
+        layers: Module name to layer.
+        arrays: The layers' tensors by name.
+        classes: Number of logits.
+
+    Returns:
+        The nodes, and the tensors that belong to them: those of layers that run, and tables of
+        the activation functions.
+
+    Raises:
+        ArtifactError: A layer is missing or has a weight of another shape, or the architecture has
+            none of that name.
+    """
+    names = {*blueprint.others, *(call["name"] for call in blueprint.calls)}
+    if odd := [name for name in layers if name not in names]:
+        raise ArtifactError(
+            f"The artifact has a layer {odd[0]!r} that this architecture lacks: it was made for "
+            "another architecture or with other builder arguments."
+        )
+    head = next((c["name"] for c in reversed(blueprint.calls) if c["op"] == "linear"), None)
+    nodes: dict[str, Node] = {}
+    tensors: dict[str, np.ndarray] = {}
+    same: dict[str, str] = {}  # what does nothing, and what it does nothing to
+    for call in blueprint.calls:
+        name, op = call["name"], call["op"]
+        inputs = tuple(same.get(source, source) for source in call["inputs"])
+        layer = layers.get(name)
+        if op == "relu" and layer is not None:
+            same[name] = inputs[0]
+            continue
+        source = nodes[inputs[0]].grid if inputs[0] in nodes else None
+        attributes = {k: v for k, v in call.items() if k not in ("name", "op", "inputs")}
+        grid = _grid(name, op, attributes.get("function"), layer, source)
+        if op in ("conv2d", "linear"):
+            assert layer is not None
+            attributes["relu"] = layer.relu
+            shape = attributes.pop("weight")
+            _check_shape(name, arrays, [classes, *shape[1:]] if name == head else shape)
+            tensors |= {
+                key: arrays[key]
+                for what in ("weight", "weight_scale", "weight_zero_point", "bias")
+                if (key := f"{name}.{what}") in arrays
+            }
+        if grid is not None and (op == "relu" or attributes.get("relu")):
+            grid = Grid(grid.scale, grid.zero_point, max(grid.low, grid.zero_point), grid.high)
+        if op == "table":
+            assert grid is not None
+            assert source is not None
+            tensors[f"{name}.table"] = make_table(attributes["function"], source, grid)
+        kind = "clip" if op == "relu" else op
+        nodes[name] = Node(name, kind, inputs, grid, attributes, layer is not None and layer.float)
+    return list(nodes.values()), tensors
+
+
+def _check_shape(name: str, arrays: Mapping[str, np.ndarray], shape: list[int]) -> None:
+    found = list(arrays[f"{name}.weight"].shape)
+    if found != shape:
+        raise ArtifactError(
+            f"Layer {name!r} has a weight of shape {found} in the artifact, and {shape} in this "
+            "architecture: it was made for another one, or with other builder arguments."
+        )
+
+
+#: Calls whose output has a range of its own.
+_RANGED = frozenset({"quantize", "conv2d", "linear", "add", "mul", "concat"})
+
+
+def _grid(
+    name: str, op: str, function: str | None, layer: Layer | None, source: Grid | None
+) -> Grid | None:
+    """Returns the grid of a call's output."""
+    if op in ("affine", "dequantize"):
+        return None
+    if function == "hard_sigmoid":
+        return HARDSIGMOID_GRID
+    if op in _RANGED or op == "table":
+        if layer is None or layer.op in BARE_OPS:
+            raise ArtifactError(
+                f"The artifact has no layer for {name!r} of this architecture: it is incomplete or "
+                "was made for another architecture."
+            )
+        return layer.grid
+    return source
+
+
+def layers_of(nodes: list[Node] | tuple[Node, ...]) -> dict[str, Layer]:
+    """Returns the layers that files of versions 1 and 2 have for a graph's nodes."""
+    layers = {}
+    for node in nodes:
+        op = {"add": "functional", "mul": "functional", "concat": "functional"}.get(
+            node.op, node.op
+        )
+        if node.attributes.get("function") == "hard_swish":
+            op = "hardswish"
+        if op == "dequantize":
+            layers[node.name] = Layer(op)
+        elif op in ("quantize", "conv2d", "linear", "functional", "hardswish"):
+            assert node.grid is not None
+            layer = Layer(op, node.grid.scale, node.grid.zero_point, float=node.float)
+            a = node.attributes
+            if node.weighted:
+                layer = dataclasses.replace(layer, relu=a["relu"])
+            if op == "conv2d":
+                top, left, bottom, right = a["padding"]
+                even = (top, left) == (bottom, right)
+                layer = dataclasses.replace(
+                    layer,
+                    stride=tuple(a["stride"]),
+                    padding=(top, left) if even else (top, left, bottom, right),
+                    dilation=tuple(a["dilation"]),
+                    groups=a["groups"],
+                )
+            layers[node.name] = layer
+    return layers

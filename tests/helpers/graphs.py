@@ -1,0 +1,97 @@
+"""A graph that no builder makes, for tests of what runs any graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+import qzoo
+from qzoo.artifact.format import ModelInfo
+from qzoo.artifact.graph import Node, make_table
+from qzoo.artifact.grid import Grid
+
+PRESET = qzoo.transforms.ImageClassification(crop_size=32, resize_size=36)
+
+
+class Maker:
+    """Collects nodes and their tensors, from a seed."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.tensors: dict[str, np.ndarray] = {}
+        self.random = np.random.default_rng(seed)
+
+    def add(
+        self, name: str, op: str, inputs: str, grid: Grid | None = None, **more: object
+    ) -> None:
+        """Adds a node; `inputs` are names with spaces between them."""
+        self.nodes[name] = Node(name, op, tuple(inputs.split()), grid, more)
+        if op == "table":
+            source = self.nodes[inputs].grid
+            assert source is not None
+            assert grid is not None
+            self.tensors[f"{name}.table"] = make_table(str(more["function"]), source, grid)
+
+    def conv(
+        self, name: str, source: str, shape: tuple[int, ...], grid: Grid, **more: object
+    ) -> None:
+        """Adds a conv2d with a weight of this shape, or a linear."""
+        self._weigh(name, shape)
+        if len(shape) == 2:
+            self.add(name, "linear", source, grid, relu=False)
+            return
+        pad = [n // 2 for n in shape[2:]] * 2
+        usual = {"stride": [1, 1], "padding": pad, "dilation": [1, 1], "groups": 1, "relu": False}
+        self.add(name, "conv2d", source, grid, **{**usual, **more})
+
+    def _weigh(self, name: str, shape: tuple[int, ...]) -> None:
+        out = shape[0]
+        self.tensors[f"{name}.weight"] = self.random.integers(-127, 128, shape).astype(np.int8)
+        scale = self.random.uniform(0.001, 0.004, out).astype(np.float32)
+        self.tensors[f"{name}.weight_scale"] = scale
+        self.tensors[f"{name}.bias"] = self.random.normal(size=out).astype(np.float32)
+
+
+def any_graph() -> Maker:
+    """Returns a net with a skip over two scales, a grouped convolution, a SiLU and a gate."""
+    m = Maker()
+    m.add("q", "quantize", "input", Grid(0.02, 120))
+    stem = {"stride": [2, 2], "padding": [0, 0, 1, 1]}
+    m.conv("stem", "q", (16, 3, 3, 3), Grid(0.03, 100), **stem)
+    m.add("act", "table", "stem", Grid(0.017, 16), function="silu")
+    m.conv("a", "act", (16, 4, 3, 3), Grid(0.025, 90, 90), groups=4, relu=True)
+    halve = {"kernel": [2, 2], "stride": [2, 2], "padding": [0, 0], "ceil_mode": False}
+    m.add("pool", "max_pool2d", "a", Grid(0.025, 90, 90), **halve, dilation=[1, 1])
+    m.conv("b", "pool", (16, 16, 1, 1), Grid(0.02, 110))
+    m.conv("short", "act", (16, 16, 1, 1), Grid(0.031, 77), stride=[2, 2])
+    m.add("sum", "add", "b short", Grid(0.035, 97), relu=False)
+    m.add("half", "slice", "sum", Grid(0.035, 97), start=2, stop=10)
+    m.add("both", "concat", "half sum b", Grid(0.04, 99))
+    m.add("all", "mean", "both", Grid(0.04, 99), keep_dimensions=True)
+    m.conv("gate", "all", (40, 40, 1, 1), Grid(0.03, 128))
+    m.add("sigmoid", "table", "gate", Grid(1 / 256, 0), function="sigmoid")
+    m.add("scaled", "mul", "sigmoid both", Grid(0.02, 100))
+    m.add("cut", "clip", "scaled", Grid(0.02, 100, 100, 230))
+    around = {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1], "ceil_mode": False}
+    m.add(
+        "average", "avg_pool2d", "cut", Grid(0.02, 100, 100, 230), **around, count_include_pad=True
+    )
+    m.add("features", "mean", "average", Grid(0.01, 60), keep_dimensions=False)
+    m.conv("head", "features", (5, 40), Grid(0.02, 128))
+    m.add("logits", "dequantize", "head")
+    return m
+
+
+def any_artifact() -> qzoo.Artifact:
+    """Returns the graph as an artifact without an architecture."""
+    made = any_graph()
+    info = ModelInfo(None, backend="onednn", transforms=PRESET.to_dict(), classes=list("abcde"))
+    return qzoo.Artifact.from_graph(made.nodes.values(), made.tensors, info)
+
+
+def changed(made: Maker, node: str, /, **fields: object) -> list[Node]:
+    """Returns the nodes with other fields in one of them."""
+    nodes = dict(made.nodes)
+    nodes[node] = dataclasses.replace(nodes[node], **fields)  # type: ignore[arg-type]
+    return list(nodes.values())
