@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import ArtifactError
 from .graph import Node, make_table
 from .grid import HARDSIGMOID_GRID, Grid
-from .layers import BARE_OPS, Layer
+from .layers import BARE_OPS, WEIGHTED_OPS, Layer
 
 if TYPE_CHECKING:
     from .format import ModelInfo
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Keywords of builders that change no graph: numbers of classes, and what only training sees.
 _OTHERS = frozenset({"num_classes", "dropout", "aux_logits", "init_weights"})
 FILE = "blueprints.json.xz"
+#: Tensors of a layer with weights.
+_PARTS = ("weight", "weight_scale", "weight_zero_point", "bias")
 
 
 @dataclass(frozen=True)
@@ -109,34 +111,82 @@ def fill(
     tensors: dict[str, np.ndarray] = {}
     same: dict[str, str] = {}  # what does nothing, and what it does nothing to
     for call in blueprint.calls:
-        name, op = call["name"], call["op"]
+        name = call["name"]
         inputs = tuple(same.get(source, source) for source in call["inputs"])
         layer = layers.get(name)
-        if op == "relu" and layer is not None:
+        if layer is not None:
+            _check_fits(call, layer)
+        if call["op"] == "relu" and layer is not None:
             same[name] = inputs[0]
             continue
         source = nodes[inputs[0]].grid if inputs[0] in nodes else None
-        attributes = {k: v for k, v in call.items() if k not in ("name", "op", "inputs")}
-        grid = _grid(name, op, attributes.get("function"), layer, source)
-        if op in ("conv2d", "linear"):
-            assert layer is not None
-            attributes["relu"] = layer.relu
-            shape = attributes.pop("weight")
+        node = nodes[name] = _node(call, inputs, layer, source)
+        if node.weighted:
+            shape = call["weight"]
             _check_shape(name, arrays, [classes, *shape[1:]] if name == head else shape)
-            tensors |= {
-                key: arrays[key]
-                for what in ("weight", "weight_scale", "weight_zero_point", "bias")
-                if (key := f"{name}.{what}") in arrays
-            }
-        if grid is not None and (op == "relu" or attributes.get("relu")):
-            grid = Grid(grid.scale, grid.zero_point, max(grid.low, grid.zero_point), grid.high)
-        if op == "table":
-            assert grid is not None
-            assert source is not None
-            tensors[f"{name}.table"] = make_table(attributes["function"], source, grid)
-        kind = "clip" if op == "relu" else op
-        nodes[name] = Node(name, kind, inputs, grid, attributes, layer is not None and layer.float)
+        tensors |= _tensors(node, source, arrays)
     return list(nodes.values()), tensors
+
+
+def _node(
+    call: Mapping[str, Any], inputs: tuple[str, ...], layer: Layer | None, source: Grid | None
+) -> Node:
+    """Returns the node of a call, with its layer's numbers or its input's grid."""
+    name, op = call["name"], call["op"]
+    attributes = {k: v for k, v in call.items() if k not in ("name", "op", "inputs", "weight")}
+    grid = _grid(name, op, attributes.get("function"), layer, source)
+    if op in WEIGHTED_OPS:
+        assert layer is not None
+        attributes["relu"] = layer.relu
+    if grid is not None and (op == "relu" or attributes.get("relu")):
+        grid = Grid(grid.scale, grid.zero_point, max(grid.low, grid.zero_point), grid.high)
+    kept = layer is not None and layer.float
+    return Node(name, "clip" if op == "relu" else op, inputs, grid, attributes, kept)
+
+
+def _tensors(
+    node: Node, source: Grid | None, arrays: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the tensors of a node; a table is computed."""
+    if node.op == "table":
+        assert source is not None
+        assert node.grid is not None
+        return {f"{node.name}.table": make_table(node.attributes["function"], source, node.grid)}
+    if not node.weighted:
+        return {}
+    parts = (f"{node.name}.{what}" for what in _PARTS)
+    return {part: arrays[part] for part in parts if part in arrays}
+
+
+#: What layers are called that do a call's operation.
+_LAYER_OPS = {
+    "add": "functional", "mul": "functional", "concat": "functional", "relu": "identity",
+    "table": "hardswish",
+}  # fmt: skip
+
+
+def _check_fits(call: Mapping[str, Any], layer: Layer) -> None:
+    """Checks that a layer does what the architecture does in its place."""
+    name, wanted = call["name"], _LAYER_OPS.get(call["op"], call["op"])
+    if layer.op != wanted:
+        raise ArtifactError(
+            f"The artifact's layer {name!r} is a {layer.op}, but this architecture has a {wanted} "
+            "there: it was made for another architecture."
+        )
+    if layer.op != "conv2d":
+        return
+    found = {
+        "stride": list(layer.stride),
+        "padding": [*layer.padding, *layer.padding],
+        "dilation": list(layer.dilation),
+        "groups": layer.groups,
+    }
+    for key, value in found.items():
+        if value != call[key]:
+            raise ArtifactError(
+                f"Layer {name!r} has the {key} {value} in the artifact and {call[key]} in this "
+                "architecture: it was made for another one."
+            )
 
 
 def _check_shape(name: str, arrays: Mapping[str, np.ndarray], shape: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -100,6 +101,38 @@ def test_convert_brings_old_files_up_to_date(tmp_path: Path) -> None:
     assert commands.run("convert", old, new)[0] == 0
     assert new.read_bytes() == from_native(native).to_bytes()
     assert take_apart(new.read_bytes()).header["version"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"),
+    [
+        ("quant", {"op": "functional"}, "is a functional"),
+        ("conv1.0", {"op": "quantize"}, "is a quantize"),
+        ("conv1.0", {"stride": (1, 1)}, "stride"),
+        ("conv1.0", {"padding": (0, 1)}, "padding"),
+        ("conv1.0", {"groups": 3}, "groups"),
+        ("conv1.2", {"op": "dropout"}, "is a dropout"),
+        ("stage2.0.cat", {"op": "identity"}, "is a identity"),
+        ("fc", None, "no layer for 'fc'"),
+    ],
+)
+def test_layers_that_are_not_the_architectures(
+    name: str, fields: dict[str, Any] | None, words: str
+) -> None:
+    artifact = from_native(zoo.uncalibrated("shufflenet_v2_x0_5", num_classes=10))
+    layers, tensors = dict(artifact.layers), dict(artifact.tensors)
+    if fields is None:
+        del layers[name]
+    else:
+        layers[name] = dataclasses.replace(layers[name], **fields)
+    if fields is None or "op" in fields:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(f"{name}.")}
+    else:
+        weight = tensors[f"{name}.weight"]
+        tensors[f"{name}.weight"] = weight[:, :1].contiguous() if "groups" in fields else weight
+    changed = dataclasses.replace(artifact, layers=layers, tensors=tensors)
+    with pytest.raises(qzoo.ArtifactError, match=words):
+        changed.to_bytes()
 
 
 # Any graph.
