@@ -85,7 +85,9 @@ class SubstituteModel(Labelled, nn.Module):
                     "PyTorch cannot run this int8 model, and no other runtime is installed: "
                     "pip install onnxruntime onnx"
                 )
-            self._compiled = runtimes.compile(self.artifact, runtime=names[0])
+            # Other sizes run too; of images that are none, the runtime says what is wrong.
+            size = tuple(x.shape[-2:]) if x.dim() == 4 and min(x.shape[-2:]) > 0 else None
+            self._compiled = runtimes.compile(self.artifact, runtime=names[0], input_size=size)
         result: Tensor = self._compiled(x)
         return result
 

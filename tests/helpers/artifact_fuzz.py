@@ -203,6 +203,8 @@ class Mutator:
                     return torch.full_like(
                         tensor, rnd.choice((math.nan, math.inf, 1e-45, 3e38, 1e-30, -0.0))
                     )
+                case _ if tensor.dtype.itemsize == 1 and tensor.is_floating_point():
+                    return None  # PyTorch computes little on 8-bit floats
                 case _:
                     return tensor.flip(0) if tensor.dim() else tensor + 1
 
@@ -295,7 +297,11 @@ def ends_cleanly(path: Path, content: bytes, deep: bool = False) -> bool:
         return False
     images = small_images("mobilenet_v2", 1)
     with quiet(), torch.no_grad():
-        assert model(images).dim() == 2
+        try:
+            assert model(images).dim() == 2
+        except qzoo.QzooError as error:  # a graph that no builder makes takes images of its own
+            check_message(error)
+            return False
         if deep:
             use(path, artifact, model, images)
     return True
