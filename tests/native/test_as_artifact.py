@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,9 @@ def _float() -> torch.nn.Module:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_same_artifact(form: str, forms: dict[str, Any]) -> None:
     found = qzoo.as_artifact(forms[form])
-    assert found.digest() == qzoo.Artifact.read(FILE).digest()
+    # A native model is written down anew, by the versions of today.
+    digests = [replace(a, versions={}).digest() for a in (found, qzoo.Artifact.read(FILE))]
+    assert digests[0] == digests[1]
     named = qzoo.as_artifact(forms[form], classes=list("abcdefghij"))
     assert named.info.classes == list("abcdefghij") and found.info.classes == list("0123456789")
 
