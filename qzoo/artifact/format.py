@@ -121,7 +121,9 @@ class Artifact:
         check_info(self.info)
         if self.structure is None:  # else the graph checks them, and other operations besides
             check_tensors(self.layers, self.tensors)
-        _check_classes(self.info.classes, self.layers, self.tensors)
+            heads = [name for name, layer in self.layers.items() if layer.op == "linear"]
+            logits = len(self.tensors[f"{heads[-1]}.weight"]) if heads else None
+            _check_classes(self.info.classes, logits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the tensors by value: what was read from one file shares one piece of memory.
@@ -155,7 +157,19 @@ class Artifact:
         Raises:
             ArtifactError: Something is missing, unknown, out of range, or does not fit together.
         """
-        graph = Graph.of(nodes, dict(tensors), input_size)
+        # Copies: what was checked stays what it is.
+        arrays = {name: np.asarray(value).copy(order="C") for name, value in tensors.items()}
+        if info.backend not in BACKENDS:
+            raise ArtifactError(
+                f"An artifact is for one of the backends {', '.join(BACKENDS)}, not "
+                f"{str(info.backend)[:40]!r}: ModelInfo(..., backend='onednn')."
+            )
+        return cls._of(Graph.of(nodes, arrays, input_size), info, versions)
+
+    @classmethod
+    def _of(
+        cls, graph: Graph, info: ModelInfo, versions: Mapping[str, str] | None = None
+    ) -> Artifact:
         own = {
             name: torch.from_numpy(np.asarray(array, order="C"))
             for name, array in graph.tensors.items()
@@ -164,6 +178,8 @@ class Artifact:
         tables = {k: v for k, v in graph.tensors.items() if k.endswith(".table")}
         structure = dataclasses.replace(graph, tensors=tables)
         artifact = cls(info, layers_of(graph.nodes), own, dict(versions or {}), structure)
+        logits = graph.shapes[graph.output.name][1]
+        _check_classes(info.classes, logits if isinstance(logits, int) else None)
         artifact.__dict__["graph"] = graph  # checked already
         return artifact
 
@@ -322,9 +338,8 @@ def _parse_graph(header: Any, arrays: dict[str, np.ndarray], info: ModelInfo) ->
         if not _is_size(size):
             raise ArtifactError(f"the header has the impossible input size {str(size)[:40]}.")
         size = (size[0], size[1])
-    return Artifact.from_graph(
-        map(Node.from_json, nodes), arrays, info, input_size=size, versions=header["versions"]
-    )
+    graph = Graph.of(map(Node.from_json, nodes), arrays, size)
+    return Artifact._of(graph, info, header["versions"])
 
 
 def _is_size(size: Any) -> bool:
@@ -394,14 +409,11 @@ def _is_metric(value: object) -> bool:
     return type(value) in (int, float) and abs(value) <= MAX_METRIC  # type: ignore[arg-type]
 
 
-def _check_classes(
-    classes: list[str] | str | None, layers: dict[str, Layer], tensors: dict[str, Tensor]
-) -> None:
-    """Checks that there is a name for each logit; the head is the last linear layer."""
-    heads = [name for name, layer in layers.items() if layer.op == "linear"]
-    if classes is None or not heads:
+def _check_classes(classes: list[str] | str | None, logits: int | None) -> None:
+    """Checks that there is a name for each logit, where both are known."""
+    if classes is None or logits is None:
         return
-    logits, names = len(tensors[f"{heads[-1]}.weight"]), 1000
+    names = 1000
     if isinstance(classes, list):
         names = len(classes)
     if names != logits:

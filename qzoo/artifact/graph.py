@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,8 @@ INPUT = "input"
 #: Of nodes, of inputs of one node, and of letters in a name. The largest model of the zoo has 600
 #: nodes, and its longest name 60 letters.
 MAX_NODES, MAX_INPUTS, MAX_NAME_LENGTH = 10_000, 64, 200
+#: Of a size, such as the channels, and of the values that a node makes of an image.
+MAX_SIZE, MAX_VALUES = 2**26, 2**30
 #: Heights and widths of images, in pixels, that a graph without a size of its own is tried with.
 _USUAL_SIZES = (224, 256, 299, 320, 384, 512, 32, 64, 96, 128)
 #: Integer sums are held in 32 bits.
@@ -176,6 +179,15 @@ class Graph:
                     f"Images of {height}x{width} pixels do not fit the model: its node "
                     f"{node.name!r} ({node.op}) {error}."
                 ) from None
+            # A size of the batch is no matter of the images.
+            if (
+                math.prod(size for size in shapes[node.name][1:] if isinstance(size, int))
+                > MAX_VALUES
+            ):
+                raise ArgumentError(
+                    f"Images of {height}x{width} pixels do not fit the model: its node "
+                    f"{node.name!r} makes more than {MAX_VALUES:,} values of each."
+                )
         return shapes
 
     def with_numbers(self, layers: Mapping[str, Layer], tensors: Mapping[str, np.ndarray]) -> Graph:
@@ -195,7 +207,7 @@ class Graph:
             source = nodes[old.inputs[0]].grid if old.inputs[0] in nodes else None
             if old.grid is not None:
                 grid = old.grid
-                if OPERATIONS[old.op].keeps_grid and source is not None:
+                if source is not None and self._follows(old):
                     grid = replace(grid, scale=source.scale, zero_point=source.zero_point)
                 elif layer is not None:
                     grid = replace(grid, scale=layer.scale, zero_point=layer.zero_point)
@@ -209,6 +221,11 @@ class Graph:
                 function = node.attributes["function"]
                 own[key] = self.tensors[key] if same else make_table(function, source, node.grid)
         return Graph.of(nodes.values(), own, self.size)
+
+    def _follows(self, node: Node) -> bool:
+        """Whether a node's grid is that of its input, whatever it is."""
+        operation, source = OPERATIONS[node.op], self._grids.get(node.inputs[0])
+        return operation.keeps_grid or (operation.averages and source == node.grid)
 
     @functools.cached_property
     def _grids(self) -> dict[str, Grid | None]:
@@ -230,14 +247,23 @@ class _Check:
         self.shapes: dict[str, Shape] = {INPUT: (Open("batch"), 3, *size)}
 
     def node(self, node: Node) -> None:
-        operation = OPERATIONS[node.op]
         name = node.name
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
+            raise ArtifactError(f"A node has the impossible name {str(name)[:40]!r}.")
+        if not isinstance(node.op, str) or node.op not in OPERATIONS:
+            raise ArtifactError(f"Node {name!r} has an unknown operation {str(node.op)[:40]!r}.")
+        operation = OPERATIONS[node.op]
         if name in self.shapes:
             raise ArtifactError(f"Two nodes of the graph are called {name!r}.")
+        if set(node.attributes) != set(operation.attributes):
+            wanted = ", ".join(sorted(operation.attributes)) or "none"
+            raise ArtifactError(
+                f"Node {name!r} ({node.op}) has other attributes than it should: {wanted}."
+            )
         count = len(node.inputs)
         if (count != operation.inputs) if operation.inputs else (count < 2):
-            wanted = operation.inputs or "two or more"
-            raise ArtifactError(f"Node {name!r} has {count} inputs; {node.op} takes {wanted}.")
+            takes = operation.inputs or "two or more"
+            raise ArtifactError(f"Node {name!r} has {count} inputs; {node.op} takes {takes}.")
         for source in node.inputs:
             if source not in self.shapes:
                 raise ArtifactError(
@@ -261,6 +287,8 @@ class _Check:
             shape = operation.shape(node.attributes, own, [self.shapes[i] for i in node.inputs])
         except ArtifactError as error:
             raise ArtifactError(f"Node {name!r} ({node.op}) {error}.") from None
+        if max((size for size in shape if isinstance(size, int)), default=0) > MAX_SIZE:
+            raise ArtifactError(f"Node {name!r} has an output of absurd size.")
         if node.weighted and not node.float:
             self._sums(node, own)
         self.shapes[name] = shape

@@ -18,6 +18,7 @@ import torch
 
 import qzoo
 from qzoo.artifact.blueprints import FILE
+from qzoo.artifact.format import ModelInfo
 from qzoo.artifact.graph import Graph, Node
 from qzoo.artifact.grid import Grid
 from qzoo.artifact.interpret import interpret
@@ -259,6 +260,11 @@ def heavy(m: Maker) -> None:
         (with_("a", inputs=("a",)), "no earlier node"),
         (with_("b", name="a"), "called 'a'"),
         (with_("b", name="input"), "called 'input'"),
+        (with_("b", op="exec"), "unknown operation"),
+        (with_("b", op=[]), "unknown operation"),
+        (with_("b", name=7), "impossible name"),
+        (with_("b", attributes={}), "other attributes"),
+        (with_("all", attributes={"keep_dimensions": True, "x": 1}), "other attributes"),
         (with_("sum", inputs=("b",)), "1 inputs"),
         (with_("q", inputs=("input", "input")), "2 inputs"),
         (with_("q", inputs=("stem",)), "no earlier node"),
@@ -312,6 +318,42 @@ def test_what_is_no_graph_is_refused(change: Change, words: str) -> None:
     with pytest.raises(qzoo.ArtifactError, match=words) as caught:
         Graph.of(made.nodes.values() if nodes is None else nodes, made.tensors)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_absurd_sizes_end_before_anything_is_made() -> None:
+    grid = Grid(1.0, 0)
+    start = [Node("q", "quantize", ("input",), grid)]
+    wide = [Node(f"c{i}", "concat", (f"c{i - 1}" if i else "q",) * 64, grid) for i in range(1000)]
+    end = [
+        Node("m", "mean", ("c999",), grid, {"keep_dimensions": False}),
+        Node("d", "dequantize", ("m",)),
+    ]
+    with pytest.raises(qzoo.ArtifactError, match="absurd size"):
+        Graph.of([*start, *wide, *end], {})
+    padding = {"padding": [32_000] * 4}
+    large = [
+        Node("p", "pad", ("q",), grid, padding),
+        Node("m", "mean", ("p",), grid, {"keep_dimensions": False}),
+    ]
+    with pytest.raises(qzoo.ArtifactError, match="more than 1,073,741,824 values"):
+        Graph.of([*start, *large, Node("d", "dequantize", ("m",))], {})
+
+
+def test_what_goes_with_a_graph_is_checked() -> None:
+    made = any_graph()
+    nodes = list(made.nodes.values())
+    with pytest.raises(qzoo.ArtifactError, match="backend"):
+        qzoo.Artifact.from_graph(nodes, made.tensors, ModelInfo(None))
+    with pytest.raises(qzoo.ArtifactError, match="5 logits and 2 class names"):
+        info = ModelInfo(None, backend="onednn", classes=["a", "b"])
+        qzoo.Artifact.from_graph(nodes, made.tensors, info)
+    info = ModelInfo(None, backend="onednn")
+    artifact = qzoo.Artifact.from_graph(nodes, made.tensors, info)
+    before = artifact.digest()
+    made.tensors["head.weight"][:] = 0  # what was checked stays what it is
+    assert artifact.digest() == before
+    tensors = {name: torch.from_numpy(array) for name, array in any_graph().tensors.items()}
+    assert qzoo.Artifact.from_graph(nodes, tensors, info).digest() == before
 
 
 def test_sums_that_32_bits_do_not_hold() -> None:
