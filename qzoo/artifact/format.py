@@ -27,7 +27,7 @@ from ..pictures.preset import MAX_RESIZE, Preset
 from ..transforms import describe
 from .blueprints import fill, layers_of, recorded_blueprint, stored_blueprint
 from .graph import MAX_NODES, Graph, Node
-from .layers import Layer, check_tensors, raise_small_scales
+from .layers import WEIGHTED_OPS, Layer, check_tensors, raise_small_scales
 from .seen import check_seen
 from .tensor_file import OtherKindError, read_tensors
 
@@ -209,7 +209,8 @@ class Artifact:
     def header(self) -> dict[str, Any]:
         """Returns the JSON header, without the digest."""
         info = self.info.to_dict()
-        if info["builder_kwargs"].get("aux_logits"):
+        names = {node.name for node in self.graph.nodes}
+        if any(layer.op in WEIGHTED_OPS and n not in names for n, layer in self.layers.items()):
             # Auxiliary classifiers, which only training runs, are in no graph.
             info["builder_kwargs"]["aux_logits"] = False
         size = self.graph.size

