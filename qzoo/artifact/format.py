@@ -340,7 +340,12 @@ def _parse_graph(header: Any, arrays: dict[str, np.ndarray], info: ModelInfo) ->
             raise ArtifactError(f"the header has the impossible input size {str(size)[:40]}.")
         size = (size[0], size[1])
     graph = Graph.of(map(Node.from_json, nodes), arrays, size)
-    return Artifact._of(graph, info, header["versions"])
+    artifact = Artifact._of(graph, info, header["versions"])
+    stored = dict(artifact.tensors)
+    raise_small_scales(artifact.layers, artifact.tensors)
+    if any(stored[name] is not tensor for name, tensor in artifact.tensors.items()):
+        del artifact.__dict__["graph"]  # which has other numbers now
+    return artifact
 
 
 def _is_size(size: Any) -> bool:

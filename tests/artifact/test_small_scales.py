@@ -14,7 +14,7 @@ import qzoo
 from qzoo.artifact.layers import SMALLEST_SCALE, raised
 from qzoo.native.model import from_native, to_native
 from qzoo.quantize import ptq, qat
-from tests.helpers.artifact_parts import old_parts, put_together, tiny_artifact
+from tests.helpers.artifact_parts import old_parts, put_together, take_apart, tiny_artifact
 from tests.helpers.trained import digits, digits_model
 from tests.helpers.zoo import quiet, small_images
 
@@ -114,6 +114,24 @@ def test_artifacts_of_earlier_versions(
         loaded = qzoo.load(path)
     assert agreement(loaded, want, images["test"]) == 32
     assert float(scales_of(from_native(loaded)).min()) >= SMALLEST_SCALE
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_files_without_a_floor(old: bool, tmp_path: Path) -> None:
+    parts = take_apart(tiny_artifact(old=old))
+    name = next(name for name in parts.tensors if name.endswith("weight_scale"))
+    parts.tensors[name][0] = 1e-37
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(put_together(parts))
+    artifact = qzoo.Artifact.read(path)
+    graph = artifact.graph.tensors
+    assert float(artifact.tensors[name].min()) >= SMALLEST_SCALE
+    assert float(graph[name].min()) >= SMALLEST_SCALE
+    weight = graph[name.removesuffix("_scale")]
+    assert not weight[0].any() and weight[1:].any()
+    for backend in BACKENDS:
+        with quiet(), torch.no_grad():
+            qzoo.load(path, backend)(torch.rand(1, 3, 32, 32))
 
 
 def test_what_is_raised_keeps_its_value() -> None:
