@@ -88,14 +88,6 @@ def _pad(w: Writer, x: Value, padding: list[int]) -> Value:
     return _move(w, x, shape, "Pad", pads, w.zero_point(x.grid))
 
 
-@emits(aten.adaptive_avg_pool2d.default)
-def _adaptive_avg_pool2d(w: Writer, x: Value, size: list[int]) -> Value:
-    if any(n % m for n, m in zip(x.shape[1:], size, strict=True)):
-        raise ArgumentError(f"Adaptive pooling of {x.shape[1:]} to {size} is not in ONNX.")
-    kernel = [n // m for n, m in zip(x.shape[1:], size, strict=True)]
-    return _avg_pool2d(w, x, kernel, kernel, [0, 0], False, True, None)
-
-
 @emits(aten.mean.dim)
 def _mean(w: Writer, x: Value, dims: list[int], keepdim: bool) -> Value:
     if sorted(d % 4 for d in dims) != [2, 3]:

@@ -12,6 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
+from ...artifact import shapes
 from ...artifact.grid import Grid
 from ...reference.ops import dtype_of
 
@@ -260,10 +261,6 @@ def window(
     ceil: bool = False,
 ) -> tuple[int, ...]:
     """Returns height and width after a convolution or pooling."""
-    result = []
-    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True):
-        steps = n + 2 * p - d * (k - 1) - 1
-        count = (-(-steps // s) if ceil else steps // s) + 1
-        # No window may start in the padding behind the image.
-        result.append(count - 1 if ceil and (count - 1) * s >= n + p else count)
-    return tuple(result)
+    axes = zip(size, kernel, stride, padding, dilation, strict=True)
+    sizes = (shapes.window(n, k, s, p, p, d, ceil) for n, k, s, p, d in axes)
+    return tuple(n for n in sizes if isinstance(n, int))  # of fixed sizes, all are
