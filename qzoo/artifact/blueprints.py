@@ -14,21 +14,23 @@ import json
 import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import ArtifactError
 from .graph import Node, make_table
 from .grid import HARDSIGMOID_GRID, Grid
-from .layers import BARE_OPS, WEIGHTED_OPS, Layer
-
-if TYPE_CHECKING:
-    from .format import ModelInfo
+from .layers import BARE_OPS, RANGED_OPS, WEIGHTED_OPS, Layer
 
 #: Keywords of builders that change no graph: numbers of classes, and what only training sees.
 _OTHERS = frozenset({"num_classes", "dropout", "aux_logits", "init_weights"})
 FILE = "blueprints.json.xz"
+#: What older files call the layer that does an operation, where it has another name there.
+_LAYER_OPS = {
+    "add": "functional", "mul": "functional", "concat": "functional", "relu": "identity",
+    "table": "hardswish",
+}  # fmt: skip
 #: Tensors of a layer with weights.
 _PARTS = ("weight", "weight_scale", "weight_zero_point", "bias")
 
@@ -59,17 +61,6 @@ def stored_blueprint(architecture: str, builder_kwargs: Mapping[str, Any]) -> Bl
     """Returns the stored blueprint of a builder with these keywords; None where there is none."""
     found = _stored().get(blueprint_key(architecture, builder_kwargs))
     return None if found is None else Blueprint(**found)
-
-
-def recorded_blueprint(info: ModelInfo, layers: Mapping[str, Layer]) -> Blueprint:
-    """Records the forward pass of an architecture with unusual keywords, which takes PyTorch.
-
-    Raises:
-        ArtifactError: The architecture or its keywords are unknown, or do not fit the layers.
-    """
-    from ..reference.nodes import blueprint_of
-
-    return blueprint_of(info, layers)
 
 
 @functools.cache
@@ -109,15 +100,15 @@ def fill(
     head = next((c["name"] for c in reversed(blueprint.calls) if c["op"] == "linear"), None)
     nodes: dict[str, Node] = {}
     tensors: dict[str, np.ndarray] = {}
-    same: dict[str, str] = {}  # what does nothing, and what it does nothing to
+    fused: dict[str, str] = {}  # a fused ReLU, and the node that computes it
     for call in blueprint.calls:
         name = call["name"]
-        inputs = tuple(same.get(source, source) for source in call["inputs"])
+        inputs = tuple(fused.get(source, source) for source in call["inputs"])
         layer = layers.get(name)
         if layer is not None:
             _check_fits(call, layer)
         if call["op"] == "relu" and layer is not None:
-            same[name] = inputs[0]
+            fused[name] = inputs[0]
             continue
         source = nodes[inputs[0]].grid if inputs[0] in nodes else None
         node = nodes[name] = _node(call, inputs, layer, source)
@@ -156,13 +147,6 @@ def _tensors(
         return {}
     parts = (f"{node.name}.{what}" for what in _PARTS)
     return {part: arrays[part] for part in parts if part in arrays}
-
-
-#: What layers are called that do a call's operation.
-_LAYER_OPS = {
-    "add": "functional", "mul": "functional", "concat": "functional", "relu": "identity",
-    "table": "hardswish",
-}  # fmt: skip
 
 
 def _check_fits(call: Mapping[str, Any], layer: Layer) -> None:
@@ -224,28 +208,24 @@ def layers_of(nodes: list[Node] | tuple[Node, ...]) -> dict[str, Layer]:
     """Returns the layers that files of versions 1 and 2 have for a graph's nodes."""
     layers = {}
     for node in nodes:
-        op = {"add": "functional", "mul": "functional", "concat": "functional"}.get(
-            node.op, node.op
-        )
-        if node.attributes.get("function") == "hard_swish":
-            op = "hardswish"
+        op, a = _LAYER_OPS.get(node.op, node.op), node.attributes
         if op == "dequantize":
             layers[node.name] = Layer(op)
-        elif op in ("quantize", "conv2d", "linear", "functional", "hardswish"):
-            assert node.grid is not None
-            layer = Layer(op, node.grid.scale, node.grid.zero_point, float=node.float)
-            a = node.attributes
-            if node.weighted:
-                layer = dataclasses.replace(layer, relu=a["relu"])
-            if op == "conv2d":
-                top, left, bottom, right = a["padding"]
-                even = (top, left) == (bottom, right)
-                layer = dataclasses.replace(
-                    layer,
-                    stride=tuple(a["stride"]),
-                    padding=(top, left) if even else (top, left, bottom, right),
-                    dilation=tuple(a["dilation"]),
-                    groups=a["groups"],
-                )
-            layers[node.name] = layer
+        if op not in RANGED_OPS or a.get("function", "hard_swish") != "hard_swish":
+            continue
+        assert node.grid is not None
+        layer = Layer(op, node.grid.scale, node.grid.zero_point, float=node.float)
+        if node.weighted:
+            layer = dataclasses.replace(layer, relu=a["relu"])
+        if op == "conv2d":
+            top, left, bottom, right = a["padding"]
+            even = (top, left) == (bottom, right)
+            layer = dataclasses.replace(
+                layer,
+                stride=tuple(a["stride"]),
+                padding=(top, left) if even else (top, left, bottom, right),
+                dilation=tuple(a["dilation"]),
+                groups=a["groups"],
+            )
+        layers[node.name] = layer
     return layers

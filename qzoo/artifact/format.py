@@ -25,7 +25,7 @@ from ..backends import BACKENDS
 from ..errors import ArtifactError
 from ..pictures.preset import MAX_RESIZE, Preset
 from ..transforms import describe
-from .blueprints import fill, layers_of, recorded_blueprint, stored_blueprint
+from .blueprints import fill, layers_of, stored_blueprint
 from .graph import MAX_NODES, Graph, Node
 from .layers import WEIGHTED_OPS, Layer, check_tensors, raise_small_scales
 from .seen import check_seen
@@ -197,7 +197,9 @@ class Artifact:
             return self.structure.with_numbers(self.layers, arrays)
         blueprint = stored_blueprint(str(self.info.architecture), self.info.builder_kwargs)
         if blueprint is None:
-            blueprint = recorded_blueprint(self.info, self.layers)
+            from ..reference.nodes import blueprint_of  # unusual keywords take PyTorch
+
+            blueprint = blueprint_of(self.info, self.layers)
         classes = self.info.builder_kwargs.get("num_classes", 1000)
         return Graph.of(*fill(blueprint, self.layers, arrays, classes))
 
@@ -229,8 +231,9 @@ class Artifact:
 
     def to_bytes(self) -> bytes:
         """Returns the file's content; the same numbers always give the same bytes."""
-        header = {**self.header(), "sha256": self.digest()}
-        return to_safetensors(dict(self.graph.tensors), metadata={"qzoo": canonical_json(header)})
+        header, tensors = self.header(), dict(self.graph.tensors)
+        header["sha256"] = _digest(header, tensors)
+        return to_safetensors(tensors, metadata={"qzoo": canonical_json(header)})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact to `path`, whole or not at all.
