@@ -191,7 +191,7 @@ class Graph:
         return shapes
 
     def with_numbers(self, layers: Mapping[str, Layer], tensors: Mapping[str, np.ndarray]) -> Graph:
-        """Returns the graph with other numbers in its layers, if they are others.
+        """Returns the graph with these numbers in its layers.
 
         Args:
             layers: Node name to layer: its scale, its zero point, and whether it is kept in float.

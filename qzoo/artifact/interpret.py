@@ -1,8 +1,8 @@
-"""The arithmetic of docs/artifact.md in numpy: slow, plain, and the truth for every runtime.
+"""The arithmetic of docs/artifact.md in numpy: slow, plain, and what to compare others with.
 
 Integers are summed exactly; each sum is multiplied and added to in float32, every result rounded,
-then rounded half to even and kept within the grid's bounds. No step is left to chance but the
-order of the float sums in layers kept in float.
+then rounded half to even and kept within the grid's bounds. Only layers kept in float leave
+something open: the order in which their float sums are formed.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ def window(
         count = (size + room + more) // stride + 1
         return count - 1 if ceil and (count - 1) * stride >= size + before else count
     if ceil and room + more >= before:
-        # The last window may start in the padding, for some sizes: nothing shorter says so.
+        # For some sizes the last window would start in the padding and is left out, so that no
+        # shift and divisor give the count.
         return Open(f"ceil(({size}{room:+d})/{stride})+1 below {size}+{before}")
     shift = size.shift + size.divisor * (room + more + stride)
     return Open(size.axis, shift, size.divisor * stride)

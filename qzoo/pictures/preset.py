@@ -75,7 +75,9 @@ class Preset:
         short, long = sorted(picture.size)
         sides = self.resize_size, int(self.resize_size * long / short)
         size = sides if width <= height else sides[::-1]
-        resized = picture if picture.size == size else picture.resize(size, self._filter)
+        resized = (
+            picture if picture.size == size else picture.resize(size, _FILTERS[self.interpolation])
+        )
         # Where the crop is larger, black borders are as wide as torchvision makes them.
         left, top = (
             -((self.crop_size - side) // 2)
@@ -84,10 +86,6 @@ class Preset:
             for side in resized.size
         )
         return resized.crop((left, top, left + self.crop_size, top + self.crop_size))
-
-    @property
-    def _filter(self) -> Image.Resampling:
-        return _FILTERS[self.interpolation]
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Preset:
