@@ -20,6 +20,7 @@ from . import weights as weights
 from ._version import __version__ as __version__
 from .artifact.format import Artifact as Artifact
 from .artifact.format import ModelInfo as ModelInfo
+from .artifact.given import as_artifact as as_artifact
 from .backends import BACKENDS as BACKENDS
 from .backends import Backend as Backend
 from .backends import default_backend as default_backend
@@ -37,7 +38,6 @@ from .errors import UploadError as UploadError
 from .importers.checkpoint import load_float as load_float
 from .importers.checkpoint import save_float as save_float
 from .models import *
-from .native.model import as_artifact as as_artifact
 from .native.model import load as load
 from .native.model import save as save
 from .registry import get_model as get_model

@@ -21,7 +21,7 @@ ORDER = [
 #: Imports upwards that happen while a function runs, and why there is no other way.
 LATE = {
     ("artifact", "reference"): "the graph of unusual builder arguments in older files is recorded",
-    ("artifact", "importers"): "which file of a folder is meant is told by what it holds",
+    ("artifact", "native"): "a PyTorch module that somebody gives is read by its own room",
     ("backends", "native"): "Backend.qconfig() is PyTorch's",
     ("models", "sharing"): "model.save_pretrained() is a method",
     ("native", "runtimes"): "a stand-in for a native model runs elsewhere",

@@ -9,7 +9,7 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias, Union
+from typing import Any
 
 import torch
 import torchvision
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact, ModelInfo
+from ..artifact.given import HasArtifact as HasArtifact
+from ..artifact.given import Int8Model as Int8Model
+from ..artifact.given import as_artifact as as_artifact
 from ..artifact.layers import Layer
 from ..backends import (
     BACKENDS,
@@ -28,25 +31,12 @@ from ..backends import (
     quantized_engine,
     run_engine,
 )
-from ..errors import ArgumentError, ArtifactError, BackendWarning, UnknownNameError
+from ..errors import ArtifactError, BackendWarning, UnknownNameError
 from ..registry import get_entry
 from .layers import check_fit, with_idle_layers
 from .markers import TORCH_AO, require_torch_ao
 from .qnnpack_sums import check_sums
 from .substitute import SubstituteModel, substitute
-
-
-class HasArtifact(Protocol):
-    """What holds an artifact: a compiled or a reference model, a result of `tune`."""
-
-    @property
-    def artifact(self) -> Artifact:
-        """The model's numbers."""
-        ...
-
-
-#: An int8 model in any form that `as_artifact` takes.
-Int8Model: TypeAlias = Union[nn.Module, Artifact, HasArtifact, str, "os.PathLike[str]"]
 
 _INFO = "_qzoo_info"
 #: The engine that a native model's weights are packed for, which packed weights do not say.
@@ -245,7 +235,7 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
             replaced by one that its builder does not make.
     """
     if isinstance(model, SubstituteModel):
-        return _with_info(model.artifact, info)
+        return as_artifact(model.artifact, **info)
     known = dataclasses.replace(model_info(model), **info)
     require_torch_ao(f"Reading a native {known.architecture}")
     from . import eager
@@ -263,46 +253,6 @@ def from_native(model: nn.Module, **info: Any) -> Artifact:
     check_fit(skeleton, layers, tensors)
     _check_parts(model, skeleton, layers)
     return Artifact(known, layers, tensors, package_versions())
-
-
-def as_artifact(model: Int8Model, **info: Any) -> Artifact:
-    """Returns the artifact of an int8 model, in whatever form the model is given.
-
-    Everything in qzoo that takes an int8 model takes what this function takes.
-
-    Args:
-        model: A native int8 model (what a builder with `quantize=True`, `qzoo.load`, `ptq` or
-            PyTorch's eager `convert` returned); what holds an artifact (a compiled or a reference
-            model, a result of `tune`); a model in QAT, of which the int8 model is taken as it is by
-            now; an `Artifact`, which is returned as it is; or a path: an artifact file, or a folder
-            of `save_pretrained` or `qzoo finetune`.
-        **info: Fields of `ModelInfo` that replace what the model carries, such as
-            `classes=["cat", "dog"]`, `transforms=ImageClassification(crop_size=224)`.
-
-    Raises:
-        ArtifactError: The model is not an int8 model of the zoo, or the path leads to none.
-        ArgumentError: Neither a model nor a path.
-    """
-    if isinstance(model, (str, os.PathLike)):
-        if str(model).startswith("hf://"):
-            raise ArgumentError(f"Load {model} from the Hub first: qzoo.from_pretrained.")
-        return _with_info(Artifact.read(int8_file(model)), info)
-    held = model if isinstance(model, Artifact) else getattr(model, "artifact", None)
-    if isinstance(held, Artifact):
-        return _with_info(held, info)
-    if callable(made := getattr(model, "to_artifact", None)):  # what `qat.prepare` returned
-        return _with_info(made(), info)
-    if isinstance(model, nn.Module):
-        return from_native(model, **info)
-    raise ArgumentError(
-        f"Expected an int8 model, an artifact or the path of one, not {type(model).__name__}."
-    )
-
-
-def _with_info(artifact: Artifact, info: dict[str, Any]) -> Artifact:
-    if not info:
-        return artifact
-    return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, **info))
 
 
 def as_callable(model: Any) -> Any:

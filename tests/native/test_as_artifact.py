@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import qzoo
 from qzoo.analysis.compare import compare
@@ -159,3 +161,30 @@ def test_modes_are_put_back_part_by_part() -> None:
     model.transforms = qzoo_transforms
     classify(model, [PICTURE])
     assert model.training and not model.conv1.training
+
+
+@pytest.mark.parametrize("form", ["pickled", "safetensors"])
+def test_of_a_folder_the_file_is_taken_that_says_what_it_holds(form: str, tmp_path: Path) -> None:
+    qzoo.save_float(_float(), tmp_path / "model.safetensors")
+    with pytest.raises(qzoo.ArtifactError, match="only a model in float: quantize it first"):
+        qzoo.as_artifact(tmp_path)
+    assert qzoo.load_float(tmp_path).fc.out_features == 10
+    # What says nothing is left to whoever reads it, where nothing else says what is wanted.
+    other = tmp_path / "int8.safetensors"
+    state = _float().state_dict()
+    torch.save(state, other) if form == "pickled" else save_file(state, other)
+    with pytest.raises(qzoo.ArtifactError, match=r"int8\.safetensors is (not a|no) .*quantize"):
+        qzoo.as_artifact(tmp_path)
+    shutil.copy(FILE, tmp_path / "model.safetensors")
+    assert qzoo.as_artifact(tmp_path).digest() == qzoo.Artifact.read(FILE).digest()
+    with pytest.raises(qzoo.ArtifactError, match="only a model in int8: name the float model"):
+        qzoo.load_float(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"PK\3\4", FILE.read_bytes()[:-1]])
+def test_a_damaged_file_in_a_folder_is_called_damaged(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    for read in (qzoo.as_artifact, qzoo.load_float):
+        with pytest.raises(qzoo.ArtifactError) as caught:
+            read(tmp_path)
+        assert "model.safetensors" in str(caught.value) and "in float" not in str(caught.value)
