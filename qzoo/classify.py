@@ -13,9 +13,9 @@ from .artifact.format import Artifact
 from .datasets.evaluate import eval_mode
 from .errors import ArgumentError
 from .native.model import as_callable, model_info
+from .pictures.classes import class_names
 from .pictures.images import transformed
 from .transforms import ImageClassification
-from .weights import class_names
 
 
 @dataclass(frozen=True)

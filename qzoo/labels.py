@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .artifact.format import ModelInfo
+from .pictures.classes import class_names
 from .transforms import ImageClassification
-from .weights import class_names
 
 
 class Labelled:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -246,15 +246,29 @@ def get_weight(name: str) -> WeightsEnum:
     Raises:
         UnknownNameError: No such enum or member; the message suggests the nearest.
     """
-    enum_name, _, member = str(name).partition(".")
     enums = {e.__name__: e for x in _entries().values() for e in (x.weights, x.float_weights)}
-    if enum_name not in enums or not member:
-        known = [f"{e}.{m}" for e, enum in enums.items() for m in enum.__members__]
+    enum, member = full_member_name(name, {e: enums[e].__members__ for e in enums})
+    return find_member(enums[enum], member)
+
+
+def full_member_name(name: str, enums: Mapping[str, Iterable[str]]) -> tuple[str, str]:
+    """Takes a full name of weights apart, into their enum's name and the member's, unchecked.
+
+    Args:
+        name: Such as "ResNet50_QuantizedWeights.DEFAULT".
+        enums: Names of enums, each with those of its members.
+
+    Raises:
+        UnknownNameError: There is no such enum, or no member is named.
+    """
+    enum, _, member = str(name).partition(".")
+    if enum not in enums or not member:
+        known = [f"{e}.{m}" for e, members in enums.items() for m in members]
         raise UnknownNameError(
             f"Unknown weights {str(name)[:80]!r}: give an enum and a member, such as "
             f"'ResNet50_QuantizedWeights.DEFAULT'.{did_you_mean(str(name), known)}"
         )
-    return find_member(enums[enum_name], member)
+    return enum, member
 
 
 def find_member(enum: type[WeightsEnum], member: str) -> WeightsEnum:
@@ -263,14 +277,32 @@ def find_member(enum: type[WeightsEnum], member: str) -> WeightsEnum:
     Raises:
         UnknownNameError: The enum has no such member; the message lists those it has.
     """
-    name = member_name(enum, member)
-    if name is None:
-        names = ", ".join(enum.__members__) or "none yet"
+    return enum[member_called(member, enum.__name__, list(enum.__members__))]
+
+
+def member_called(member: str, enum: str, members: Sequence[str]) -> str:
+    """Returns how weights spell their member of that name, in any case.
+
+    Args:
+        member: "DEFAULT" in any case, or "ResNet50_QuantizedWeights.DEFAULT".
+        enum: What the weights' enum is called.
+        members: The names of its members.
+
+    Raises:
+        UnknownNameError: There is no such member; the message lists those there are.
+    """
+    name = _spelling(member, enum, members)
+    if name is None and not members:
         raise UnknownNameError(
-            f"{enum.__name__} has no member {member!r} (it has: {names})."
-            + did_you_mean(member.upper(), enum.__members__)
+            f"{enum} has no member {member!r} (it has: none yet): nobody has published int8 "
+            "weights for this model. Quantize it yourself (qzoo quantize)."
         )
-    return enum[name]
+    if name is None:
+        raise UnknownNameError(
+            f"{enum} has no member {member!r} (it has: {', '.join(members)})."
+            + did_you_mean(member.upper(), members)
+        )
+    return name
 
 
 def member_name(enum: type[WeightsEnum], member: str) -> str | None:
@@ -280,5 +312,9 @@ def member_name(enum: type[WeightsEnum], member: str) -> str | None:
         enum: The weights.
         member: "DEFAULT" in any case, or "ResNet50_QuantizedWeights.DEFAULT".
     """
-    wanted = member.removeprefix(f"{enum.__name__}.").lower()
-    return next((name for name in enum.__members__ if name.lower() == wanted), None)
+    return _spelling(member, enum.__name__, enum.__members__)
+
+
+def _spelling(member: str, enum: str, members: Iterable[str]) -> str | None:
+    wanted = member.removeprefix(f"{enum}.").lower()
+    return next((name for name in members if name.lower() == wanted), None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,16 @@ from urllib.parse import urlsplit
 
 import torch
 from torchvision.models import Weights, get_weight
-from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-from ._core.files import File, RefusedError, reading
+from ._core.files import File, RefusedError
 from ._weights_enum import WeightsEnum
-from .artifact.format import Artifact
-from .errors import ArgumentError, ArtifactError, UnknownNameError
+from .artifact.format import Artifact, ModelInfo
+from .errors import ArgumentError
 from .metadata import read_metadata
+from .pictures.classes import class_names
+from .published import PublishedWeights, hash_in_name, published_weights
 from .registry import find_member, member_name
 from .transforms import ImageClassification, preset_kwargs
-
-IMAGENET = "imagenet-1k"
-_EMBEDDED = "embedded:"
-_PACKAGE = Path(__file__).parent
-
-
-def class_names(classes: list[str] | str | None) -> list[str] | None:
-    """Returns the names that an artifact or a metadata entry refers to."""
-    return list(_IMAGENET_CATEGORIES) if classes == IMAGENET else classes  # type: ignore[return-value]
 
 
 def read_weights(architecture: str, name: str) -> Weights:
@@ -77,9 +69,20 @@ class QuantizedWeightsEnum(WeightsEnum):
         )
 
     @property
+    def published(self) -> PublishedWeights:
+        """The same weights as a record that needs no PyTorch."""
+        known = published_weights(self.meta["architecture"], self.name)
+        hashes = {key: self.meta.get(key) for key in ("sha256", "sha256_prefix")}
+        return dataclasses.replace(known, url=self.url, **hashes)
+
+    def info(self) -> ModelInfo:
+        """Returns what a model with these weights is."""
+        return self.published.info()
+
+    @property
     def embedded(self) -> bool:
         """Whether the file is part of the installed package, so that nothing is downloaded."""
-        return self.url.startswith(_EMBEDDED)
+        return self.published.embedded
 
     def file(self, progress: bool = True, check_hash: bool = True) -> Path:
         """Returns the path of the weights' file, downloading and verifying it where needed.
@@ -88,19 +91,7 @@ class QuantizedWeightsEnum(WeightsEnum):
             DownloadError: The file cannot be fetched, or is not the one that was published.
             ArtifactError: The file comes with the package and is missing or changed.
         """
-        if self.embedded:
-            path = _PACKAGE / "embedded" / self.url.removeprefix(_EMBEDDED)
-            _check_embedded(path, self.meta["sha256"] if check_hash else None)
-            return path
-        from . import hub
-
-        meta = self.meta
-        return hub.fetch(
-            self.url,
-            sha256=meta.get("sha256") if check_hash else None,
-            sha256_prefix=meta.get("sha256_prefix") if check_hash else None,
-            progress=progress,
-        )
+        return self.published.file(progress, check_hash)
 
     def artifact(self, progress: bool = True, check_hash: bool = True) -> Artifact:
         """Returns the int8 artifact of these weights, converted from a published .pth if need be.
@@ -109,30 +100,7 @@ class QuantizedWeightsEnum(WeightsEnum):
             DownloadError: The file cannot be fetched, or is not the one that was published.
             ArtifactError: The file is damaged, or missing from the installed package.
         """
-        # A file that lies in the cache is verified once it is open, so that what is read is what
-        # was verified. A bad one is left to `file`, which fetches it again.
-        for verify in (check_hash and not self._is_cached(), check_hash):
-            path = self.file(progress, verify)
-            with reading(path) as file:
-                if verify == check_hash or self._is_published(file):
-                    return self._read(file)
-        raise AssertionError  # the second round verifies
-
-    def _is_cached(self) -> bool:
-        from . import hub
-
-        return self.url.startswith(("https:", "http:")) and hub.is_cached(self.url)
-
-    def _is_published(self, file: File) -> bool:
-        wanted = self.meta.get("sha256") or self.meta.get("sha256_prefix") or ""
-        return file.sha256().startswith(wanted.lower())
-
-    def _read(self, file: File) -> Artifact:
-        if file.path.suffix == ".safetensors":
-            return Artifact.read(file)
-        from .importers.published import read_published
-
-        return read_published(file, self)
+        return self.published.artifact(progress, check_hash)
 
     def get_state_dict(
         self, *args: Any, progress: bool = True, check_hash: bool = False, **kwargs: Any
@@ -151,22 +119,6 @@ class QuantizedWeightsEnum(WeightsEnum):
         from .native.model import to_native
 
         return to_native(self.artifact(progress, check_hash), consume=True).state_dict()
-
-
-def _check_embedded(path: Path, sha256: str | None) -> None:
-    try:
-        with File(path) as file:
-            found = file.sha256()
-    except (OSError, RefusedError) as error:
-        raise ArtifactError(
-            f"The weights {path}, which come with qzoo, cannot be read ({error}); install "
-            "qzoo again."
-        ) from None
-    if sha256 is not None and found != sha256:
-        raise ArtifactError(
-            f"The weights {path}, which come with qzoo, were changed or damaged: their sha256 is "
-            f"{found} instead of {sha256}. Install qzoo again."
-        )
 
 
 def resolve_weights(
@@ -192,11 +144,6 @@ def resolve_weights(
         default = weights.upper() == "DEFAULT"
         if not default and member_name(wanted, weights) is None and member_name(other, weights):
             raise ArgumentError(_mismatch(weights, quantize))
-        if default and not wanted.__members__:
-            raise UnknownNameError(
-                f"{wanted.__name__} has no members: nobody has published int8 weights for this "
-                "model yet. Quantize it yourself (references/ptq.py), or leave weights=None."
-            )
         return find_member(wanted, weights)
     if isinstance(weights, wanted):
         return weights
@@ -243,12 +190,6 @@ def _mismatch(name: str, quantize: bool) -> str:
             f"{name} are float weights: pass quantize=False, or int8 weights (weights='DEFAULT')."
         )
     return f"{name} are int8 weights: pass quantize=True, or float weights (weights='DEFAULT')."
-
-
-def hash_in_name(path: Path) -> str | None:
-    """Returns the hash that a file name ends in, as torch.hub writes it ("net-0123abcd.pth")."""
-    found = re.search(r"-([0-9a-f]{8,64})\.pth$", path.name)
-    return found[1] if found else None
 
 
 #: torchvision's own way to fetch float weights, which ignores QZOO_OFFLINE and QZOO_MIRROR.

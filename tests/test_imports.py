@@ -14,9 +14,9 @@ from tests.helpers.places import PACKAGE
 #: From the ground up: a room imports those before it, never those behind it.
 ORDER = [
     *("_version", "safe_text", "errors", "_core", "hub", "metadata", "builder_kwargs", "backends"),
-    *("pictures", "transforms", "_weights_enum", "registry", "artifact", "weights", "labels"),
-    *("native", "reference", "models", "importers", "datasets", "quantize", "export", "runtimes"),
-    *("sharing", "classify", "analysis", "training", "cli", "__main__"),
+    *("pictures", "transforms", "_weights_enum", "registry", "artifact", "published", "weights"),
+    *("labels", "native", "reference", "models", "importers", "datasets", "quantize", "export"),
+    *("runtimes", "sharing", "classify", "analysis", "training", "cli", "__main__"),
 ]
 #: Imports upwards that happen while a function runs, and why there is no other way.
 LATE = {
@@ -27,7 +27,8 @@ LATE = {
     ("native", "runtimes"): "a stand-in for a native model runs elsewhere",
     ("native", "sharing"): "model.save_pretrained() is a method",
     ("registry", "models"): "the files of the models fill the registry",
-    ("weights", "importers"): "weights.artifact() reads a published file",
+    ("published", "importers"): "weights.artifact() reads a published file",
+    ("weights", "importers"): "float weights are read without pickle",
     ("weights", "native"): "weights.get_state_dict() is that of a native model",
 }
 #: Short files that keep an old path alive.

@@ -15,10 +15,10 @@ from .._core.threads import usable_cores
 from ..artifact.format import ModelInfo
 from ..artifact.seen import files_of
 from ..errors import ArgumentError, did_you_mean, listed
+from ..pictures.classes import class_names
 from ..pictures.folders import HALVES, PictureFolder, halves, places_of, read_folder, unknown_names
 from ..pictures.images import SUFFIXES, load_image, transformed
 from ..transforms import ImageClassification
-from ..weights import class_names
 from .digits import Digits, digits_transforms
 from .fractals import FRACTALS_STANDARD, Fractals, FractalsConfig, fractals_transforms
 

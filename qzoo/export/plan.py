@@ -18,10 +18,10 @@ from ..errors import ArgumentError
 from ..metadata import read_metadata
 from ..models.picture_size import picture_size
 from ..native.model import Int8Model, as_artifact, package_versions
+from ..pictures.classes import class_names
 from ..reference import ReferenceModel, build_reference
 from ..reference.run import Watched
 from ..transforms import preset_kwargs
-from ..weights import class_names
 
 aten = torch.ops.aten
 

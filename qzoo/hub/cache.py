@@ -173,9 +173,12 @@ def cache_dir() -> Path:
     home = os.environ.get("QZOO_HOME", "").strip()
     if home:
         return Path(home).expanduser().absolute()
-    import torch.hub  # here, because it takes seconds and most calls do not need it
-
-    return Path(torch.hub.get_dir()).absolute() / "qzoo"
+    torch = sys.modules.get("torch")
+    if torch is not None:  # where `torch.hub.set_dir` may have been called
+        return Path(torch.hub.get_dir()).absolute() / "qzoo"
+    usual = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "torch")
+    root = Path(os.environ.get("TORCH_HOME", usual))
+    return root.expanduser().absolute() / "hub" / "qzoo"
 
 
 def safe_name(text: str) -> str:

@@ -19,8 +19,8 @@ from ..artifact.layers import shape_problem
 from ..artifact.tensor_file import read_metadata, read_tensors
 from ..errors import ArgumentError, ArtifactError, QzooError
 from ..native.model import attach_info, model_info
+from ..pictures.classes import class_names
 from ..registry import get_entry, model_name
-from ..weights import class_names
 from .architecture import expected, head_of, recognize
 from .names import classes_of, unwrapped, warn_of_others, weight_shapes
 from .pth import QuantizedArray, read_checkpoint

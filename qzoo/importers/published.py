@@ -35,22 +35,12 @@ def read_published(path: str | os.PathLike[str] | File, weights: Any) -> Artifac
 
     Args:
         path: The file, already verified, or the file itself where it is open already.
-        weights: The member of a `QuantizedWeightsEnum` whose file it is.
+        weights: The `PublishedWeights`, or the member of an enum, whose file it is.
 
     Raises:
         ArtifactError: The file is damaged, hostile, or not for this architecture.
     """
-    meta = weights.meta
-    info = ModelInfo(
-        meta["architecture"],
-        dict(meta["builder_kwargs"]),
-        meta["backend"],
-        classes="imagenet-1k",
-        transforms=weights.transforms().to_dict(),
-        recipe={"method": meta["method"], "url": meta["recipe"], "weights": repr(weights)},
-        metrics=meta["_metrics"],
-    )
-    return from_checkpoint(read_checkpoint(path), info, consume=True)
+    return from_checkpoint(read_checkpoint(path), weights.info(), consume=True)
 
 
 def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = False) -> Artifact:

@@ -16,13 +16,13 @@ from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
 from ..backends import Backend, default_backend, get_backend
 from ..builder_kwargs import builder_keywords
-from ..errors import ArgumentError, DownloadError, UncalibratedWarning
+from ..errors import ArgumentError, UncalibratedWarning
 from ..native.layers import float_weights
 from ..native.model import attach_info, to_native
+from ..pictures.classes import IMAGENET
 from ..registry import BUILD_ERRORS, ModelEntry, build_failure, get_entry
 from ..transforms import describe
 from ..weights import (
-    IMAGENET,
     QuantizedWeightsEnum,
     float_state_dict,
     legacy_weights,
@@ -153,10 +153,7 @@ def _int8_model(
             f"(num_classes={kwargs['num_classes']}): build with quantize=False, fine-tune, then "
             "quantize, or leave num_classes out."
         )
-    try:
-        artifact = member.artifact(progress)
-    except DownloadError as error:
-        raise DownloadError(f"{error} {_offline_hint()}") from None
+    artifact = member.artifact(progress)
     _check_same_keywords(entry, member, artifact.info.builder_kwargs, kwargs)
     return to_native(artifact, backend, consume=True)
 
@@ -179,13 +176,6 @@ def _check_same_keywords(
                 f"{member!r} was made with {key}={made_with.get(key)!r}, so {key}={value!r} "
                 "cannot be had with it: leave the argument out."
             )
-
-
-def _offline_hint() -> str:
-    return (
-        "Weights that come with the package and need no download: "
-        "ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1 (handwritten digits)."
-    )
 
 
 def _uncalibrated_model(entry: ModelEntry, backend: Backend, kwargs: dict[str, Any]) -> nn.Module:

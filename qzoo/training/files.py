@@ -17,9 +17,9 @@ from ..errors import ArgumentError, ArtifactError, listed
 from ..importers.checkpoint import load_float
 from ..metadata import read_metadata
 from ..native.model import model_info
+from ..pictures.classes import class_names
 from ..pictures.folders import same_names
 from ..registry import get_entry, get_model
-from ..weights import class_names
 
 
 def check_size(model: str, size: int) -> None:

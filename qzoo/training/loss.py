@@ -12,8 +12,8 @@ from torch.nn.functional import kl_div, log_softmax
 from ..errors import ArgumentError
 from ..importers.checkpoint import load_float
 from ..native.model import model_info
+from ..pictures.classes import class_names
 from ..pictures.folders import same_names
-from ..weights import class_names
 from .options import LossOptions
 from .prepare import Prepared
 

@@ -20,12 +20,12 @@ from ..datasets.sources import NAMED_DATA, Data
 from ..errors import ArgumentError, ArtifactError, DownloadError
 from ..importers.checkpoint import load_float, save_float
 from ..native.model import attach_info, model_info, save
+from ..pictures.classes import class_names
 from ..pictures.folders import same_names
 from ..quantize import ptq
 from ..quantize.steps.ranks import spread_calibration
 from ..runtimes.api import compile
 from ..transforms import ImageClassification
-from ..weights import class_names
 from . import sources
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .distributed import Ranks, evaluate_all

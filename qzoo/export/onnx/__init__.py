@@ -12,9 +12,9 @@ from ..._core.lazy import module_getattr
 from ..._core.optional import require
 from ...errors import ArgumentError
 from ...native.model import Int8Model, package_versions
+from ...pictures.classes import class_names
 from ...reference import ReferenceModel, build_reference
 from ...reference.ops import QUANTIZE
-from ...weights import class_names
 from ..plan import ExportKeywords, ExportPlan, make_plan
 
 if TYPE_CHECKING:
