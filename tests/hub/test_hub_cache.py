@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch.hub
 
 from qzoo import hub
 from qzoo.errors import DownloadError
@@ -269,3 +271,19 @@ def test_file_urls_are_used_in_place(tmp_path, data, home, monkeypatch):
     with pytest.raises(DownloadError, match="another machine"):
         fetch("file://elsewhere/a.pth", progress=False)
     assert path.read_bytes() == data and not home.exists()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{}, {"TORCH_HOME": "/somewhere"}, {"XDG_CACHE_HOME": "/x"}, {"TORCH_HOME": "~/t"},
+     {"TORCH_HOME": "", "XDG_CACHE_HOME": "/x"}, {"XDG_CACHE_HOME": ""}],
+    ids=str,
+)  # fmt: skip
+def test_the_cache_lies_below_torch_hubs_folder_without_torch(variables, monkeypatch):
+    for name in ("QZOO_HOME", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with_torch = Path(torch.hub.get_dir()).absolute() / "qzoo"
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert hub.cache_dir() == with_torch
