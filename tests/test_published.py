@@ -44,7 +44,7 @@ def test_all_records_are_those_of_the_enums() -> None:
         enum = qzoo.get_model_weights(name)
         assert enum_name(name) == enum.__name__
         assert [w.name for w in weights_of(name)] == [m.name for m in enum]
-        if list(enum):
+        if "DEFAULT" in enum.__members__:
             assert published_weights(name).name == enum["DEFAULT"].name
 
 
