@@ -29,8 +29,8 @@ from torch import Tensor
 
 import qzoo
 import qzoo.quantize
-from qzoo._core.threads import torch_threads
 from qzoo._core.timing import Timing, time_once
+from qzoo._torch.threads import torch_threads
 from qzoo.backends import quantized_engine
 from qzoo.metadata import read_metadata
 

@@ -30,8 +30,8 @@ from latency import (
 )
 from peers import Peers
 
-from qzoo._core.threads import torch_threads
 from qzoo._core.timing import Timing
+from qzoo._torch.threads import torch_threads
 
 OWN = "qzoo"
 

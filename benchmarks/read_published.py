@@ -27,8 +27,8 @@ import torch
 from torchvision.models import quantization as tv
 
 import qzoo
-from qzoo._core.threads import torch_threads
 from qzoo._core.timing import interleave
+from qzoo._torch.threads import torch_threads
 from qzoo.backends import quantized_engine
 from qzoo.hub.cache import entry_for
 

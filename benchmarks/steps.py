@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qzoo._core.threads import torch_threads
+from qzoo._torch.threads import torch_threads
 from qzoo.artifact.format import Artifact
 from qzoo.export.plan import ExportPlan
 from qzoo.reference import ReferenceModel

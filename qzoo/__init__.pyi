@@ -23,7 +23,6 @@ from .artifact.format import ModelInfo as ModelInfo
 from .artifact.given import as_artifact as as_artifact
 from .backends import BACKENDS as BACKENDS
 from .backends import Backend as Backend
-from .backends import default_backend as default_backend
 from .errors import ArgumentError as ArgumentError
 from .errors import ArtifactError as ArtifactError
 from .errors import BackendWarning as BackendWarning
@@ -38,6 +37,7 @@ from .errors import UploadError as UploadError
 from .importers.checkpoint import load_float as load_float
 from .importers.checkpoint import save_float as save_float
 from .models import *
+from .native.engines import default_backend as default_backend
 from .native.model import load as load
 from .native.model import save as save
 from .registry import get_model as get_model

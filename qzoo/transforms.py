@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, Resize
 from torchvision.transforms._presets import ImageClassification as _ImageClassification
 from torchvision.transforms.functional import get_image_size
 
-from ._core.process import plain_defaults
+from ._torch.defaults import plain_defaults
 from .errors import ArgumentError
 from .pictures.preset import Preset
 from .pictures.preset import check_resize as check_resized

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from qzoo import training
 from qzoo._core.option_types import MOST_SEED, MOST_THREADS, Whole
-from qzoo._core.threads import torch_threads
+from qzoo._torch.threads import torch_threads
 from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArgumentError, QzooError, did_you_mean
 from qzoo.native.model import model_info

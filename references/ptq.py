@@ -17,7 +17,7 @@ from torch import nn
 
 from qzoo import training
 from qzoo._core.option_types import MOST_SEED, Whole
-from qzoo._core.threads import torch_threads
+from qzoo._torch.threads import torch_threads
 from qzoo.backends import BACKENDS, get_backend
 from qzoo.datasets.evaluate import Metrics, evaluate
 from qzoo.datasets.unseen import preset_of

@@ -13,16 +13,17 @@ from tests.helpers.places import PACKAGE
 
 #: From the ground up: a room imports those before it, never those behind it.
 ORDER = [
-    *("_version", "safe_text", "errors", "_core", "hub", "metadata", "builder_kwargs", "backends"),
-    *("pictures", "transforms", "_weights_enum", "registry", "artifact", "published", "weights"),
-    *("labels", "native", "reference", "models", "importers", "datasets", "quantize", "export"),
-    *("runtimes", "sharing", "classify", "analysis", "training", "cli", "__main__"),
+    *("_version", "safe_text", "errors", "_core", "_torch", "hub", "metadata", "builder_kwargs"),
+    *("backends", "pictures", "transforms", "_weights_enum", "registry", "artifact", "published"),
+    *("weights", "labels", "native", "reference", "models", "importers", "datasets", "quantize"),
+    *("export", "runtimes", "sharing", "classify", "analysis", "training", "cli", "__main__"),
 ]
 #: Imports upwards that happen while a function runs, and why there is no other way.
 LATE = {
+    ("_core", "_torch"): "only where PyTorch is in use, it has a state to keep",
     ("artifact", "reference"): "the graph of unusual builder arguments in older files is recorded",
     ("artifact", "native"): "a PyTorch module that somebody gives is read by its own room",
-    ("backends", "native"): "Backend.qconfig() is PyTorch's",
+    ("backends", "native"): "Backend.qconfig() and the engines are PyTorch's",
     ("models", "sharing"): "model.save_pretrained() is a method",
     ("native", "runtimes"): "a stand-in for a native model runs elsewhere",
     ("native", "sharing"): "model.save_pretrained() is a method",

@@ -13,12 +13,11 @@ import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from ..errors import ArtifactError, QzooError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Larger storages get pages of their own, which the system takes back as soon as one is freed; the
 # heap would keep them while a model is packed from them, and need twice the memory.
@@ -107,17 +106,15 @@ class File:
         _check(data, span)
         return data
 
-    def read_storage(self, span: Span) -> Tensor:
-        """The span as a `uint8` tensor `[size]` of its own memory, its CRC verified."""
-        import torch  # here, because it takes seconds and writers do not need it
-
+    def read_storage(self, span: Span) -> np.ndarray:
+        """The span as a `uint8` array `[size]` of its own memory, its CRC verified."""
         if span.start + span.size > self.size:
             raise RefusedError("is cut short; fetch it again")
         if span.size >= _MAPPED_BYTES:
-            storage = torch.frombuffer(mmap.mmap(-1, span.size), dtype=torch.uint8)
+            storage = np.frombuffer(mmap.mmap(-1, span.size), np.uint8)
         else:
-            storage = torch.empty(span.size, dtype=torch.uint8, device="cpu")
-        view = storage.numpy().data
+            storage = np.empty(span.size, np.uint8)
+        view = storage.data
         self._read_into(span.start, view)
         _check(view, span)
         return storage

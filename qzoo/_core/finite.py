@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import ArgumentError
+from .given import is_tensor
 
 
-def check_finite(x: Tensor) -> None:
+def check_finite(x: Any) -> None:
     """Checks that a batch has no values that no integer stands for.
 
     PyTorch's engines, ONNX Runtime, OpenVINO and others each make another integer of NaN, and some
     of infinity too, so that one picture would get several answers, all of them meaningless.
 
     Args:
-        x: Images [N, ...], float.
+        x: Images [N, ...], float; an array or a tensor.
 
     Raises:
         ArgumentError: A value is NaN or infinite; the message names the pictures.
     """
-    x = x.detach()
     # A tenth of the time of torch.isfinite. Sums of large finite values may overflow, too.
     if math.isfinite(_sum(x)):
         return
-    finite = torch.isfinite(x).reshape(len(x), -1).all(dim=1).tolist()
-    bad = [number for number, good in enumerate(finite) if not good]
+    finite = np.isfinite(x.detach().double().cpu().numpy() if is_tensor(x) else x)
+    bad = np.flatnonzero(~finite.reshape(len(x), -1).all(axis=1)).tolist()
     if bad:
         shown = ", ".join(map(str, bad[:10])) + ", ..." * (len(bad) > 10)
         raise ArgumentError(
@@ -37,10 +36,13 @@ def check_finite(x: Tensor) -> None:
         )
 
 
-def _sum(x: Tensor) -> float:
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return float(x.sum())
-    # By NumPy, which has no threads: in a process forked after the first use of PyTorch's, it would
-    # wait for them for ever, even where the model itself needs none.
+def _sum(x: Any) -> float:
+    if is_tensor(x):
+        x = x.detach()
+        if x.device.type != "cpu" or str(x.dtype) != "torch.float32":
+            return float(x.sum())
+        # By NumPy, which has no threads: in a process forked after the first use of PyTorch's, it
+        # would wait for them for ever, even where the model itself needs none.
+        x = x.numpy()
     with np.errstate(all="ignore"):
-        return float(x.numpy().sum())
+        return float(x.sum())

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from .optional import without_torch
+
 
 def public_modules(path: Iterable[str]) -> set[str]:
     """Returns the names of the public modules in a package's folder."""
@@ -56,11 +58,18 @@ def _imported(module: str) -> ModuleType:
 
     Imports make objects that stay: of PyTorch, so many that looking through them again and again
     for garbage would take a tenth of its import.
+
+    Raises:
+        MissingDependencyError: The module needs PyTorch, which is not installed.
     """
     pause = gc.isenabled()
     gc.disable()
     try:
         return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (missing := without_torch(error, module)) is None:
+            raise
+        raise missing from None
     finally:
         if pause:
             gc.enable()

@@ -28,3 +28,40 @@ def require(module: str, extra: str, purpose: str) -> Any:
             f"{purpose} needs the package {module.partition('.')[0]!r} ({error}): install it with "
             f'pip install "qzoo[{extra}]".'
         ) from None
+
+
+def require_torch(purpose: str) -> Any:
+    """Imports PyTorch.
+
+    Args:
+        purpose: What it is needed for, to finish "... needs PyTorch".
+
+    Raises:
+        MissingDependencyError: It is not installed; the message says which install has it.
+    """
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        if (missing := without_torch(error, purpose)) is None:
+            raise
+        raise missing from None
+
+
+def without_torch(error: ModuleNotFoundError, purpose: str) -> MissingDependencyError | None:
+    """Returns what to say instead of an import that failed for want of PyTorch or torchvision.
+
+    Args:
+        error: Of the import.
+        purpose: What was to be done, to finish "... needs PyTorch".
+
+    Returns:
+        The error; None where the import failed for something else.
+    """
+    package = str(error.name).partition(".")[0]
+    if package not in ("torch", "torchvision"):
+        return None
+    name = {"torch": "PyTorch"}.get(package, package)
+    return MissingDependencyError(
+        f"{purpose} needs {name}, which is not installed here: pip install qzoo brings it "
+        "(qzoo-lite is the part of qzoo that does without)."
+    )

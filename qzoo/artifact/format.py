@@ -15,21 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import save as to_safetensors
-from torch import Tensor
 
 from .._core import strict_json
 from .._core.files import File, RefusedError, reading, write_atomically
 from ..backends import BACKENDS
 from ..errors import ArtifactError
 from ..pictures.preset import MAX_RESIZE, Preset
-from ..transforms import describe
 from .blueprints import fill, layers_of, stored_blueprint
 from .graph import MAX_NODES, Graph, Node
 from .layers import WEIGHTED_OPS, Layer, check_tensors, raise_small_scales
 from .seen import check_seen
 from .tensor_file import OtherKindError, read_tensors
+from .tensors import Tensors
 
 FORMAT = "qzoo-int8"
 #: What a model is called that has no architecture.
@@ -41,7 +39,7 @@ MAX_NAME_LENGTH = 200
 #: Layers of a model; those of the zoo have up to 600.
 MAX_LAYERS = 10_000
 #: Of the tensors that artifacts hold.
-_DTYPES = (torch.int8, torch.uint8, torch.float32, torch.float64)
+_DTYPES = (np.int8, np.uint8, np.float32, np.float64)
 #: The largest metric (most are percentages), and the longest class name, in characters.
 MAX_METRIC = 1e9
 MAX_CLASS_NAME = 1000
@@ -82,6 +80,8 @@ class ModelInfo:
     def __post_init__(self) -> None:
         # Users may give the preset itself, and a data set's tuple of names.
         if callable(self.transforms):
+            from ..transforms import describe  # whoever has such an object, has PyTorch
+
             object.__setattr__(self, "transforms", describe(self.transforms))
         if isinstance(self.classes, tuple):
             object.__setattr__(self, "classes", list(self.classes))
@@ -105,7 +105,8 @@ class Artifact:
         info: What the model is.
         layers: Name to layer, in the order in which they run or are defined.
         tensors: `<layer>.weight` int8, `<layer>.weight_scale` float, ... (see docs/artifact.md);
-            of `float_layers`, `<layer>.weight` float32.
+            of `float_layers`, `<layer>.weight` float32. Given as arrays or tensors by name, kept
+            as `Tensors`: a mapping to PyTorch's tensors.
         versions: Versions of the packages that made it.
         structure: The graph that layers and tensors belong to, without the tensors, where it is
             known; None where it is that of the architecture, which `graph` then finds.
@@ -113,16 +114,17 @@ class Artifact:
 
     info: ModelInfo
     layers: dict[str, Layer]
-    tensors: dict[str, Tensor]
+    tensors: Tensors
     versions: dict[str, str] = field(default_factory=dict)
     structure: Graph | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_info(self.info)
+        object.__setattr__(self, "tensors", Tensors(self.tensors))
         if self.structure is None:  # else the graph checks them, and other operations besides
-            check_tensors(self.layers, self.tensors)
+            check_tensors(self.layers, self.arrays)
             heads = [name for name, layer in self.layers.items() if layer.op == "linear"]
-            logits = len(self.tensors[f"{heads[-1]}.weight"]) if heads else None
+            logits = len(self.arrays[f"{heads[-1]}.weight"]) if heads else None
             _check_classes(self.info.classes, logits)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,8 +132,12 @@ class Artifact:
 
         Handed to a process that `multiprocessing` spawns, PyTorch would pass a descriptor for each.
         """
-        arrays = {name: tensor.contiguous().numpy() for name, tensor in self.tensors.items()}
-        return _unpickled, (self.info, self.layers, arrays, self.versions, self.structure)
+        return Artifact, (self.info, self.layers, self.arrays, self.versions, self.structure)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`tensors` as NumPy arrays."""
+        return self.tensors.arrays
 
     @classmethod
     def from_graph(
@@ -170,11 +176,7 @@ class Artifact:
     def _of(
         cls, graph: Graph, info: ModelInfo, versions: Mapping[str, str] | None = None
     ) -> Artifact:
-        own = {
-            name: torch.from_numpy(np.asarray(array, order="C"))
-            for name, array in graph.tensors.items()
-            if not name.endswith(".table")
-        }
+        own = Tensors({k: v for k, v in graph.tensors.items() if not k.endswith(".table")})
         tables = {k: v for k, v in graph.tensors.items() if k.endswith(".table")}
         structure = dataclasses.replace(graph, tensors=tables)
         artifact = cls(info, layers_of(graph.nodes), own, dict(versions or {}), structure)
@@ -190,18 +192,15 @@ class Artifact:
         Raises:
             ArtifactError: The layers and tensors do not fit the architecture.
         """
-        arrays = {
-            name: tensor.detach().contiguous().numpy() for name, tensor in self.tensors.items()
-        }
         if self.structure is not None:
-            return self.structure.with_numbers(self.layers, arrays)
+            return self.structure.with_numbers(self.layers, self.arrays)
         blueprint = stored_blueprint(str(self.info.architecture), self.info.builder_kwargs)
         if blueprint is None:
             from ..reference.nodes import blueprint_of  # unusual keywords take PyTorch
 
             blueprint = blueprint_of(self.info, self.layers)
         classes = self.info.builder_kwargs.get("num_classes", 1000)
-        return Graph.of(*fill(blueprint, self.layers, arrays, classes))
+        return Graph.of(*fill(blueprint, self.layers, self.arrays, classes))
 
     @property
     def float_layers(self) -> list[str]:
@@ -261,23 +260,12 @@ class Artifact:
             return _from_file(file)
 
 
-def _unpickled(
-    info: ModelInfo,
-    layers: dict[str, Layer],
-    arrays: dict[str, Any],
-    versions: dict[str, str],
-    structure: Graph | None,
-) -> Artifact:
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return Artifact(info, layers, tensors, versions, structure)
-
-
 def _from_file(file: File) -> Artifact:
     try:
-        metadata, tensors = read_tensors(file)
+        metadata, arrays = read_tensors(file)
         if "qzoo" not in metadata:
             raise OtherKindError("has no entry 'qzoo'")
-        return _parse(strict_json.parse(metadata["qzoo"]), tensors)
+        return _parse(strict_json.parse(metadata["qzoo"]), arrays)
     except OtherKindError:
         raise ArtifactError(
             f"{file.path} is not a qzoo artifact; a published .pth file must be converted first "
@@ -291,7 +279,7 @@ def _from_file(file: File) -> Artifact:
         raise ArtifactError(f"{file.path} has a damaged header: {error}.") from None
 
 
-def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
+def _parse(header: Any, arrays: dict[str, np.ndarray]) -> Artifact:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ArtifactError("the header is not that of a qzoo artifact.")
     version = header.get("version")
@@ -306,7 +294,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
     expected = names | body | {"format", "version", "versions", "sha256"}
     if odd := sorted(repr(k) for k in set(header) ^ expected if k not in OPTIONAL):
         raise ArtifactError(f"the header lacks or has too much of: {', '.join(odd)[:200]}.")
-    arrays = _arrays(tensors)
+    _check_dtypes(arrays)
     digest = header.pop("sha256")
     if digest != _digest(header, arrays):
         raise ArtifactError(
@@ -321,16 +309,15 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Artifact:
         raise ArtifactError(f"the header names the unknown backend {str(info.backend)[:40]!r}.")
     if version >= 3:
         return _parse_graph(header, arrays, info)
-    return _parse_layers(header, tensors, info)
+    return _parse_layers(header, arrays, info)
 
 
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
+def _check_dtypes(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype not in _DTYPES:
             raise ArtifactError(
-                f"tensor {name[:80]!r} has the dtype {tensor.dtype}, which no artifact holds."
+                f"tensor {name[:80]!r} has the dtype {array.dtype}, which no artifact holds."
             )
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def _parse_graph(header: Any, arrays: dict[str, np.ndarray], info: ModelInfo) -> Artifact:
@@ -344,9 +331,9 @@ def _parse_graph(header: Any, arrays: dict[str, np.ndarray], info: ModelInfo) ->
         size = (size[0], size[1])
     graph = Graph.of(map(Node.from_json, nodes), arrays, size)
     artifact = Artifact._of(graph, info, header["versions"])
-    stored = dict(artifact.tensors)
-    raise_small_scales(artifact.layers, artifact.tensors)
-    if any(stored[name] is not tensor for name, tensor in artifact.tensors.items()):
+    stored = dict(artifact.arrays)
+    raise_small_scales(artifact.layers, artifact.arrays)
+    if any(stored[name] is not array for name, array in artifact.arrays.items()):
         del artifact.__dict__["graph"]  # which has other numbers now
     return artifact
 
@@ -359,7 +346,7 @@ def _is_size(size: Any) -> bool:
     )
 
 
-def _parse_layers(header: Any, tensors: dict[str, Tensor], info: ModelInfo) -> Artifact:
+def _parse_layers(header: Any, arrays: dict[str, np.ndarray], info: ModelInfo) -> Artifact:
     """Reads what versions 1 and 2 have: layers, of which the architecture makes the graph."""
     if not isinstance(header["layers"], dict):
         raise ArtifactError("the header's layers are not a table.")
@@ -370,8 +357,8 @@ def _parse_layers(header: Any, tensors: dict[str, Tensor], info: ModelInfo) -> A
     if info.architecture is None:
         raise ArtifactError("the header names no architecture, which versions 1 and 2 need.")
     layers = {name: Layer.from_json(name, data) for name, data in header["layers"].items()}
-    artifact = Artifact(info, layers, tensors, header["versions"])
-    raise_small_scales(layers, artifact.tensors)
+    artifact = Artifact(info, layers, Tensors(arrays), header["versions"])
+    raise_small_scales(layers, artifact.arrays)
     wanted = 2 if artifact.float_layers else 1
     if header["version"] != wanted:
         raise ArtifactError(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, Union
 
+from .._core.given import is_module
 from ..errors import ArgumentError
 from .folders import int8_file
 from .format import Artifact
@@ -55,7 +55,7 @@ def as_artifact(model: Int8Model, **info: Any) -> Artifact:
         return _with_info(held, info)
     if callable(made := getattr(model, "to_artifact", None)):  # what `qat.prepare` returned
         return _with_info(made(), info)
-    if _is_module(model):
+    if is_module(model):
         from ..native.model import from_native
 
         return from_native(model, **info)
@@ -68,9 +68,3 @@ def _with_info(artifact: Artifact, info: dict[str, Any]) -> Artifact:
     if not info:
         return artifact
     return dataclasses.replace(artifact, info=dataclasses.replace(artifact.info, **info))
-
-
-def _is_module(x: object) -> bool:
-    """Whether it is a PyTorch module; where PyTorch is not loaded yet, nothing is."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.nn.Module)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import builtins
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from .._core.given import as_array
 from ..errors import ArtifactError
 from .grid import Grid
 
@@ -26,7 +26,7 @@ WEIGHTED_OPS = frozenset({"conv2d", "linear"})
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-40, 2.0**40
 #: The largest bias or float weight, by its absolute value.
 LARGEST_VALUE = 2.0**40
-_TINY = torch.finfo(torch.float32).tiny
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def weighted_layers(layers: Mapping[str, Layer]) -> list[str]:
 
 
 def weight_tensors(
-    name: str, values: Tensor, scale: Tensor, zero_point: Tensor, bias: Tensor | None
-) -> dict[str, Tensor]:
-    """Returns the artifact's tensors of one conv or linear layer.
+    name: str, values: Any, scale: Any, zero_point: Any, bias: Any | None
+) -> dict[str, np.ndarray]:
+    """Returns the artifact's numbers of one conv or linear layer; takes arrays or tensors.
 
     Args:
         name: The layer's name.
@@ -161,26 +161,28 @@ def weight_tensors(
         bits), `<name>.weight_zero_point` int8 where any is not 0, `<name>.bias` float32. Scales
         below `SMALLEST_SCALE` are raised to it.
     """
-    values, scale = raised(values, scale, zero_point)
-    narrow = scale.to(torch.float32)
-    exact = bool((narrow.to(torch.float64) == scale.to(torch.float64)).all())
-    tensors = {
-        f"{name}.weight": values.contiguous(),
-        f"{name}.weight_scale": narrow if exact else scale.to(torch.float64),
+    zeros = as_array(zero_point)
+    values, scale = raised(as_array(values), as_array(scale), zeros)
+    with np.errstate(over="ignore"):  # what is too large is refused later
+        narrow = np.asarray(scale.astype(np.float32))
+    exact = bool((narrow.astype(np.float64) == scale.astype(np.float64)).all())
+    arrays = {
+        f"{name}.weight": np.require(values, requirements="C"),
+        f"{name}.weight_scale": narrow if exact else np.asarray(scale.astype(np.float64)),
     }
-    if bool((zero_point != 0).any()):
-        tensors[f"{name}.weight_zero_point"] = zero_point.to(torch.int8)
+    if (zeros != 0).any():
+        arrays[f"{name}.weight_zero_point"] = np.asarray(zeros.astype(np.int8))
     if bias is not None:
-        tensors[f"{name}.bias"] = bias.detach().to(torch.float32).contiguous()
-    return tensors
+        arrays[f"{name}.bias"] = np.require(as_array(bias), np.float32, "C")
+    return arrays
 
 
 def raised(
-    values: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    least: Tensor | float = SMALLEST_SCALE,
-) -> tuple[Tensor, Tensor]:
+    values: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None,
+    least: np.ndarray | float = SMALLEST_SCALE,
+) -> tuple[np.ndarray, np.ndarray]:
     """Raises weight scales that are too small and rounds their integers anew.
 
     Such scales belong to channels of next to no weight, as batch norm leaves behind where training
@@ -196,37 +198,39 @@ def raised(
         Integers and scales, [C] if either `scale` or `least` is; those that were given where no
         scale is too small.
     """
-    least = torch.as_tensor(least, dtype=scale.dtype, device=scale.device)
-    if not bool((scale < least).any()):
+    least = np.asarray(least, scale.dtype)
+    if not (scale < least).any():
         return values, scale
-    higher = torch.maximum(scale, least)
-    shape = (-1, *[1] * (values.dim() - 1)) if higher.dim() else ()
-    shrink = (scale.double() / higher.double()).reshape(shape)
-    zero: Tensor | float = 0.0
+    higher = np.asarray(np.maximum(scale, least))
+    shape = (-1, *[1] * (values.ndim - 1)) if higher.ndim else ()
+    shrink = (scale.astype(np.float64) / higher.astype(np.float64)).reshape(shape)
+    zero: np.ndarray | float = 0.0
     if zero_point is not None:
-        zero = zero_point.double().expand(higher.shape).reshape(shape)
-    steps = (values.double() - zero) * shrink + zero
+        zero = np.broadcast_to(zero_point.astype(np.float64), higher.shape).reshape(shape)
+    steps = (values.astype(np.float64) - zero) * shrink + zero
     # Where nothing was raised, the factor is 1 and the integers stay what they are.
-    return steps.round().clamp(-128, 127).to(torch.int8), higher
+    return np.rint(steps).clip(-128, 127).astype(np.int8), higher
 
 
-def raise_small_scales(layers: Mapping[str, Layer], tensors: dict[str, Tensor]) -> None:
+def raise_small_scales(layers: Mapping[str, Layer], arrays: MutableMapping[str, Any]) -> None:
     """Replaces weight scales that earlier versions wrote too small, and their integers.
 
     Args:
         layers: Module name to layer.
-        tensors: The artifact's tensors, checked; changed in place.
+        arrays: The artifact's numbers, checked; changed in place.
     """
     for name, layer in layers.items():
-        scale = tensors.get(f"{name}.weight_scale")
+        scale = arrays.get(f"{name}.weight_scale")
         if layer.op in WEIGHTED_OPS and scale is not None:
-            zero_point = tensors.get(f"{name}.weight_zero_point")
-            values, higher = raised(tensors[f"{name}.weight"], scale, zero_point)
-            tensors |= {f"{name}.weight": values, f"{name}.weight_scale": higher}
+            zero_point = arrays.get(f"{name}.weight_zero_point")
+            old = arrays[f"{name}.weight"]
+            values, higher = raised(old, scale, zero_point)
+            if values is not old:
+                arrays.update({f"{name}.weight": values, f"{name}.weight_scale": higher})
 
 
-def float_weight_tensors(name: str, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
-    """Returns the artifact's tensors of one layer that is kept in float.
+def float_weight_tensors(name: str, weight: Any, bias: Any | None) -> dict[str, np.ndarray]:
+    """Returns the artifact's numbers of one layer that is kept in float.
 
     Args:
         name: The layer's name.
@@ -236,15 +240,15 @@ def float_weight_tensors(name: str, weight: Tensor, bias: Tensor | None) -> dict
     Returns:
         Copies: `<name>.weight` and, if there is a bias, `<name>.bias`.
     """
-    tensors = {f"{name}.weight": weight, f"{name}.bias": bias}
+    parts = {f"{name}.weight": weight, f"{name}.bias": bias}
     return {
-        key: value.detach().clone(memory_format=torch.contiguous_format)
-        for key, value in tensors.items()
+        key: np.array(as_array(value), order="C")
+        for key, value in parts.items()
         if value is not None
     }
 
 
-def check_weight_shape(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
+def check_weight_shape(name: str, weight: Any, shape: tuple[int, ...]) -> None:
     """Checks that a checkpoint's weight of layer `name` is the one that its architecture has.
 
     Raises:
@@ -268,7 +272,7 @@ def shape_problem(name: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> s
     )
 
 
-def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) -> None:
+def check_tensors(layers: Mapping[str, Layer], arrays: Mapping[str, np.ndarray]) -> None:
     """Checks that the tensors are exactly those that the layers call for, and possible.
 
     Raises:
@@ -279,31 +283,31 @@ def check_tensors(layers: Mapping[str, Layer], tensors: Mapping[str, Tensor]) ->
         layer.check(name)
         if layer.op not in WEIGHTED_OPS:
             continue
-        weight = tensors.get(f"{name}.weight")
+        weight = arrays.get(f"{name}.weight")
         if weight is None:
             raise ArtifactError(f"Layer {name!r} lacks its weight.")
-        dtype = torch.float32 if layer.float else torch.int8
-        if weight.dtype != dtype or weight.dim() != (4 if layer.op == "conv2d" else 2):
+        dtype = np.float32 if layer.float else np.int8
+        if weight.dtype != dtype or weight.ndim != (4 if layer.op == "conv2d" else 2):
             raise ArtifactError(f"Layer {name!r} has a weight of the wrong dtype or shape.")
         if layer.op == "conv2d" and weight.shape[0] % layer.groups:
             raise ArtifactError(f"Layer {name!r} has channels that its groups do not divide.")
         known.add(f"{name}.weight")
         if layer.float:
-            _check_float(name, weight, tensors)
+            _check_float(name, weight, arrays)
         else:
-            known |= _check_scales(name, weight, tensors)
-        if (bias := tensors.get(f"{name}.bias")) is not None:
-            _check_one(name, "bias", bias, (torch.float32,), [(weight.shape[0],)])
+            known |= _check_scales(name, weight, arrays)
+        if (bias := arrays.get(f"{name}.bias")) is not None:
+            _check_one(name, "bias", bias, (np.float32,), [(weight.shape[0],)])
             _check_values(name, "bias", bias)
             known.add(f"{name}.bias")
-    if extra := sorted(set(tensors) - known):
+    if extra := sorted(set(arrays) - known):
         raise ArtifactError(f"Tensor {extra[0]!r} belongs to no layer of the artifact.")
 
 
-def _check_float(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> None:
+def _check_float(name: str, weight: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
     """Checks that a layer kept in float has possible weights, and no scales."""
     for what in ("weight_scale", "weight_zero_point"):
-        if f"{name}.{what}" in tensors:
+        if f"{name}.{what}" in arrays:
             raise ArtifactError(
                 f"Layer {name!r} is kept in float, but has the tensor '{name}.{what}' of an int8 "
                 "one: drop either."
@@ -311,27 +315,27 @@ def _check_float(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> No
     _check_values(name, "float weight", weight)
 
 
-def _check_values(name: str, what: str, tensor: Tensor) -> None:
-    if not bool((tensor.abs() <= LARGEST_VALUE).all()):  # which NaN is not either
+def _check_values(name: str, what: str, array: np.ndarray) -> None:
+    if not (np.abs(array) <= LARGEST_VALUE).all():  # which NaN is not either
         raise ArtifactError(
             f"Layer {name!r} has a {what} that is not finite or above {LARGEST_VALUE:.2g}."
         )
 
 
-def _check_scales(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> set[str]:
+def _check_scales(name: str, weight: np.ndarray, arrays: Mapping[str, np.ndarray]) -> set[str]:
     """Checks what turns an int8 weight into real numbers; returns the names of the tensors."""
-    scale = tensors.get(f"{name}.weight_scale")
+    scale = arrays.get(f"{name}.weight_scale")
     if scale is None:
         raise ArtifactError(f"Layer {name!r} lacks its weight scales.")
     shapes = [(), (weight.shape[0],)]
-    _check_one(name, "weight scale", scale, (torch.float32, torch.float64), shapes)
-    if not bool(((scale >= _TINY) & (scale <= LARGEST_SCALE)).all()):
+    _check_one(name, "weight scale", scale, (np.float32, np.float64), shapes)
+    if not ((scale >= _TINY) & (scale <= LARGEST_SCALE)).all():
         raise ArtifactError(
             f"Layer {name!r} has weight scales that are not above 0, or above {LARGEST_SCALE:.2g}."
         )
     known = {f"{name}.weight_scale"}
-    if (zero_point := tensors.get(f"{name}.weight_zero_point")) is not None:
-        _check_one(name, "weight zero point", zero_point, (torch.int8,), [tuple(scale.shape)])
+    if (zero_point := arrays.get(f"{name}.weight_zero_point")) is not None:
+        _check_one(name, "weight zero point", zero_point, (np.int8,), [tuple(scale.shape)])
         known.add(f"{name}.weight_zero_point")
     return known
 
@@ -339,12 +343,12 @@ def _check_scales(name: str, weight: Tensor, tensors: Mapping[str, Tensor]) -> s
 def _check_one(
     name: str,
     what: str,
-    tensor: Tensor,
-    dtypes: tuple[torch.dtype, ...],
+    array: np.ndarray,
+    dtypes: tuple[type, ...],
     shapes: list[tuple[int, ...]],
 ) -> None:
-    if tensor.dtype not in dtypes or tuple(tensor.shape) not in shapes:
+    if array.dtype not in dtypes or array.shape not in shapes:
         raise ArtifactError(
-            f"Layer {name!r} has a {what} of dtype {tensor.dtype} and shape "
-            f"{tuple(tensor.shape)}, which its weight does not call for."
+            f"Layer {name!r} has a {what} of dtype {array.dtype} and shape "
+            f"{array.shape}, which its weight does not call for."
         )

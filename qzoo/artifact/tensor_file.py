@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .._core import strict_json
 from .._core.files import File, RefusedError, Span
@@ -23,14 +22,14 @@ MAX_DIMENSIONS = 16
 _MAX_SIZE = 1 << 40
 
 _DTYPES = {
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # the upper halves of float32 numbers, which NumPy has no type for
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
 }
 
 
@@ -39,15 +38,15 @@ class OtherKindError(RefusedError):
 
 
 class TensorFile(NamedTuple):
-    """What a safetensors file holds: texts by name, and tensors by name in stored order."""
+    """What a safetensors file holds: texts by name, and arrays by name in stored order."""
 
     metadata: dict[str, str]
-    tensors: dict[str, Tensor]
+    arrays: dict[str, np.ndarray]
 
 
 class _Place(NamedTuple):
     name: str
-    dtype: torch.dtype
+    dtype: str
     shape: list[int]
     start: int
     end: int
@@ -60,18 +59,22 @@ def read_metadata(file: File) -> dict[str, str]:
 
 
 def read_tensors(file: File) -> TensorFile:
-    """Reads an open safetensors file; each tensor has memory of its own.
+    """Reads an open safetensors file; each array has memory of its own.
+
+    Numbers stored as bfloat16 come as float32, which has them all.
 
     Raises:
         RefusedError: The file is no safetensors file, is damaged or cut short, or holds a dtype
             that no model of the zoo has.
     """
     metadata, places, begin = _header(file)
-    tensors = {}
+    arrays = {}
     for name, dtype, shape, start, end in places:
-        storage = file.read_storage(Span(begin + start, end - start))
-        tensors[name] = storage.view(dtype).reshape(shape)
-    return TensorFile(metadata, tensors)
+        array = file.read_storage(Span(begin + start, end - start)).view(_DTYPES[dtype])
+        if dtype == "BF16":
+            array = (array.astype("<u4") << 16).view("<f4")
+        arrays[name] = array.reshape(shape)
+    return TensorFile(metadata, arrays)
 
 
 def _header(file: File) -> tuple[dict[str, str], list[_Place], int]:
@@ -113,8 +116,8 @@ def _place(name: str, entry: Any) -> _Place:
         raise ValueError(f"tensor {name[:80]!r} has an impossible shape")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {name[:80]!r} has an impossible place")
-    place = _Place(name, _DTYPES[dtype], shape, *offsets)
-    if place.end - place.start != math.prod(shape) * place.dtype.itemsize or (
+    place = _Place(name, dtype, shape, *offsets)
+    if place.end - place.start != math.prod(shape) * _DTYPES[dtype].itemsize or (
         math.prod(max(1, size) for size in shape) >= _MAX_SIZE
     ):
         raise ValueError(f"tensor {name[:80]!r} has another size than its shape")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .._core.optional import without_torch
 from .._version import __version__
 from ..errors import QzooError
 from ..safe_text import printable
@@ -41,6 +42,11 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except QzooError as error:
             print_error(error)
+            sys.exit(2)
+        except ModuleNotFoundError as error:
+            if (missing := without_torch(error, f"qzoo {ctx.invoked_subcommand}")) is None:
+                raise
+            print_error(missing)
             sys.exit(2)
         except click.ClickException as error:  # it quotes what was typed, such as a file's name
             error.message = printable(error.message)  # type: ignore[misc]

@@ -66,7 +66,7 @@ def analyze_command(options: AnalyzeOptions) -> None:
       qzoo analyze resnet50 int8.safetensors --data imagenet/val --json
     """
     from .._core.files import write_atomically
-    from .._core.threads import torch_threads
+    from .._torch.threads import torch_threads
     from ..analysis import analyze
     from ..datasets.sources import open_data
     from ._models import load_float_model, load_model

@@ -171,8 +171,8 @@ def _compare(
     """
     import torch
 
-    from .._core.threads import torch_threads
     from .._core.timing import interleave
+    from .._torch.threads import torch_threads
     from ..native.model import model_info
     from ..registry import get_entry
     from ..runtimes.api import RUNTIMES, available_runtimes, compile

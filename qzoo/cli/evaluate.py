@@ -65,7 +65,7 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     from torch.utils.data import DataLoader
 
-    from .._core.threads import torch_threads
+    from .._torch.threads import torch_threads
     from ..datasets.evaluate import evaluate as measure
     from ..datasets.sources import open_data
     from ..native.model import model_info

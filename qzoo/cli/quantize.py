@@ -69,7 +69,7 @@ def quantize(options: QuantizeOptions) -> None:
       qzoo quantize resnet18_state_dict.pth --data photos -o int8.safetensors
       qzoo quantize my_model.safetensors --data photos --keep-float fc -o int8.safetensors
     """
-    from .._core.threads import torch_threads
+    from .._torch.threads import torch_threads
     from ..datasets.holdout import by_training
     from ..datasets.sources import open_data
     from ..datasets.unseen import preset_of

@@ -73,7 +73,7 @@ def tune_command(options: TuneOptions) -> None:
       qzoo tune mobilenet_v3_large --data imagenet --time-budget 3600 -o m.safetensors
     """
     from .._core.files import write_atomically
-    from .._core.threads import torch_threads
+    from .._torch.threads import torch_threads
     from ..analysis import analyze
     from ..datasets.holdout import divide
     from ..datasets.sources import open_data

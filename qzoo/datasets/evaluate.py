@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .._core.process import plain_defaults
+from .._torch.defaults import plain_defaults
 from ..artifact.format import Artifact
 from ..errors import ArgumentError, QzooError
 from ..native.model import as_callable

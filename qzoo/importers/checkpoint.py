@@ -17,6 +17,7 @@ from ..artifact.folders import float_file
 from ..artifact.format import ModelInfo, canonical_json, check_info
 from ..artifact.layers import shape_problem
 from ..artifact.tensor_file import read_metadata, read_tensors
+from ..artifact.tensors import Tensors
 from ..errors import ArgumentError, ArtifactError, QzooError
 from ..native.model import attach_info, model_info
 from ..pictures.classes import class_names
@@ -176,7 +177,8 @@ def _read(file: File, part: str | None) -> tuple[dict[str, str], dict[str, Any]]
             raise ArgumentError(
                 f"{file.path} is a safetensors file, which has no parts: drop part."
             )
-        metadata, entries = read_tensors(file)
+        metadata, arrays = read_tensors(file)
+        entries = Tensors(arrays)
         if "qzoo" in metadata:
             raise ArtifactError(
                 f"{file.path} is not a float checkpoint: it is an int8 artifact (qzoo.load)."

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .._core.process import plain_defaults, quiet
+from .._core.process import quiet
+from .._torch.defaults import plain_defaults
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.grid import HARDSIGMOID_GRID, Grid
 from ..errors import ArtifactError, QzooError

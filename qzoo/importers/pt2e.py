@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.grid import Grid
 from ..artifact.layers import RANGED_OPS, WEIGHTED_OPS, float_weight_tensors, weight_tensors
-from ..backends import default_backend
 from ..errors import ArtifactError
+from ..native.engines import default_backend
 from ..native.model import model_info
 from ..reference.ops import DEQUANTIZE, QUANTIZE
 from ..registry import get_entry

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.layers import RANGED_OPS, Layer, weight_tensors
-from ..backends import Backend, default_backend, get_backend
+from ..backends import Backend, get_backend
 from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, UncalibratedWarning
+from ..native.engines import default_backend
 from ..native.layers import float_weights
 from ..native.model import attach_info, to_native
 from ..pictures.classes import IMAGENET

@@ -15,9 +15,9 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from .._core.finite import check_finite
 from ..artifact.format import ModelInfo
-from ..backends import native_call
 from ..errors import ArtifactError
 from ..labels import Labelled
+from ..native.engines import native_call
 from ..native.markers import DeQuantStub, QuantStub, fuse
 from ..native.model import attach_info, copy_model, model_info, pickled_parts, unpickled
 

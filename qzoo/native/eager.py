@@ -21,7 +21,8 @@ from torch.ao.quantization import (
     prepare,
 )
 
-from .._core.process import plain_defaults, quiet
+from .._core.process import quiet
+from .._torch.defaults import plain_defaults
 from ..artifact.layers import Layer, float_weight_tensors, weight_tensors
 from ..errors import ArtifactError
 from .float_layer import FloatLayer

@@ -6,33 +6,24 @@ import contextlib
 import copy
 import dataclasses
 import os
-import platform
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from .._version import __version__
+from .._core.versions import package_versions as package_versions
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.given import HasArtifact as HasArtifact
 from ..artifact.given import Int8Model as Int8Model
 from ..artifact.given import as_artifact as as_artifact
 from ..artifact.layers import Layer
-from ..backends import (
-    BACKENDS,
-    SATURATING_ENGINES,
-    available_engines,
-    default_backend,
-    get_backend,
-    quantized_engine,
-    run_engine,
-)
+from ..backends import BACKENDS, SATURATING_ENGINES, get_backend
 from ..errors import ArtifactError, BackendWarning, UnknownNameError
 from ..registry import get_entry
+from .engines import available_engines, default_backend, quantized_engine, run_engine
 from .layers import check_fit, with_idle_layers
 from .markers import TORCH_AO, require_torch_ao
 from .qnnpack_sums import check_sums
@@ -63,16 +54,6 @@ def model_info(model: nn.Module) -> ModelInfo:
             "and load your state_dict into it."
         )
     return info
-
-
-def package_versions() -> dict[str, str]:
-    """Returns the versions of qzoo, torch, torchvision and Python that run here."""
-    return {
-        "qzoo": __version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def to_native(artifact: Artifact, backend: str | None = None, consume: bool = False) -> nn.Module:

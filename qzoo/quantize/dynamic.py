@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backends import available_engines, default_backend, quantized_engine, run_engine
+from ..native.engines import available_engines, default_backend, quantized_engine, run_engine
 from ..native.markers import require_torch_ao
 from .layer_choice import LayerReport, choose_layers
 

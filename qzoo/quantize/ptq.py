@@ -12,8 +12,9 @@ from typing_extensions import Unpack
 from .._core.keywords import takes
 from ..artifact.format import Artifact
 from ..artifact.seen import CALIBRATION, hashes, noted
-from ..backends import default_backend, get_backend
+from ..backends import get_backend
 from ..errors import ArgumentError
+from ..native.engines import default_backend
 from ..native.model import to_native
 from .data import Calibration
 from .flows import torch_artifact

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from torch import Tensor
+import numpy as np
 
 from ..artifact.format import Artifact
 from ..artifact.grid import HARDSIGMOID_GRID
 from ..artifact.layers import raised
+from ..artifact.tensors import Tensors
 
 #: Largest bias in steps of the sums that it joins; as much again is left for the sums.
 BIAS_MAX = 2**30
@@ -26,7 +27,7 @@ def with_room_for_biases(artifact: Artifact) -> Artifact:
     if not suspects:
         return artifact
     nodes = {node.name: node for node in artifact.graph.nodes}
-    tensors = dict(artifact.tensors)
+    arrays = dict(artifact.arrays)
     for name in suspects:
         source = nodes[nodes[name].inputs[0]] if name in nodes else None
         if source is None or source.grid is None:
@@ -35,22 +36,26 @@ def with_room_for_biases(artifact: Artifact) -> Artifact:
         if not _lacking(artifact, name, grid.scale):
             continue
         weight, scale, zero_point = widened(
-            tensors[f"{name}.weight"],
-            tensors[f"{name}.weight_scale"].float(),
-            tensors.pop(f"{name}.weight_zero_point", None),
-            tensors[f"{name}.bias"],
+            arrays[f"{name}.weight"],
+            arrays[f"{name}.weight_scale"].astype(np.float32, copy=False),
+            arrays.pop(f"{name}.weight_zero_point", None),
+            arrays[f"{name}.bias"],
             grid.scale,
         )
-        tensors |= {f"{name}.weight": weight, f"{name}.weight_scale": scale}
+        arrays |= {f"{name}.weight": weight, f"{name}.weight_scale": scale}
         if zero_point is not None:
-            tensors[f"{name}.weight_zero_point"] = zero_point
-    changed = any(tensors.get(key) is not value for key, value in artifact.tensors.items())
-    return dataclasses.replace(artifact, tensors=tensors) if changed else artifact
+            arrays[f"{name}.weight_zero_point"] = zero_point
+    changed = any(arrays.get(key) is not value for key, value in artifact.arrays.items())
+    return dataclasses.replace(artifact, tensors=Tensors(arrays)) if changed else artifact
 
 
 def widened(
-    weight: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor, input_scale: float
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    weight: np.ndarray,
+    scale: np.ndarray,
+    zero_point: np.ndarray | None,
+    bias: np.ndarray,
+    input_scale: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Widens the scales of channels whose bias would not fit into 32 bits at the sums' scale.
 
     What their weights lose by it is far below a step of the output, whose range the bias is in.
@@ -67,18 +72,18 @@ def widened(
     """
     weight, scale = raised(weight, scale, zero_point, _least_scale(bias, input_scale))
     if zero_point is not None:
-        zero_point = zero_point.expand(scale.shape).contiguous()
+        zero_point = np.broadcast_to(zero_point, scale.shape).copy()
     return weight, scale, zero_point
 
 
 def _lacking(artifact: Artifact, name: str, input_scale: float) -> bool:
     """Whether a layer has a bias that does not fit, if its input has steps of this size."""
-    bias = artifact.tensors.get(f"{name}.bias")
-    scale = artifact.tensors.get(f"{name}.weight_scale")
+    bias = artifact.arrays.get(f"{name}.bias")
+    scale = artifact.arrays.get(f"{name}.weight_scale")
     if bias is None or scale is None:
         return False
     return bool((_least_scale(bias, input_scale) > scale).any())
 
 
-def _least_scale(bias: Tensor, input_scale: float) -> Tensor:
-    return bias.abs() / (BIAS_MAX * input_scale)
+def _least_scale(bias: np.ndarray, input_scale: float) -> np.ndarray:
+    return np.abs(bias) / (BIAS_MAX * input_scale)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..backends import native_call
 from ..errors import ArgumentError
+from ..native.engines import native_call
 from ..native.substitute import SubstituteModel
 from ..native.values import integers, with_integers
 from .build import ReferenceModel

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .._core.process import undisturbed
-from .._core.threads import torch_threads, usable_cores
+from .._core.threads import usable_cores
+from .._torch.threads import torch_threads
 from ..errors import ArgumentError
 from ..export.aoti import compile_package
 from ..export.plan import MAX_BATCH, make_plan

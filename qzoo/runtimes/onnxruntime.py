@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._core.cpu import has_vnni
 from .._core.optional import require
-from ..backends import has_vnni
 from .base import CompiledModel
 from .source import OnnxSource
 

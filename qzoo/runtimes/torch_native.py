@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._core.threads import torch_threads
+from .._torch.threads import torch_threads
 from ..artifact.format import Artifact
-from ..backends import SATURATING_ENGINES, available_engines, quantized_engine
+from ..backends import SATURATING_ENGINES
 from ..errors import ArgumentError
+from ..native.engines import available_engines, quantized_engine
 from ..native.model import has_wide_depthwise, to_native
 from .base import CompiledModel
 from .choice import Choice

@@ -20,6 +20,7 @@ from .._core.files import File, RefusedError, reading
 from .._core.keywords import chosen, takes
 from ..artifact.format import Artifact, ModelInfo, canonical_json, check_info
 from ..artifact.tensor_file import read_metadata, read_tensors
+from ..artifact.tensors import Tensors
 from ..errors import ArgumentError, ArtifactError, listed
 from ..importers.architecture import guess_architecture, recognize
 from ..importers.checkpoint import (
@@ -197,7 +198,7 @@ def convert_checkpoint(
         if member is not None:
             return read_published(file, member)
         if said.part is None and _begins_like_one(file):
-            checkpoint = Checkpoint(dict(read_tensors(file).tensors), {})
+            checkpoint = Checkpoint(dict(Tensors(read_tensors(file).arrays)), {})
         else:
             checkpoint = read_checkpoint(file, said.part)
     return from_checkpoint(checkpoint, _info(checkpoint, said, file), consume=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from .._core.threads import torch_threads
+from .._torch.threads import torch_threads
 from ..datasets.evaluate import Metrics, evaluate
 from ..errors import ArgumentError
 from .script import Failure, environment_count

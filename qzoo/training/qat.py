@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..artifact.format import Artifact, ModelInfo
-from ..backends import default_backend
 from ..datasets.evaluate import Metrics
+from ..native.engines import default_backend
 from ..native.model import from_native, model_info, save, to_native
 from ..quantize import ptq, qat
 from ..quantize.qat.model import InTraining

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._core.threads import torch_threads
 from .._core.timing import interleave
+from .._torch.threads import torch_threads
 from ..datasets.evaluate import Metrics, points
 from ..datasets.holdout import check_pictures
 from ..datasets.sources import NAMED_DATA, Data

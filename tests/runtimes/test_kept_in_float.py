@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import qzoo
-from qzoo._core.threads import torch_threads
+from qzoo._torch.threads import torch_threads
 from qzoo.export.aoti import compile_package
 from qzoo.export.onnx import to_onnx
 from qzoo.export.onnx.compare import compare_onnx_layers

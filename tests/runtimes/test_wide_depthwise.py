@@ -61,9 +61,9 @@ def test_a_saturating_engine_is_announced(artifact: qzoo.Artifact) -> None:
 def test_another_engine_goes_first(
     artifact: qzoo.Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qzoo.backends.available_engines", lambda: ["x86", "qnnpack"])
+    monkeypatch.setattr("qzoo.native.engines.available_engines", lambda: ["x86", "qnnpack"])
     with pytest.warns(BackendWarning, match="runs on qnnpack"):
         to_native(artifact)
-    monkeypatch.setattr("qzoo.backends.available_engines", lambda: ["x86"])
+    monkeypatch.setattr("qzoo.native.engines.available_engines", lambda: ["x86"])
     with pytest.warns(BackendWarning, match="cut large sums"):
         to_native(artifact)

@@ -120,7 +120,8 @@ def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> l
     if bias is None:
         return [w.real(x), w.dequantized(weight)]
     numbers = (weight.tensor, weight.scale, weight.zero_point, bias.tensor, x.grid.scale)
-    weight = Constant(weight.name, *widened(*numbers))
+    wide = widened(*(x if isinstance(x, float) else x.numpy() for x in numbers))  # type: ignore
+    weight = Constant(weight.name, *(torch.from_numpy(x) for x in wide if x is not None))
     operands = [w.real(x), w.dequantized(weight)]
     if w.openvino:  # which keeps float biases, without the rounding
         return [*operands, w.constant(bias.name, bias.tensor)]

@@ -123,7 +123,8 @@ class Converter:
         if storage is None:
             if sys.byteorder != "little":
                 raise RefusedError("is little-endian, which qzoo cannot read on this machine")
-            storage = self._file.read_storage(self._spans[ref.key])
+            array = self._file.read_storage(self._spans[ref.key])
+            storage = torch.from_numpy(array) if array.size else torch.empty(0, dtype=torch.uint8)
             # Any other byte in a torch.bool is undefined behaviour of the kernels that read it.
             if ref.kind.dtype is torch.bool and ref.count and int(storage.max()) > 1:
                 raise RefusedError("is damaged: a truth value is neither 0 nor 1")

@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from ...artifact.format import Artifact
 from ...artifact.layers import weighted_layers
-from ...backends import Backend, quantized_engine, run_engine
+from ...backends import Backend
 from ...errors import ArgumentError
 from ...importers.pt2e import from_pt2e
+from ...native.engines import quantized_engine, run_engine
 from ...native.markers import require_torch_ao
 from ...native.model import attach_info, from_native
 from ..data import Calibration

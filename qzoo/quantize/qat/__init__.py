@@ -22,8 +22,9 @@ from typing_extensions import Unpack
 
 from ..._core.keywords import takes
 from ...artifact.format import Artifact
-from ...backends import default_backend, get_backend
+from ...backends import get_backend
 from ...errors import ArgumentError, check_known
+from ...native.engines import default_backend
 from ...native.model import Int8Model, as_artifact, attach_info, to_native
 from ..data import nothing
 from ..options import Keywords, Options

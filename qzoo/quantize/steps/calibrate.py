@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..._core.process import plain_defaults
+from ..._torch.defaults import plain_defaults
 from ...errors import ArgumentError
 from ..observers import Observer, make_observer
 from ..source.faithful import cannot_process, check_all_ran
