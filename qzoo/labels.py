@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from typing import TYPE_CHECKING
+
 from .artifact.format import ModelInfo
 from .pictures.classes import class_names
-from .transforms import ImageClassification
+from .pictures.preset import Preset
+
+if TYPE_CHECKING:
+    from .transforms import ImageClassification
 
 
 class Labelled:
@@ -20,8 +26,18 @@ class Labelled:
         return None if info is None else class_names(info.classes)
 
     @property
-    def transforms(self) -> ImageClassification | None:
-        """What makes the model's input, float32 [3, H, W], of a picture; None if not recorded."""
+    def transforms(self) -> ImageClassification | Preset | None:
+        """What makes the model's input, float32 [3, H, W], of a picture; None if not recorded.
+
+        Where PyTorch is installed, that is torchvision's preset, which gives a tensor (see
+        `qzoo.transforms.ImageClassification`), else a `Preset`, which gives a NumPy array.
+        """
         info = self._model_info()
         stored = None if info is None else info.transforms
-        return None if stored is None else ImageClassification.from_dict(stored)
+        if stored is None:
+            return None
+        if importlib.util.find_spec("torchvision") is None:
+            return Preset.from_dict(stored)
+        from .transforms import ImageClassification
+
+        return ImageClassification.from_dict(stored)

@@ -124,6 +124,7 @@ def test_size_figures_are_those_of_the_architecture(name: str) -> None:
     assert data["num_params"] == published.meta["num_params"] == count
     assert data["min_size"] == list(published.meta["min_size"])
     assert data["gmacs"] == published.meta["_ops"]
+    assert data["crop_size"] == entry.float_weights["DEFAULT"].transforms.keywords["crop_size"]
 
 
 @pytest.mark.parametrize("member", PUBLISHED, ids=str)

@@ -8,6 +8,9 @@ from typing import Any
 from ..errors import MissingDependencyError
 from .process import undisturbed
 
+#: Which install of qzoo has PyTorch.
+INSTALL_TORCH = "pip install qzoo brings it (qzoo-lite is the part of qzoo that does without)"
+
 
 def require(module: str, extra: str, purpose: str) -> Any:
     """Imports an optional package.
@@ -62,6 +65,5 @@ def without_torch(error: ModuleNotFoundError, purpose: str) -> MissingDependency
         return None
     name = {"torch": "PyTorch"}.get(package, package)
     return MissingDependencyError(
-        f"{purpose} needs {name}, which is not installed here: pip install qzoo brings it "
-        "(qzoo-lite is the part of qzoo that does without)."
+        f"{purpose} needs {name}, which is not installed here: {INSTALL_TORCH}."
     )

@@ -188,7 +188,7 @@ def _compare(
     with torch_threads(1), torch.inference_mode():
         for key in _SIZES:
             side = int(key.split("_")[1])
-            x = random_images(1, (side, side))
+            x = torch.from_numpy(random_images(1, (side, side)))
             models: dict[str, Any] = {"float32": float_model, "torch": int8}
             models |= {n: compile(int8, n, 1, 1, side) for n in names if n != "torch"}
             calls = {name: functools.partial(model, x) for name, model in models.items()}

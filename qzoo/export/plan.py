@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from .._core.process import undisturbed
 from ..artifact.format import Artifact
+from ..artifact.picture_size import picture_size
 from ..errors import ArgumentError
 from ..metadata import read_metadata
-from ..models.picture_size import picture_size
 from ..native.model import Int8Model, as_artifact, package_versions
 from ..pictures.classes import class_names
 from ..reference import ReferenceModel, build_reference

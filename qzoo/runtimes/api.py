@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from .._core.compiler import INSTALL_COMPILER, has_compiler
+from .._core.optional import INSTALL_TORCH
+from .._core.threads import usable_cores
 from ..artifact.format import Artifact
+from ..artifact.given import Int8Model, as_artifact
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
-from ..native.markers import TORCH_AO
-from ..native.model import Int8Model, as_artifact
 from .base import CompiledModel, Setting
+from .choice import Choice
 from .measure import choose
 
 
@@ -26,8 +29,9 @@ class Runtime:
         class_name: The `CompiledModel` in it.
         packages: What must be installed.
         extra: The extra of qzoo that installs them.
-        needs_compiler: Whether it needs a C++ compiler on the machine.
+        needs_torch: Whether it stands on PyTorch.
         needs_torch_ao: Whether it needs PyTorch's own int8 modules.
+        needs_compiler: Whether it needs a C++ compiler on the machine.
         slow: Whether making a model ready takes so long that `auto` leaves it out unless asked.
     """
 
@@ -35,37 +39,72 @@ class Runtime:
     class_name: str
     packages: tuple[str, ...] = ()
     extra: str = ""
-    needs_compiler: bool = False
+    needs_torch: bool = False
     needs_torch_ao: bool = False
+    needs_compiler: bool = False
     slow: bool = False
 
     def missing(self) -> str | None:
         """Returns what keeps it from running here and how to get that, or None."""
+        if self.needs_torch and _torch_folders() is None:
+            return f"needs PyTorch, which is not installed here: {INSTALL_TORCH}"
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
                 return (
                     f"needs the package {package!r}, which is not installed: "
                     f'pip install "qzoo[{self.extra}]"'
                 )
-        if self.needs_torch_ao and not TORCH_AO:
+        if self.needs_torch_ao and not _has_torch_ao():
             return "needs torch.ao, which this PyTorch no longer has"
         if self.needs_compiler and not has_compiler():
             return f"needs a C++ compiler: {INSTALL_COMPILER}"
         return None
 
 
+def _torch_folders() -> Iterable[str] | None:
+    """Returns where the installed PyTorch lies, without importing it; None where there is none."""
+    if (loaded := sys.modules.get("torch")) is not None:
+        return loaded.__path__
+    found = importlib.util.find_spec("torch")
+    return None if found is None else found.submodule_search_locations
+
+
+def _has_torch_ao() -> bool:
+    """Whether the installed PyTorch has `torch.ao`; asks what would import that, and nothing else.
+
+    `importlib.util.find_spec("torch.ao")` would import PyTorch, which takes seconds.
+    """
+    folders = list(_torch_folders() or ())
+    finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+    try:
+        return any(finder.find_spec("torch.ao", folders) is not None for finder in finders)
+    except ImportError:
+        return False
+
+
 RUNTIMES = MappingProxyType(
     {
-        "torch": Runtime("torch_native", "TorchModel", needs_torch_ao=True),
+        "torch": Runtime("torch_native", "TorchModel", needs_torch=True, needs_torch_ao=True),
         "onnxruntime": Runtime(
             "onnxruntime", "OnnxruntimeModel", ("onnx", "onnxruntime"), "onnxruntime"
         ),
         "openvino": Runtime("openvino", "OpenvinoModel", ("onnx", "openvino"), "openvino"),
         "inductor": Runtime(
-            "inductor", "InductorModel", ("torchao",), "inductor", needs_compiler=True, slow=True
+            "inductor",
+            "InductorModel",
+            ("torchao",),
+            "inductor",
+            needs_torch=True,
+            needs_compiler=True,
+            slow=True,
         ),
         "executorch": Runtime(
-            "executorch", "ExecutorchModel", ("executorch",), "executorch", slow=True
+            "executorch",
+            "ExecutorchModel",
+            ("executorch",),
+            "executorch",
+            needs_torch=True,
+            slow=True,
         ),
     }
 )
@@ -91,6 +130,7 @@ def compile(
         runtime: "torch", "onnxruntime", "openvino", "inductor", "executorch", or "auto": the
             fastest of `candidates` for this model, batch and number of threads. They are measured
             in a few seconds; the machine remembers the answer, and the result's `why` tells it.
+            Where only one is installed, there is nothing to measure.
         threads: Threads to compute with; None leaves that to the runtime, mostly one per core.
         batch_size: The only number of images per call, which some runtimes are faster with; None
             takes any (and "auto" measures with one).
@@ -102,8 +142,8 @@ def compile(
             model: name them here to have them measured too.
 
     Returns:
-        A callable: float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. Threads
-        may share it.
+        A callable: float32 images [N, 3, H, W] in, float32 logits [N, classes] out; it takes NumPy
+        arrays and gives arrays, and takes CPU tensors and gives tensors. Threads may share it.
 
     Raises:
         UnknownNameError: There is no such runtime.
@@ -117,33 +157,48 @@ def compile(
         if candidates is not None:
             raise ArgumentError('candidates are what runtime="auto" chooses from: drop them.')
         return _build(runtime, artifact, setting)
+    choice, ready = _choose(artifact, setting, candidates)
+    compiled = ready or _build(choice.name, artifact, setting)
+    compiled.why = choice
+    return compiled
+
+
+def _choose(
+    artifact: Artifact, setting: Setting, candidates: Sequence[str] | None
+) -> tuple[Choice, CompiledModel | None]:
+    """Returns which runtime is the fastest, and the model on it where that was made already."""
     names, skipped = _candidates(candidates)
-    if artifact.info.architecture is None and candidates is None:
-        names = [name for name in names if name != "torch"]
+    if artifact.info.architecture is None and candidates is None and "torch" in names:
+        names.remove("torch")
         skipped["torch"] = "has modules of the builders' models only"
-        if not names:
-            raise MissingDependencyError(
-                "No installed runtime can run a model of no builder: pip install onnxruntime onnx"
-            )
+    if not names:
+        raise MissingDependencyError(
+            "No installed runtime can run this model: pip install onnxruntime onnx"
+        )
+    if candidates is None and len(names) == 1:
+        threads = setting.threads or usable_cores()
+        batch = setting.batch_size or 1
+        return Choice(names[0], (), batch, setting.size, threads, skipped), None
 
     def build(name: str) -> CompiledModel:
         return _build(name, artifact, setting)
 
-    choice, ready = choose("runtime", artifact, names, build, setting, skipped)
-    compiled = ready or build(choice.name)
-    compiled.why = choice
-    return compiled
+    return choose("runtime", artifact, names, build, setting, skipped)
 
 
 def _build(name: str, artifact: Artifact, setting: Setting) -> CompiledModel:
     row = _row(name)
     if (missing := row.missing()) is not None:
         raise MissingDependencyError(f"The runtime {name!r} {missing}.")
+    return runtime_class(name)(artifact, setting.threads, setting.batch_size, setting.size)
+
+
+def runtime_class(name: str) -> type[CompiledModel]:
+    """Returns the class of the models that a runtime executes; imports what that stands on."""
+    row = _row(name)
     module = importlib.import_module(f"{__package__}.{row.module}")
-    compiled: CompiledModel = getattr(module, row.class_name)(
-        artifact, setting.threads, setting.batch_size, setting.size
-    )
-    return compiled
+    made: type[CompiledModel] = getattr(module, row.class_name)
+    return made
 
 
 def _row(name: str) -> Runtime:

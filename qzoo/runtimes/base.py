@@ -7,18 +7,20 @@ import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .._core.finite import check_finite
+from .._core.given import alike, as_array, is_tensor
 from ..artifact.format import Artifact, ModelInfo
+from ..artifact.picture_size import picture_size
 from ..errors import ArgumentError, QzooError
 from ..labels import Labelled
-from ..models.picture_size import picture_size
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .choice import Choice
 
 
@@ -64,7 +66,8 @@ def _made(cls: type[CompiledModel], options: dict[str, Any]) -> CompiledModel:
 class CompiledModel(Labelled, abc.ABC):
     """An int8 model made ready for one runtime; call it like a module.
 
-    Float32 [N, 3, H, W] CPU tensors in, float32 logits [N, classes] out. It may be called from
+    Float32 images [N, 3, H, W] in, float32 logits [N, classes] out: a NumPy array for an array, a
+    PyTorch tensor on the CPU for a tensor, the same numbers to the bit. It may be called from
     several threads at once.
 
     Args:
@@ -108,21 +111,37 @@ class CompiledModel(Labelled, abc.ABC):
     def _prepare(self) -> None:
         """Makes the model ready for `artifact`, `threads`, `batch_size` and `size`."""
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @overload
+    def __call__(self, x: np.ndarray) -> np.ndarray: ...
+    @overload
+    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Any) -> Any:
         """Returns float32 logits [N, classes] of float32 images [N, 3, H, W].
 
+        Args:
+            x: A NumPy array, or a PyTorch tensor on the CPU; the result is of the same kind.
+
         Raises:
-            ArgumentError: A tensor of another dtype, layout or device, of another batch size than
-                the model was compiled for, or with values that are NaN or infinite.
+            ArgumentError: Neither of them, another dtype, layout, device or shape, another batch
+                size than the model was compiled for, or values that are NaN or infinite.
         """
-        return self._run(self._checked(x))
+        if is_tensor(x):
+            self._check_tensor(x)
+        return alike(self._run(self._checked(as_array(x) if is_tensor(x) else x)), x)
 
     def _model_info(self) -> ModelInfo:
         return self.artifact.info
 
     @abc.abstractmethod
-    def _run(self, x: Tensor) -> Tensor:
-        """Executes the model on a checked, contiguous input."""
+    def _run(self, x: np.ndarray) -> np.ndarray:
+        """Executes the model on a checked input.
+
+        Args:
+            x: In one piece of aligned memory that may be written to, which some packages insist on.
+
+        Returns:
+            An array that is not used for anything else.
+        """
 
     @functools.cached_property
     def float_layers(self) -> tuple[str, ...]:
@@ -172,34 +191,45 @@ class CompiledModel(Labelled, abc.ABC):
             f"threads={self.threads}, batch_size={self.batch_size})"
         )
 
-    def _checked(self, x: Tensor) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise ArgumentError(f"The input must be a torch tensor, not {type(x).__name__}.")
+    def _check_tensor(self, x: Tensor) -> None:
+        """Checks that a tensor is dense, float32 and on the CPU."""
         if x.device.type != "cpu":
             raise ArgumentError(
                 f"The input is on {x.device}, but {self.runtime} runs int8 models on the CPU: pass "
                 "x.cpu()."
             )
-        if x.layout != torch.strided:
+        if str(x.layout) != "torch.strided":
             raise ArgumentError(
                 f"The input has the layout {x.layout}, but the model takes dense images: pass "
                 "x.to_dense()."
             )
-        if x.dtype != torch.float32:
+        if str(x.dtype) != "torch.float32":
             raise ArgumentError(
                 f"The input is {x.dtype}, but the model takes normalized float32 images: pass "
                 "x.float() after the weights' transforms."
             )
-        if x.dim() != 4 or x.shape[1] != 3 or x.numel() == 0:
+
+    def _checked(self, x: Any) -> np.ndarray:
+        """Checks an array, and copies it where a runtime could not read it as it is."""
+        if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
             raise ArgumentError(
-                f"The input has the shape {tuple(x.shape)}, but the model takes [N, 3, H, W]."
+                f"The input must be a NumPy array or a torch tensor, not {type(x).__name__}."
+            )
+        if x.dtype != np.float32:
+            raise ArgumentError(
+                f"The input is {x.dtype}, but the model takes normalized float32 images: pass "
+                "x.astype(np.float32) after the weights' transforms."
+            )
+        if x.ndim != 4 or x.shape[1] != 3 or x.size == 0:
+            raise ArgumentError(
+                f"The input has the shape {x.shape}, but the model takes [N, 3, H, W]."
             )
         if self.batch_size is not None and x.shape[0] != self.batch_size:
             raise ArgumentError(
                 f"The input has {x.shape[0]} images, but the model was compiled for "
                 f"batch_size={self.batch_size}: pass that many, or compile with batch_size=None."
             )
-        if self.one_size and tuple(x.shape[2:]) != self.size:
+        if self.one_size and x.shape[2:] != self.size:
             height, width = x.shape[2:]
             raise ArgumentError(
                 f"The input has {height}x{width} pixels, but the model was compiled for "
@@ -207,4 +237,4 @@ class CompiledModel(Labelled, abc.ABC):
                 f"input_size=({height}, {width})."
             )
         check_finite(x)
-        return x.detach().contiguous()
+        return x if x.flags.carray else np.array(x, order="C")

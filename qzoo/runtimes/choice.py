@@ -44,7 +44,7 @@ class Choice:
     Attributes:
         name: The fastest candidate.
         measured: All candidates that were timed, fastest first: by CPU time with one thread, by
-            the 25th percentile of the clock with several.
+            the 25th percentile of the clock with several. Empty where only one can run here.
         batch_size: Images per call while measuring.
         input_size: Their height and width, in pixels.
         threads: Threads that the calls computed with.
@@ -64,6 +64,8 @@ class Choice:
         height, width = self.input_size
         what = f"batch {self.batch_size}, {height}x{width} pixels, {self.threads} threads"
         lines = [f"{self.name}: fastest at {what}{' (remembered)' if self.remembered else ''}"]
+        if not self.measured:
+            lines = [f"{self.name}: the only runtime to choose from, so nothing was measured"]
         lines += [
             f"  {m.name:<12} {m.median_ms:9.3f} ms  ({m.low_ms:.3f} to {m.high_ms:.3f} in "
             f"{m.rounds} calls; CPU {m.cpu_ms:.3f} ms)"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from .._core.optional import require
 from ..export.executorch import lower
@@ -82,11 +82,12 @@ class ExecutorchModel(CompiledModel):
             self._forward = self._program.load_method("forward")
             self._loaded_at = _pool.changes
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: np.ndarray) -> np.ndarray:
         with _pool.lock, self._explained(*self.size):
             self._load()
             # Each output is copied, for the next call may write to the same memory.
             outputs = [
-                self._forward.execute([part])[0].clone() for part in x.split(self.batch_size or 1)
+                self._forward.execute([part])[0].numpy().copy()
+                for part in torch.from_numpy(x).split(self.batch_size or 1)
             ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)

@@ -12,11 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from ..artifact.format import Artifact
 from ..errors import QzooError
-from .api import compile
+from .api import compile, runtime_class
 
 
 def footprint(
@@ -26,7 +26,7 @@ def footprint(
 
     Returns:
         "peak_mib", the most memory that the process had resident, and "model_mib", how much of it
-        came on top of Python, PyTorch and qzoo; MiB.
+        came on top of Python, qzoo and, for runtimes that stand on it, PyTorch; MiB.
 
     Raises:
         QzooError: The process failed; the message is its last line.
@@ -62,8 +62,9 @@ def peak_mib() -> float:
 
 def _main(path: str, runtime: str, *numbers: str) -> None:
     threads, batch, height, width = (int(n) for n in numbers)
-    x = torch.zeros(batch, 3, height, width, dtype=torch.float32, device="cpu")
+    x = np.zeros((batch, 3, height, width), np.float32)
     artifact = Artifact.read(path)
+    runtime_class(runtime)  # imports what it stands on
     before = peak_mib()
     model = compile(artifact, runtime, threads or None, batch, (height, width))
     for _ in range(3):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from .._core.process import undisturbed
 from .._core.threads import usable_cores
@@ -47,13 +47,14 @@ class InductorModel(CompiledModel):
             # Loading unpacks the file, which is not needed any more afterwards.
             self._model = load_package(str(package), num_runners=runners)
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: np.ndarray) -> np.ndarray:
         if len(x) > MAX_BATCH:
             raise ArgumentError(
                 f"The input has {len(x)} images, but the model takes at most {MAX_BATCH}: split it."
             )
         with torch_threads(self.threads), torch.no_grad(), self._explained(*self.size):
-            return self._model(x)
+            logits: np.ndarray = self._model(torch.from_numpy(x)).numpy()
+        return logits
 
     def _float_layers(self) -> tuple[str, ...]:
         return self._in_float

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-import torch
+import numpy as np
 
 from .._core.threads import usable_cores
 from .._core.timing import Timing, time_once
@@ -77,10 +77,9 @@ def choose(
     return choice, built[choice.name]
 
 
-def random_images(batch: int, size: tuple[int, int]) -> torch.Tensor:
+def random_images(batch: int, size: tuple[int, int]) -> np.ndarray:
     """Returns the images that speed is measured with, float32 [N, 3, H, W], always the same."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, *size, generator=generator, dtype=torch.float32, device="cpu")
+    return np.random.default_rng(0).standard_normal((batch, 3, *size), np.float32)
 
 
 def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Timing]:

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from .._core.optional import require
 from .._core.threads import usable_cores
@@ -53,19 +52,20 @@ class OpenvinoModel(CompiledModel):
             for part in {rows, (self.batch_size or 1) % rows or rows}:
                 self._form((part, *self.size, streams))
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: np.ndarray) -> np.ndarray:
         batch, _, height, width = x.shape
         rows, streams = division(batch, self.threads or usable_cores())
         with self._explained(height, width):
-            parts = x.split(rows)
+            parts = [x[start : start + rows] for start in range(0, batch, rows)]
             forms = [self._form((len(part), height, width, streams)) for part in parts]
-            logits = torch.empty(batch, forms[0].classes, dtype=torch.float32, device="cpu")
+            logits = np.empty((batch, forms[0].classes), np.float32)
             if len(parts) == 1:
                 forms[0].run(x, logits)
                 return logits
-            # What was started ends before its tensors go, whatever the others raise.
+            # What was started ends before its arrays go, whatever the others raise.
             with contextlib.ExitStack() as running:
-                for form, part, out in zip(forms, parts, logits.split(rows), strict=True):
+                for number, (form, part) in enumerate(zip(forms, parts, strict=True)):
+                    out = logits[number * rows :][: len(part)]
                     running.callback(form.start(part, out))
             return logits
 
@@ -119,13 +119,13 @@ class _Form:
         self.classes = compiled.output(0).partial_shape[1].get_length()
         self.idle: collections.deque[Any] = collections.deque()
 
-    def run(self, x: Tensor, logits: Tensor) -> None:
-        """Reads and writes the tensors in place, in the calling thread."""
+    def run(self, x: np.ndarray, logits: np.ndarray) -> None:
+        """Reads and writes the arrays in place, in the calling thread."""
         request = self._request(x, logits)
         request.infer()
         self.idle.append(request)
 
-    def start(self, x: Tensor, logits: Tensor) -> Callable[[], None]:
+    def start(self, x: np.ndarray, logits: np.ndarray) -> Callable[[], None]:
         """Starts what `run` does and returns the function that waits for its end."""
         request = self._request(x, logits)
         request.start_async()
@@ -136,13 +136,13 @@ class _Form:
 
         return wait
 
-    def _request(self, x: Tensor, logits: Tensor) -> Any:
+    def _request(self, x: np.ndarray, logits: np.ndarray) -> Any:
         try:
             request = self.idle.pop()
         except IndexError:
             request = self.compiled.create_infer_request()
-        request.set_input_tensor(self.ov.Tensor(x.numpy(), shared_memory=True))
-        request.set_output_tensor(self.ov.Tensor(logits.numpy(), shared_memory=True))
+        request.set_input_tensor(self.ov.Tensor(x, shared_memory=True))
+        request.set_output_tensor(self.ov.Tensor(logits, shared_memory=True))
         return request
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._torch.threads import torch_threads
 from ..artifact.format import Artifact
 from ..backends import SATURATING_ENGINES
 from ..errors import ArgumentError
 from ..native.engines import available_engines, quantized_engine
+from ..native.markers import require_torch_ao
 from ..native.model import has_wide_depthwise, to_native
 from .base import CompiledModel
 from .choice import Choice
@@ -57,6 +59,7 @@ class TorchModel(CompiledModel):
                 "The runtime 'torch' has modules of the builders' models only, and this model "
                 "comes from none: choose another runtime."
             )
+        require_torch_ao("The runtime 'torch'")
         self.engines: Choice | None = None
         ready: CompiledModel | None = None
         if self._wanted is None:
@@ -91,12 +94,12 @@ class TorchModel(CompiledModel):
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "engine": self.engine}
 
-    def _run(self, x: Tensor) -> Tensor:
+    def _run(self, x: np.ndarray) -> np.ndarray:
         with (
-            self._explained(*x.shape[-2:]),
+            self._explained(*x.shape[2:]),
             torch_threads(self.threads),
             quantized_engine(self.engine, elementwise=True),
             torch.inference_mode(),
         ):
-            result = self.model(x)
-        return result.clone()  # an ordinary tensor, which autograd may save
+            logits: np.ndarray = self.model(torch.from_numpy(x)).numpy()
+        return logits

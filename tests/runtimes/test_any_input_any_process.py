@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -66,6 +67,9 @@ def test_nan_and_infinity_are_refused(kind: str, artifact: qzoo.Artifact) -> Non
                 model(damaged)
             with pytest.raises(qzoo.ArgumentError, match="3 of the 3 images"):
                 model(torch.full_like(images, value))
+            if isinstance(model, qzoo.runtimes.CompiledModel):
+                with pytest.raises(qzoo.ArgumentError, match=r"1 of the 3 images .* \(number 1,"):
+                    model(damaged.numpy())
         # What cancels in a sum, and finite values that overflow in one.
         opposite = images.clone()
         opposite[0, 0, 0, 0], opposite[2, 0, 0, 0] = float("inf"), -float("inf")
@@ -90,9 +94,10 @@ def test_compiled_models_are_copied_whole(runtime: str, artifact: qzoo.Artifact)
             assert getattr(twin, name) == getattr(model, name)
         assert getattr(twin, "engine", None) == getattr(model, "engine", None)
         assert torch.equal(twin(images), model(images))
+        assert np.array_equal(twin(images.numpy()), model(images.numpy()))
 
 
-def _answer(model: Any, images: Tensor, answers: Any) -> None:
+def _answer(model: Any, images: Any, answers: Any) -> None:
     answers.put(model(images).tolist())
 
 
@@ -104,7 +109,9 @@ def test_models_go_to_spawned_processes(kind: str, artifact: qzoo.Artifact) -> N
     model: Any = to_native(artifact)
     if kind != "native":
         model = qzoo.compile(artifact, kind, threads=1, input_size=32)
-    images = zoo.small_images(NAME, 2)
+    images: Any = zoo.small_images(NAME, 2)
+    if kind != "native":
+        images = images.numpy()
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     process = spawn.Process(target=_answer, args=(model, images, answers))
@@ -126,6 +133,7 @@ compiled(images)
 child = os.fork()
 if not child:
     compiled(images)
+    compiled(images.numpy())
     os._exit(0)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

@@ -225,11 +225,34 @@ def test_a_missing_package_names_the_extra(name: str, monkeypatch: pytest.Monkey
     assert name not in qzoo.available_runtimes()
 
 
-def test_with_torch_alone_auto_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_runtime_there_is_nothing_to_measure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(api.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(torch_native, "available_engines", lambda: ["onednn"])
     model = auto()
-    assert model.runtime == "torch"
-    assert model.why is not None and "not installed" in model.why.skipped["openvino"]
+    assert model.runtime == "torch" and model.why is not None
+    assert model.why.measured == () and not model.why.remembered
+    assert "not installed" in model.why.skipped["openvino"]
+    first, *rest = str(model.why).splitlines()
+    assert first == "torch: the only runtime to choose from, so nothing was measured"
+    assert len(rest) == len(api.RUNTIMES) - 1
+    assert not (tmp_path / "cache" / "auto.json").exists()
+
+
+def test_without_torch_ao_there_is_no_runtime_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        @staticmethod
+        def find_spec(name: str, path: object, target: object = None) -> None:
+            if name == "torch.ao":
+                raise ModuleNotFoundError(name)
+
+    assert "torch" in qzoo.available_runtimes()
+    monkeypatch.setattr(sys, "meta_path", [Gone, *sys.meta_path])
+    assert "torch" not in qzoo.available_runtimes()
+    with pytest.raises(qzoo.MissingDependencyError, match=r"needs torch\.ao, which this"):
+        qzoo.compile(digits(), "torch")
+    assert auto(candidates=["onnxruntime"]).runtime == "onnxruntime"
 
 
 def test_a_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,11 @@ import concurrent.futures
 import functools
 import gc
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +37,7 @@ from tests.helpers.zoo import (
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = ("torch", "onnxruntime", "openvino")
+LONG = [pytest.param(name, marks=pytest.mark.extended) for name in ("inductor", "executorch")]
 #: Single steps that runtimes round apart grow over up to 150 layers; tests/export looks at each
 #: layer by itself.
 MAX_STEPS = 8
@@ -169,10 +173,76 @@ def test_wrong_inputs_name_the_fix(runtime: str) -> None:
         (x[:, :1], r"\[N, 3, H, W\]"),
         (x[:0], r"\[N, 3, H, W\]"),
         (x.permute(0, 2, 3, 1), r"\[N, 3, H, W\]"),
-        (x.numpy(), "torch tensor"),
+        (x.numpy().astype(np.float64), r"x\.astype\(np\.float32\)"),
+        (x.numpy().astype(">f4"), r"x\.astype\(np\.float32\)"),
+        (np.zeros((2, 3, 32, 32), np.uint8), "The input is uint8.*float32"),
+        (x.numpy()[0], r"\(3, 32, 32\).*\[N, 3, H, W\]"),
+        (x.numpy()[:, :1], r"\[N, 3, H, W\]"),
+        (x.numpy()[:0], r"\[N, 3, H, W\]"),
+        (x.numpy().transpose(0, 2, 3, 1), r"\[N, 3, H, W\]"),
+        (np.ma.masked_array(x.numpy()), "not MaskedArray"),
+        (x.tolist(), "NumPy array or a torch tensor, not list"),
+        (None, "not NoneType"),
     ):
         with pytest.raises(qzoo.ArgumentError, match=fix):
-            model(wrong)  # type: ignore[arg-type]
+            model(wrong)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("runtime", [*QUICK, *LONG])
+def test_arrays_give_arrays_of_the_same_bits(runtime: str) -> None:
+    if runtime not in qzoo.available_runtimes():
+        pytest.skip(f"{runtime} is not installed")
+    batch = 1 if runtime == "executorch" else None
+    model = qzoo.compile(digits(), runtime, threads=1, batch_size=batch, input_size=64)
+    for x in (pictures()[:1], pictures()[2:3]) if batch else (pictures()[:1], pictures()):
+        logits, array = model(x), model(x.numpy())
+        assert type(logits) is Tensor and type(array) is np.ndarray
+        assert array.dtype == np.float32 and np.array_equal(array, logits.numpy())
+    kept = array.copy()
+    array += 1  # it is the caller's own
+    assert np.array_equal(model(x.numpy()), kept) and np.array_equal(array, kept + 1)
+    with pytest.raises(qzoo.ArgumentError, match=r"2 images|NaN"):
+        model(np.full((2, 3, 64, 64), np.nan, np.float32))
+
+
+def _unaligned(x: np.ndarray) -> np.ndarray:
+    return np.frombuffer(b"." + x.tobytes(), np.float32, offset=1).reshape(x.shape)
+
+
+def _read_only(x: np.ndarray) -> np.ndarray:
+    (y := x.copy()).flags.writeable = False
+    return y
+
+
+def _memory_map(x: np.ndarray) -> np.ndarray:
+    with tempfile.TemporaryDirectory() as folder:
+        np.save(Path(folder) / "x.npy", x)
+        return np.load(Path(folder) / "x.npy", mmap_mode="c")
+
+
+ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Fortran's order": np.asfortranarray,
+    "pixels in a row": lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(
+        0, 3, 1, 2
+    ),
+    "every other": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "backwards": lambda x: x[::-1].copy()[::-1],
+    "unaligned": _unaligned,
+    "read-only": _read_only,
+    "memory map": _memory_map,
+    "one repeated": lambda x: np.broadcast_to(x[:1], x.shape),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("runtime", QUICK)
+def test_arrays_lie_in_memory_as_they_like(runtime: str) -> None:
+    model = qzoo.compile(digits(), runtime, threads=1, input_size=64)
+    x = pictures().numpy()
+    for what, change in ARRAYS.items():
+        given = change(x)
+        plain = np.array(given, order="C", subok=False)
+        assert np.array_equal(model(given), model(plain)), what
 
 
 @pytest.mark.parametrize("runtime", QUICK)
@@ -209,6 +279,8 @@ def test_eight_threads_share_one_model(runtime: str) -> None:
 
     def work(offset: int) -> bool:
         order = [(n + offset) % len(inputs) for n in range(4 * len(inputs))]
+        if offset % 2:
+            return all(np.array_equal(model(inputs[n].numpy()), expected[n]) for n in order)
         return all(torch.equal(model(inputs[n]), expected[n]) for n in order)
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ...artifact.format import ModelInfo
+from ...artifact.picture_size import usual_size
 from ...backends import Backend
-from ...models.picture_size import usual_size
 from ..data import Calibration
 from .faithful import check_same_answers, noise
 from .float_model import float_copy, fuse

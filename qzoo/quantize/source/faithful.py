@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ...artifact.layers import RANGED_OPS
+from ...artifact.picture_size import usual_size
 from ...errors import ArgumentError, listed
-from ...models.picture_size import usual_size
 from ...native.hooks import output_hooks
 from ...native.layers import float_weights
 from ...reference.run import compute, compute_weighted

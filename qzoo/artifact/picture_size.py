@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..artifact.format import Artifact, ModelInfo
 from ..errors import ArgumentError
-from ..registry import get_entry
+from ..metadata import read_metadata
+from ..registry import model_name
+from .format import Artifact, ModelInfo
 
 
 def picture_size(artifact: Artifact, given: int | Sequence[int] | None = None) -> tuple[int, int]:
@@ -49,5 +50,4 @@ def usual_size(info: ModelInfo) -> int:
             "This model records neither transforms nor its architecture: say for which images it "
             "is to be made with input_size=..., in pixels."
         )
-    published = get_entry(info.architecture).float_weights["DEFAULT"]
-    return int(published.transforms.keywords["crop_size"])
+    return int(read_metadata(model_name(info.architecture))["crop_size"])
