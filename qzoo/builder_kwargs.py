@@ -128,11 +128,20 @@ def validate_builder_kwargs(
                 f"Cannot build {name} with {str(key)[:80]}={reprlib.repr(value)}: it has no "
                 f"keyword {reprlib.repr(key)}." + did_you_mean(str(key)[:80], known)
             )
-        if not _RULES[key].fits(value):
-            raise ArgumentError(
-                f"Cannot build {name} with {key}={reprlib.repr(value)}: {key} must be "
-                f"{_RULES[key].words}."
-            )
+        check_keyword(name, key, value)
+
+
+def check_keyword(name: str, key: str, value: Any) -> None:
+    """Checks the value of one keyword, if any model of the zoo has it.
+
+    Raises:
+        ArgumentError: It is of another type, or outside of what any model needs.
+    """
+    if key in _RULES and not _RULES[key].fits(value):
+        raise ArgumentError(
+            f"Cannot build {name} with {key}={reprlib.repr(value)}: {key} must be "
+            f"{_RULES[key].words}."
+        )
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """The graphs of the zoo's architectures without numbers, and how an artifact's layers fill them.
 
-Files of versions 1 and 2 hold layers and no graph. The blueprints of the builders with their usual
-keywords are stored with the package, in `blueprints.json.xz`; `python -m qzoo.models.blueprints`
-writes the file.
+Files of versions 1 and 2, and state dicts, hold layers and no graph. The blueprints of the builders
+with their usual keywords are stored with the package, in `blueprints.json.xz`;
+`python -m qzoo.models.blueprints` writes the file.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _LAYER_OPS = {
     "add": "functional", "mul": "functional", "concat": "functional", "relu": "identity",
     "table": "hardswish",
 }  # fmt: skip
+#: What is known of a call besides a node's attributes.
+_NO_ATTRIBUTES = frozenset({"name", "op", "inputs", "weight", "eps"})
 #: Tensors of a layer with weights.
 _PARTS = ("weight", "weight_scale", "weight_zero_point", "bias")
 
@@ -40,15 +42,53 @@ class Blueprint:
     """An architecture's forward pass without numbers.
 
     Attributes:
-        calls: What runs, in order: `name`, `op`, `inputs` and attributes of a node each, and of
-            layers with weights the weight's shape. The operation "relu" stands for one that may be
-            fused into the layer before it.
-        others: Names of layers that do not run (auxiliary classifiers, additions of blocks without
-            a shortcut) or do nothing (dropout, batch norm that is folded in).
+        calls: What runs, in order: `name`, `op`, `inputs` and attributes of a node each. Of layers
+            with weights also the `weight`'s shape, the `eps` of the batch norm that is folded into
+            it, and whether `fuse_model` fuses a `relu` into it. The operation "relu" stands for
+            one that may be fused into the layer before it.
+        others: Layers that do not run (auxiliary classifiers, additions of blocks without a
+            shortcut) or do nothing (dropout, batch norm that is folded in): name to operation.
     """
 
     calls: list[dict[str, Any]]
-    others: list[str]
+    others: dict[str, str]
+
+    @property
+    def head(self) -> str | None:
+        """Name of the linear layer that gives the logits."""
+        return next((c["name"] for c in reversed(self.calls) if c["op"] == "linear"), None)
+
+    @property
+    def aux(self) -> tuple[str, ...]:
+        """Names of the auxiliary classifiers, which only training runs."""
+        idle = (name for name, op in self.others.items() if op in WEIGHTED_OPS)
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in idle))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights that run, by layer name."""
+        return {c["name"]: tuple(c["weight"]) for c in self.calls if "weight" in c}
+
+    @property
+    def eps(self) -> dict[str, float]:
+        """What each folded batch norm adds to its variance, by the name of the layer before it."""
+        return {c["name"]: c["eps"] for c in self.calls if "eps" in c}
+
+    def layers(self) -> dict[str, Layer]:
+        """Returns the layers that a converted model has, without ranges.
+
+        Those that run come first, then those that lie idle; auxiliary classifiers are left out.
+        """
+        found: dict[str, Layer] = {}
+        for call in self.calls:
+            layer = _layer(call["op"], call)
+            if call["op"] == "relu" and getattr(found.get(call["inputs"][0]), "relu", False):
+                layer = Layer("identity")
+            if layer is not None:
+                found[call["name"]] = layer
+        aux = tuple(f"{name}." for name in self.aux)
+        idle = {n: Layer(op) for n, op in self.others.items() if not n.startswith(aux)}
+        return found | idle
 
 
 def blueprint_key(architecture: str, builder_kwargs: Mapping[str, Any]) -> str:
@@ -97,7 +137,7 @@ def fill(
             f"The artifact has a layer {odd[0]!r} that this architecture lacks: it was made for "
             "another architecture or with other builder arguments."
         )
-    head = next((c["name"] for c in reversed(blueprint.calls) if c["op"] == "linear"), None)
+    head = blueprint.head
     nodes: dict[str, Node] = {}
     tensors: dict[str, np.ndarray] = {}
     fused: dict[str, str] = {}  # a fused ReLU, and the node that computes it
@@ -124,7 +164,7 @@ def _node(
 ) -> Node:
     """Returns the node of a call, with its layer's numbers or its input's grid."""
     name, op = call["name"], call["op"]
-    attributes = {k: v for k, v in call.items() if k not in ("name", "op", "inputs", "weight")}
+    attributes = {k: v for k, v in call.items() if k not in _NO_ATTRIBUTES}
     grid = _grid(name, op, attributes.get("function"), layer, source)
     if op in WEIGHTED_OPS:
         assert layer is not None
@@ -208,24 +248,33 @@ def layers_of(nodes: list[Node] | tuple[Node, ...]) -> dict[str, Layer]:
     """Returns the layers that files of versions 1 and 2 have for a graph's nodes."""
     layers = {}
     for node in nodes:
-        op, a = _LAYER_OPS.get(node.op, node.op), node.attributes
-        if op == "dequantize":
-            layers[node.name] = Layer(op)
-        if op not in RANGED_OPS or a.get("function", "hard_swish") != "hard_swish":
+        layer = _layer(node.op, node.attributes)
+        if layer is None:
             continue
-        assert node.grid is not None
-        layer = Layer(op, node.grid.scale, node.grid.zero_point, float=node.float)
-        if node.weighted:
-            layer = dataclasses.replace(layer, relu=a["relu"])
-        if op == "conv2d":
-            top, left, bottom, right = a["padding"]
-            even = (top, left) == (bottom, right)
-            layer = dataclasses.replace(
-                layer,
-                stride=tuple(a["stride"]),
-                padding=(top, left) if even else (top, left, bottom, right),
-                dilation=tuple(a["dilation"]),
-                groups=a["groups"],
-            )
+        if node.grid is not None:
+            layer = dataclasses.replace(layer.on(node.grid), float=node.float)
         layers[node.name] = layer
     return layers
+
+
+def _layer(op: str, attributes: Mapping[str, Any]) -> Layer | None:
+    """Returns the layer of an operation, without ranges; None where older files have none."""
+    op = _LAYER_OPS.get(op, op)
+    if op == "dequantize":
+        return Layer(op)
+    if op not in RANGED_OPS or attributes.get("function", "hard_swish") != "hard_swish":
+        return None
+    if op not in WEIGHTED_OPS:
+        return Layer(op)
+    if op == "linear":
+        return Layer(op, relu=attributes["relu"])
+    top, left, bottom, right = attributes["padding"]
+    even = (top, left) == (bottom, right)
+    return Layer(
+        op,
+        relu=attributes["relu"],
+        stride=tuple(attributes["stride"]),
+        padding=(top, left) if even else (top, left, bottom, right),
+        dilation=tuple(attributes["dilation"]),
+        groups=attributes["groups"],
+    )

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import nn
-
+from .._core.optional import require_torch
 from ..artifact.layers import shape_problem
-from ..builder_kwargs import builder_keywords
 from ..errors import ArgumentError, ArtifactError, listed
-from ..registry import get_entry, list_models
+from ..registry import list_models, model_name
 from .names import Shape, unwrapped, weight_shapes
-from .published import without_aux
-
-
-class _Layers(NamedTuple):
-    """The weights of an architecture by layer name; `head` is the linear layer of the logits."""
-
-    convolutions: dict[str, Shape]
-    linear: dict[str, Shape]
-    head: str
+from .plan import plan, transforms_input, without_aux
 
 
 def guess_architecture(entries: Mapping[str, Any]) -> str:
@@ -52,23 +41,26 @@ def recognize(entries: Mapping[str, Any], model: str | None = None) -> tuple[str
     Raises:
         ArgumentError: It is of no model, or of one that needs keywords which are not told by it.
         ArtifactError: It is of one whose first convolution takes other than 3 channels.
+        MissingDependencyError: It is of a model of unusual widths, and PyTorch is not installed.
         UnknownNameError: There is no model of this name.
     """
     found = weight_shapes(unwrapped(entries))
-    names = list_models() if model is None else [get_entry(model).name]
+    names = list_models() if model is None else [model_name(model)]
     for name in names:  # one at most: no two models have the same layers and widths
         if _fits_as_usual(name, found):
             return name, {}
-    # Here several may be the same (resnet50 and wide_resnet50_2 of one width).
-    matches = [
-        (len(kwargs), len(name), name, kwargs)
-        for name in names
-        if (kwargs := _widths(name, found)) is not None
-    ]
-    if matches:
-        _, _, name, kwargs = min(matches, key=lambda match: match[:3])
-        return name, kwargs
-    _check_stem(names, found)
+    for name in names:
+        if (stem := _with_three_channels(name, found)) and _fits_as_usual(name, stem[1]):
+            raise ArtifactError(stem[0])
+    if alike := [name for name in names if _has_layers(name, without_aux(name, found))]:
+        require_torch(f"Telling the widths of a {alike[0]} that is not as usual")
+        matches = _by_widths(alike, found)
+        if matches:
+            _, _, name, kwargs = min(matches, key=lambda match: match[:3])
+            return name, kwargs
+        for name in alike:
+            if (stem := _with_three_channels(name, found)) and _by_widths([name], stem[1]):
+                raise ArtifactError(stem[0])
     if model is not None:
         return names[0], {}  # what is wrong will be said of the first layer that does not fit
     convolutions = [name for name, shape in found.items() if len(shape) == 4]
@@ -95,71 +87,88 @@ def expected(entries: Mapping[str, Any]) -> str:
 
 def head_of(name: str) -> str:
     """Returns the name of an architecture's last linear layer, which gives the logits."""
-    return _layers(name).head
+    return str(plan(name, {}).head)
 
 
-def _fits_as_usual(name: str, found: Mapping[str, Shape]) -> bool:
-    """Whether these are the weights of an architecture in its usual width."""
-    own = without_aux(get_entry(name), found)
-    return _has_layers(name, own) and _fits(own, _layers(name))
+def fits(found: Mapping[str, Shape], shapes: Mapping[str, Shape]) -> bool:
+    """Says whether weights have an architecture's shapes, but for the number of classes.
 
-
-def _widths(name: str, found: Mapping[str, Shape]) -> dict[str, Any] | None:
-    """Returns the keywords that give an architecture these weights, None where none do."""
-    entry = get_entry(name)
-    own = without_aux(entry, found)
-    if entry.widths is None or not _has_layers(name, own):
-        return None
-    defaults = builder_keywords(entry.construct)
-    for kwargs in entry.widths(own):
-        changed = {k: v for k, v in kwargs.items() if v != defaults.get(k)}
-        with contextlib.suppress(ArgumentError):  # sizes that no model has
-            if _fits(own, _layers(name, tuple(changed.items()))):
-                return changed
-    return None
-
-
-def _has_layers(name: str, found: Mapping[str, Shape]) -> bool:
-    convolutions = {layer for layer, shape in found.items() if len(shape) == 4}
-    return convolutions == set(_layers(name).convolutions)
-
-
-def _fits(found: Mapping[str, Shape], layers: _Layers) -> bool:
-    if any(found[name] != shape for name, shape in layers.convolutions.items()):
-        return False
-    for name, shape in layers.linear.items():
+    Args:
+        found: Shapes of weights by layer name, for all of the architecture's convolutions.
+        shapes: Those of the architecture; the last linear layer gives the logits.
+    """
+    head = [name for name, shape in shapes.items() if len(shape) == 2][-1]
+    for name, shape in shapes.items():
         got = found.get(name, shape)
-        if got[1:] != shape[1:] or (name != layers.head and got != shape):
+        if got != shape and (name != head or got[1:] != shape[1:]):
             return False
     return True
 
 
-@functools.lru_cache(maxsize=256)
-def _layers(name: str, kwargs: tuple[tuple[str, Any], ...] = ()) -> _Layers:
-    entry = get_entry(name)
-    aux = {"aux_logits": False} if entry.aux else {}
-    convolutions, linear = {}, {}
-    for key, module in entry.skeleton({**dict(kwargs), **aux}).named_modules():
-        if isinstance(module, nn.Conv2d):
-            convolutions[key] = tuple(module.weight.shape)
-        elif isinstance(module, nn.Linear):
-            linear[key] = tuple(module.weight.shape)
-    return _Layers(convolutions, linear, list(linear)[-1])
+@functools.cache
+def _usual_shapes(name: str) -> dict[str, Shape]:
+    return plan(name, {}).shapes
 
 
-def _check_stem(names: list[str], found: Mapping[str, Shape]) -> None:
-    """Refuses weights that lack nothing but the 3 channels of RGB in their first convolution.
+def _fits_as_usual(name: str, found: Mapping[str, Shape]) -> bool:
+    """Whether these are the weights of an architecture in its usual width."""
+    own = without_aux(name, found)
+    return _has_layers(name, own) and fits(own, _usual_shapes(name))
+
+
+def _has_layers(name: str, found: Mapping[str, Shape]) -> bool:
+    """Whether the convolutions are those of an architecture, of whatever shapes."""
+    convolutions = {layer for layer, shape in found.items() if len(shape) == 4}
+    return convolutions == {n for n, shape in _usual_shapes(name).items() if len(shape) == 4}
+
+
+def _by_widths(
+    names: list[str], found: Mapping[str, Shape]
+) -> list[tuple[int, int, str, dict[str, Any]]]:
+    """Returns the models that have these weights if they are built so wide, and their keywords.
+
+    Several may be the same (resnet50 and wide_resnet50_2 of one width): the fewest keywords and the
+    shortest name come first where they are sorted.
+    """
+    from .widths import widths_of  # imports PyTorch
+
+    told = ((name, widths_of(name, without_aux(name, found))) for name in names)
+    return [(len(kwargs), len(name), name, kwargs) for name, kwargs in told if kwargs is not None]
+
+
+def _with_three_channels(
+    name: str, found: Mapping[str, Shape]
+) -> tuple[str, dict[str, Shape]] | None:
+    """Returns weights as if their first convolution took the 3 channels of RGB.
+
+    Returns:
+        What is wrong with them, and their shapes; None where it takes 3, or is not there.
+    """
+    stem = next(iter(_usual_shapes(name)))
+    got = found.get(stem, ())
+    if len(got) != 4 or got[1] == 3:
+        return None
+    three = (got[0], 3, *got[2:])
+    return shape_problem(stem, got, three), {**found, stem: three}
+
+
+def transform_input_keyword(model: str, transform_input: bool | None) -> dict[str, bool]:
+    """Returns the keyword that says whether a model changes its input's normalization.
 
     Raises:
-        ArtifactError: They would fit a model if their first convolution took 3 channels.
+        ArgumentError: It was not said for a model that may, or was for one that cannot.
     """
-    for name in names:
-        stem, wanted = next(iter(_layers(name).convolutions.items()))
-        got = found.get(stem, wanted)
-        if len(got) == 4 and got[1] != 3:
-            three = {**found, stem: (got[0], 3, *got[2:])}
-            if _fits_as_usual(name, three) or _widths(name, three) is not None:
-                raise ArtifactError(shape_problem(stem, got, three[stem]))
+    if not transforms_input(model):
+        if transform_input is not None:
+            raise ArgumentError(f"{model} has no input to transform: drop transform_input.")
+        return {}
+    if transform_input is None:
+        raise ArgumentError(
+            f"A state dict does not tell whether its {model} transforms its input: say "
+            "--transform-input (transform_input=True) if it descends from torchvision's pretrained "
+            "weights, else --no-transform-input (False)."
+        )
+    return {"transform_input": transform_input}
 
 
 def _shown(names: list[str]) -> str:

@@ -12,24 +12,21 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from .._core import strict_json
-from .._core.files import File, RefusedError, opened, reading, write_atomically
+from .._core.files import File, reading, write_atomically
 from ..artifact.folders import float_file
 from ..artifact.format import ModelInfo, canonical_json, check_info
 from ..artifact.layers import shape_problem
-from ..artifact.tensor_file import read_metadata, read_tensors
-from ..artifact.tensors import Tensors
 from ..errors import ArgumentError, ArtifactError, QzooError
 from ..native.model import attach_info, model_info
 from ..pictures.classes import class_names
 from ..registry import get_entry, model_name
-from .architecture import expected, head_of, recognize
-from .names import classes_of, unwrapped, warn_of_others, weight_shapes
-from .pth import QuantizedArray, read_checkpoint
-from .published import without_aux
-from .qat_state import QatState
+from .architecture import head_of, recognize, transform_input_keyword
+from .float_files import FLOAT_HEADER, float_state, is_float_checkpoint, read_weights
+from .names import classes_of, warn_of_others
+from .plan import without_aux
 
-#: The header key under which a file of float weights says what they are.
-FLOAT_HEADER = "qzoo-float"
+__all__ = ["float_bytes", "is_float_checkpoint", "load_float", "save_float"]
+
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 _COUNTER = "num_batches_tracked"
@@ -103,14 +100,14 @@ def load_float(
     given = {"model": model, "part": part, "classes": classes, "transforms": transforms, **kwargs}
     given = {key: value for key, value in given.items() if value is not None}
     with reading(path if isinstance(path, File) else float_file(path)) as file:
-        metadata, entries = _read(file, part)
+        metadata, entries = read_weights(file, part, tensors=True)
         if FLOAT_HEADER in metadata:
             if others := [key for key in given if key != "model"]:
                 raise ArgumentError(
                     f"{file.path} says itself what it is: drop {', '.join(others)}."
                 )
             return _described_model(file, metadata[FLOAT_HEADER], entries, model)
-    own = _state(file, entries)
+    own = float_state(file, entries)
     warn_of_others(entries)
     try:
         info = _told(own, model, kwargs)
@@ -119,104 +116,6 @@ def load_float(
     info = dataclasses.replace(info, classes=classes, transforms=transforms)
     check_info(info)
     return _built(file, own, info)
-
-
-def is_float_checkpoint(path: str | os.PathLike[str] | File, part: str | None = None) -> bool:
-    """Says whether a file holds float weights: one of `save_float`, or a state dict.
-
-    Args:
-        path: The file, or the file itself where it is open already.
-        part: Key of the state dict in a training checkpoint.
-    """
-    try:
-        with opened(path) as file:
-            if file.read_bytes(0, min(9, file.size))[8:] == b"{":
-                kinds = {"qzoo": False, FLOAT_HEADER: True}
-                # Files of qzoo's own say it in front, so that the rest need not be read twice.
-                for key in kinds.keys() & read_metadata(file).keys():
-                    return kinds[key]
-            metadata, entries = _read(file, part)
-            return FLOAT_HEADER in metadata or bool(_state(file, entries))
-    except (OSError, RefusedError, QzooError):
-        return False
-
-
-def holds_float_weights(entries: Mapping[str, Any]) -> bool:
-    """Says whether a state dict is of a float model, neither converted nor prepared for QAT."""
-    if QatState.find(entries) is not None:
-        return False
-    values = (v[0] if isinstance(v, tuple) and v else v for v in entries.values())
-    packed = any("._packed_params" in key or key.endswith(".zero_point") for key in entries)
-    return not packed and not any(isinstance(value, QuantizedArray) for value in values)
-
-
-def transform_input_keyword(model: str, transform_input: bool | None) -> dict[str, bool]:
-    """Returns the keyword that says whether a model changes its input's normalization.
-
-    Raises:
-        ArgumentError: It was not said for a model that may, or was for one that cannot.
-    """
-    if "transform_input" not in get_entry(model).pretrained_kwargs:
-        if transform_input is not None:
-            raise ArgumentError(f"{model} has no input to transform: drop transform_input.")
-        return {}
-    if transform_input is None:
-        raise ArgumentError(
-            f"A state dict does not tell whether its {model} transforms its input: say "
-            "--transform-input (transform_input=True) if it descends from torchvision's pretrained "
-            "weights, else --no-transform-input (False)."
-        )
-    return {"transform_input": transform_input}
-
-
-def _read(file: File, part: str | None) -> tuple[dict[str, str], dict[str, Any]]:
-    """Returns the texts of a safetensors file, and the tensors of this or a `torch.save` file."""
-    head = file.read_bytes(0, min(9, file.size))
-    if head[8:] == b"{":
-        if part is not None:
-            raise ArgumentError(
-                f"{file.path} is a safetensors file, which has no parts: drop part."
-            )
-        metadata, arrays = read_tensors(file)
-        entries = Tensors(arrays)
-        if "qzoo" in metadata:
-            raise ArtifactError(
-                f"{file.path} is not a float checkpoint: it is an int8 artifact (qzoo.load)."
-            )
-        return metadata, dict(entries)
-    try:
-        checkpoint = read_checkpoint(file, part)
-        # A state dict that qzoo wrote says what it is, too.
-        note = checkpoint.note(FLOAT_HEADER)
-        return {} if note is None else {FLOAT_HEADER: note}, checkpoint.entries
-    except ArtifactError as error:
-        if head.startswith((b"PK", b"\x80")):
-            raise
-        reason = str(error).removeprefix(f"{file.path} ")
-        raise ArtifactError(f"{file.path} is not a float checkpoint: it {reason}") from None
-
-
-def _state(file: File, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries of the model under its own names.
-
-    Raises:
-        ArtifactError: They are not those of a float model.
-    """
-    try:
-        own = unwrapped(entries)
-    except ArtifactError as error:
-        raise ArtifactError(f"{file.path}: {error}") from None
-    if not holds_float_weights(own):
-        raise ArtifactError(
-            f"{file.path} is not a float checkpoint: it is the state dict of an int8 model or of "
-            "one prepared for QAT (qzoo convert makes an artifact of it)."
-        )
-    if not any(len(shape) == 4 for shape in weight_shapes(own).values()):
-        raise ArtifactError(
-            f"{file.path} is not a float checkpoint: it holds no convolutions by name. "
-            + expected(entries)
-        )
-    return own
 
 
 def _told(entries: Mapping[str, Any], model: str | None, kwargs: Mapping[str, Any]) -> ModelInfo:
@@ -272,7 +171,7 @@ def _built(file: File, entries: Mapping[str, Any], info: ModelInfo) -> nn.Module
     entry = get_entry(info.architecture)
     model = entry.skeleton(info.builder_kwargs)
     wanted = model.state_dict()
-    own = {**without_aux(entry, entries), **{k: v for k, v in entries.items() if k in wanted}}
+    own = {**without_aux(entry.name, entries), **{k: v for k, v in entries.items() if k in wanted}}
     if problem := _misfit(wanted, own) or _misnamed(info, own):
         raise ArtifactError(f"{file.path} does not fit {entry.name}: {problem}")
     # In float32, whatever the process makes by default.

@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
+from .._core.given import is_tensor
 from ..errors import ArtifactError
 from .pth import QuantizedArray
 
@@ -26,6 +27,11 @@ _WEIGHTS = ("._packed_params._packed_params", "._packed_params.weight", ".weight
 _COUNTER = "n_averaged"
 #: More prefixes than anybody puts before a name.
 _MAX_PREFIXES = 16
+
+
+def is_numbers(value: Any) -> bool:
+    """Says whether an entry of a state dict is a numpy array or a tensor of PyTorch."""
+    return isinstance(value, np.ndarray) or is_tensor(value)
 
 
 def unwrapped(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def _split(entries: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         name = _WRAPPERS.sub("", key)
         if name.rpartition(".")[2] == _COUNTER:
             continue
-        if "." not in name and not isinstance(value, (Tensor, QuantizedArray)):
+        if "." not in name and not (is_numbers(value) or isinstance(value, QuantizedArray)):
             continue
         if name in named:
             raise ArtifactError(
@@ -95,7 +101,7 @@ def weight_shapes(entries: Mapping[str, Any]) -> dict[str, Shape]:
         ending = next((ending for ending in _WEIGHTS if key.endswith(ending)), None)
         weight = value[0] if isinstance(value, tuple) and value else value
         weight = weight.values if isinstance(weight, QuantizedArray) else weight
-        if ending is not None and isinstance(weight, Tensor) and weight.dim() in (2, 4):
+        if ending is not None and is_numbers(weight) and weight.ndim in (2, 4):
             shapes[key.removesuffix(ending)] = tuple(weight.shape)
     return shapes
 

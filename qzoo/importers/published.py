@@ -2,7 +2,7 @@
 
 Two kinds are read: the int8 state dict of a converted model, and the float state dict of a model
 prepared for QAT (torchvision's MobileNetV3 file is one). Both arrive as plain integers and floats
-from the safe reader; no quantized dtype, tensor or op of PyTorch is used on the way.
+from the safe reader; PyTorch is needed only for builder arguments that are unusual.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from .._core.files import File
+from .._core.versions import package_versions
+from ..artifact.blueprints import Blueprint
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.grid import Grid
-from ..artifact.layers import BARE_OPS, Layer, check_weight_shape, weight_tensors
+from ..artifact.layers import BARE_OPS, WEIGHTED_OPS, Layer, check_weight_shape, weight_tensors
 from ..backends import get_backend
+from ..builder_kwargs import check_keyword
 from ..errors import ArtifactError
-from ..models.plan import plan
-from ..native.layers import float_weights
-from ..native.model import package_versions
-from ..registry import ModelEntry, get_entry
 from .names import classes_of, unwrapped, warn_of_others
-from .pth import Checkpoint, QuantizedArray, read_checkpoint
+from .plan import aux_classifiers, plan, without_aux
+from .pth import Checkpoint, QuantizedArray, in_arrays, read_arrays
 from .qat_state import QatState
 
 
@@ -40,14 +39,14 @@ def read_published(path: str | os.PathLike[str] | File, weights: Any) -> Artifac
     Raises:
         ArtifactError: The file is damaged, hostile, or not for this architecture.
     """
-    return from_checkpoint(read_checkpoint(path), weights.info(), consume=True)
+    return from_checkpoint(read_arrays(path), weights.info(), consume=True)
 
 
 def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = False) -> Artifact:
     """Makes an artifact of a state dict.
 
     Args:
-        checkpoint: What the safe reader found.
+        checkpoint: What the safe reader found, arrays or tensors.
         info: What the model is. A missing `num_classes` is taken from the classifier; a missing
             backend from the weights (per channel: fbgemm, per tensor: qnnpack).
         consume: Whether to empty `checkpoint.entries` on the way, so that each weight is in memory
@@ -59,38 +58,50 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
         ArgumentError: The builder arguments in `info` do not build the architecture.
         UnknownNameError: An unknown architecture or backend.
     """
-    entry = get_entry(info.architecture)
     if info.backend is not None:
         get_backend(info.backend)
+    aux = {"aux_logits": False} if aux_classifiers(info.architecture) else {}
+    kwargs = {**info.builder_kwargs, **aux}
+    blueprint = plan(info.architecture, kwargs)
     warn_of_others(checkpoint.entries)
-    entries = without_aux(entry, unwrapped(checkpoint.entries))
+    own = without_aux(info.architecture, unwrapped(checkpoint.entries))
     if consume:
         checkpoint.entries.clear()
-    kwargs = {**info.builder_kwargs, **({"aux_logits": False} if entry.aux else {})}
-    fused, layers = plan(entry, kwargs)
-    head = [name for name, layer in layers.items() if layer.op == "linear"][-1]
-    if "num_classes" not in kwargs and (classes := classes_of(entries, head)) != 1000:
+    entries: dict[str, Any] = {key: in_arrays(own.pop(key)) for key in list(own)}
+    head = str(blueprint.head)
+    classes = kwargs.get("num_classes", classes_of(entries, head))
+    if classes != 1000:
         kwargs["num_classes"] = classes
-        fused, layers = plan(entry, kwargs)
+        check_keyword(info.name, "num_classes", classes)
+    shapes = blueprint.shapes
+    shapes[head] = (classes, *shapes[head][1:])
     qat = QatState.find(entries)
-    backend = info.backend or _guess_backend(entries, qat)
     if qat is not None:
-        qat.use_eps(_batch_norm_eps(entry, kwargs))
-    reader = qat or _Int8State(entries)
-    found: dict[str, Layer] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        if layer.op in BARE_OPS:
-            found[name] = layer
-            continue
-        found[name] = layer.on(Grid(*reader.output_range(name, backend)))
-        found[name].check(name)
-        if layer.op in ("conv2d", "linear"):
-            shape = tuple(float_weights(fused, name)[0].shape)
-            tensors |= weight_tensors(name, *reader.weight(name, layer.op, shape))
-    reader.check_all_used()
+        qat.use_eps(blueprint.eps)
+    backend = info.backend or _guess_backend(entries, qat)
+    layers, tensors = _numbers(blueprint, shapes, qat or _Int8State(entries), backend)
     known = dataclasses.replace(info, builder_kwargs=kwargs, backend=backend)
-    return Artifact(known, found, tensors, package_versions())
+    return Artifact(known, layers, tensors, package_versions())
+
+
+def _numbers(
+    blueprint: Blueprint,
+    shapes: Mapping[str, tuple[int, ...]],
+    reader: QatState | _Int8State,
+    backend: str,
+) -> tuple[dict[str, Layer], dict[str, np.ndarray]]:
+    """Returns an architecture's layers and their tensors, as a state dict holds them."""
+    layers: dict[str, Layer] = {}
+    tensors: dict[str, np.ndarray] = {}
+    for name, layer in blueprint.layers().items():
+        layers[name] = layer
+        if layer.op not in BARE_OPS:
+            layers[name] = layer.on(Grid(*reader.output_range(name, backend)))
+            layers[name].check(name)
+        if layer.op in WEIGHTED_OPS:
+            tensors |= weight_tensors(name, *reader.weight(name, layer.op, shapes[name]))
+    reader.check_all_used()
+    return layers, tensors
 
 
 class _Int8State:
@@ -108,9 +119,9 @@ class _Int8State:
 
     def weight(
         self, name: str, op: str, shape: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         weight, bias = self._packed_linear(name) if op == "linear" else self._pair(name)
-        if not isinstance(weight, QuantizedArray) or weight.values.dtype != torch.int8:
+        if not isinstance(weight, QuantizedArray) or weight.values.dtype != np.int8:
             raise ArtifactError(
                 f"The weight of layer {name!r} is not an int8 tensor: this is not the state dict "
                 "of a converted model."
@@ -118,7 +129,7 @@ class _Int8State:
         check_weight_shape(name, weight.values, shape)
         if weight.axis not in (None, 0):
             raise ArtifactError(f"The weight of layer {name!r} has scales along another axis.")
-        if bias is not None and not (isinstance(bias, Tensor) and bias.is_floating_point()):
+        if bias is not None and not (isinstance(bias, np.ndarray) and bias.dtype.kind == "f"):
             raise ArtifactError(f"The bias of layer {name!r} is not a float tensor.")
         return weight.values, weight.scale, weight.zero_point, bias
 
@@ -133,7 +144,7 @@ class _Int8State:
         """Finds a linear layer's parameters as versions 1, 2 and 3 of its format store them."""
         inner = f"{name}._packed_params"
         dtype = self._entries.pop(f"{inner}.dtype", "torch.qint8")
-        if dtype != "torch.qint8":
+        if not isinstance(dtype, str) or dtype != "torch.qint8":
             raise ArtifactError(f"Layer {name!r} stores {str(dtype)[:40]} weights, not int8 ones.")
         packed = self._entries.pop(f"{inner}._packed_params", None)
         if packed is not None:
@@ -151,7 +162,7 @@ class _Int8State:
         if key not in self._entries:
             raise ArtifactError(_missing(key))
         value = self._entries.pop(key)
-        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind != "c":
             return value.item()
         if isinstance(value, (int, float)):
             return value
@@ -163,23 +174,6 @@ def _missing(key: str) -> str:
         f"The checkpoint lacks {key!r}: it is incomplete, of another architecture, or the float "
         "state dict of a model that was never converted or prepared for QAT."
     )
-
-
-def _batch_norm_eps(entry: ModelEntry, kwargs: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the epsilon of the batch norm that directly follows each layer, by layer name."""
-    eps, previous = {}, ""
-    for name, module in entry.skeleton(kwargs).named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            eps[previous] = module.eps
-        elif isinstance(module, nn.Conv2d):
-            previous = name
-    return eps
-
-
-def without_aux(entry: ModelEntry, entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops auxiliary classifiers, which help in training from scratch only."""
-    aux = tuple(f"{name}." for name in entry.aux)
-    return {k: v for k, v in entries.items() if not k.startswith(aux)}
 
 
 def _guess_backend(entries: Mapping[str, Any], qat: QatState | None) -> str:

@@ -7,19 +7,22 @@ integers come out bit for bit as `torch.ao.quantization.convert` would give them
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..artifact.layers import check_weight_shape
 from ..errors import ArtifactError
 
-_EPS = torch.tensor([torch.finfo(torch.float32).eps], dtype=torch.float32, device="cpu")
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_EPS = np.array([np.finfo(np.float32).eps])
 #: How far PyTorch's QAT weight observers move per step (MovingAverageMinMaxObserver).
-_AVERAGING = 0.01
+_AVERAGING = np.float32(0.01)
+# Numpy warns of numbers that are not finite; here they are refused, each by its name.
+_no_warnings = functools.partial(np.errstate, all="ignore")
 #: Batch norm entries of ConvBn modules before version 2.
 _OLD_BATCH_NORM = {
     "weight": "gamma",
@@ -30,7 +33,7 @@ _OLD_BATCH_NORM = {
 
 
 class QatState:
-    """Reads a QAT state dict, given as plain tensors by name, layer by layer."""
+    """Reads a QAT state dict, given as arrays by name, layer by layer."""
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self._entries = entries
@@ -50,38 +53,46 @@ class QatState:
     def guess_backend(self) -> str:
         """Returns the backend whose QAT configuration has these granularities and ranges."""
         scales = (v for k, v in self._entries.items() if k.endswith(".weight_fake_quant.scale"))
-        if not any(isinstance(s, Tensor) and s.numel() > 1 for s in scales):
+        if not any(isinstance(s, np.ndarray) and s.size > 1 for s in scales):
             return "qnnpack"
         # Gates have a fixed range (hardsigmoid) and no minimum, so they tell nothing.
         observed = ".activation_post_process.activation_post_process.min_val"
         names = (k.removesuffix(observed) for k in self._entries if k.endswith(observed))
-        return "onednn" if any(self._levels(name) > 128 for name in names) else "fbgemm"
+        with _no_warnings():
+            return "onednn" if any(self._levels(name) > 128 for name in names) else "fbgemm"
 
     def output_range(self, name: str, backend: str) -> tuple[float, int]:
         """Returns scale and zero point of the layer's output; 1.0 and 0 if it never ran."""
         low, high, eps = self._observed(f"{name}.activation_post_process")
-        if low.numel() != 1 or bool(low > high):
+        if low.size != 1 or bool(low > high):
             return 1.0, 0
-        levels = 127 if self._levels(name) < 128 else 255
-        low, high = low.clamp(max=0).reshape(1), high.clamp(min=0).reshape(1)
-        scale = torch.max((high - low) / float(levels), eps)
-        zero_point = (-torch.round(low / scale)).to(torch.int64).clamp(0, levels)
-        return float(scale), int(zero_point)
+        low, high = np.minimum(low, _ZERO).reshape(1), np.maximum(high, _ZERO).reshape(1)
+        with _no_warnings():
+            levels = 127 if self._levels(name) < 128 else 255
+            scale = np.maximum((high - low) / np.float32(levels), eps)
+            zero_point = np.clip(np.nan_to_num(-np.rint(low / scale)), 0, levels)
+        return float(scale[0]), int(zero_point[0])
 
     def weight(
         self, name: str, op: str, shape: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """Returns int8 values, float32 scales, zero points (all 0) and the float bias."""
+        with _no_warnings():
+            return self._weight(name, shape)
+
+    def _weight(
+        self, name: str, shape: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         check_weight_shape(name, self._tensor(f"{name}.weight"), shape)
         weight, bias = self._folded(name)
         low, high, eps = self._weight_range(name, weight)
         if bool((low > high).any()):
             raise ArtifactError(f"The weight of layer {name!r} was never observed in QAT.")
-        bound = torch.max(-low.clamp(max=0), high.clamp(min=0))
-        scale = torch.max(bound / (255.0 / 2), eps.reshape(()) if bound.dim() == 0 else eps)
-        along = scale.reshape(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale
-        values = torch.round(weight * (1.0 / along)).clamp(-128, 127).to(torch.int8)
-        return values, scale, torch.zeros_like(scale, dtype=torch.int64), bias
+        bound = np.maximum(-np.minimum(low, _ZERO), np.maximum(high, _ZERO))
+        scale = np.maximum(bound / np.float32(127.5), eps if bound.ndim else eps[0])
+        along = _along(scale, weight) if scale.ndim else scale
+        values = np.clip(np.rint(weight * (_ONE / along)), -128, 127).astype(np.int8)
+        return values, np.asarray(scale), np.zeros(scale.shape, np.int64), bias
 
     def check_all_used(self) -> None:
         """Raises `ArtifactError` if a weight of the checkpoint belongs to no layer."""
@@ -93,7 +104,7 @@ class QatState:
                 "another architecture or other builder arguments."
             )
 
-    def _tensor(self, key: str, unseen: bool = False) -> Tensor:
+    def _tensor(self, key: str, unseen: bool = False) -> np.ndarray:
         """Returns an entry as float32.
 
         Args:
@@ -104,18 +115,18 @@ class QatState:
             ArtifactError: It is missing, or no tensor of real and finite numbers.
         """
         value = self._entries.get(key)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, np.ndarray):
             raise ArtifactError(
                 f"The QAT checkpoint lacks the tensor {key!r}: it is incomplete or of another "
                 "architecture."
             )
-        if not value.is_floating_point():
+        if value.dtype.kind != "f":
             raise ArtifactError(
                 f"The tensor {key!r} of the QAT checkpoint is {value.dtype}, and should hold real "
                 f"floating-point numbers (layer {_layer(key)!r})."
             )
-        value = value.float()
-        if not bool((~torch.isnan(value) if unseen else torch.isfinite(value)).all()):
+        value = value.astype(np.float32, copy=False)
+        if not bool((~np.isnan(value) if unseen else np.isfinite(value)).all()):
             raise ArtifactError(
                 f"The tensor {key!r} of the QAT checkpoint has values that are not finite (NaN or "
                 f"infinity): the training of layer {_layer(key)!r} diverged; take an earlier "
@@ -123,21 +134,21 @@ class QatState:
             )
         return value
 
-    def _observed(self, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _observed(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the observer's minimum, maximum and epsilon inside a fake-quantize module."""
         inner = f"{name}.activation_post_process"
         old = f"{inner}.min_vals" in self._entries  # per-channel observers before version 3
         low = self._tensor(f"{inner}.min_vals" if old else f"{inner}.min_val", unseen=True)
         high = self._tensor(f"{inner}.max_vals" if old else f"{inner}.max_val", unseen=True)
-        if low.numel() == 0 or low.shape != high.shape:
+        if low.size == 0 or low.shape != high.shape:
             raise ArtifactError(f"The observer {inner!r} of the QAT checkpoint has seen no data.")
-        if bool((torch.isinf(low) != torch.isinf(high)).any()):
+        if bool((np.isinf(low) != np.isinf(high)).any()):
             raise ArtifactError(
                 f"The observer {inner!r} of the QAT checkpoint has an endless range (layer "
                 f"{_layer(inner)!r})."
             )
         eps = self._tensor(f"{inner}.eps") if f"{inner}.eps" in self._entries else _EPS
-        if eps.numel() != 1:
+        if eps.size != 1:
             raise ArtifactError(
                 f"The tensor '{inner}.eps' of the QAT checkpoint is no single number."
             )
@@ -147,13 +158,13 @@ class QatState:
         """Returns how many steps the observed range spans: about 127 (7 bits) or 255."""
         low, high, _ = self._observed(f"{name}.activation_post_process")
         scale = self._tensor(f"{name}.activation_post_process.scale")
-        if low.numel() != 1 or scale.numel() != 1 or bool(low > high):
+        if low.size != 1 or scale.size != 1 or bool(low > high):
             return 0.0
-        span = high.clamp(min=0) - low.clamp(max=0)
+        span = np.maximum(high, _ZERO) - np.minimum(low, _ZERO)
         # Halfway between the two, so that a range that moved since does not matter.
-        return 255.0 if float(span / scale) > 180 else 127.0
+        return 255.0 if bool(span / scale > 180) else 127.0
 
-    def _folded(self, name: str) -> tuple[Tensor, Tensor | None]:
+    def _folded(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns the float weight and bias with batch norm folded in, as PyTorch folds it."""
         weight = self._tensor(f"{name}.weight")
         key = f"{name}.bias"
@@ -172,38 +183,43 @@ class QatState:
             return weight, bias
         if any(v.shape != (weight.shape[0],) for v in norm.values()):
             raise ArtifactError(f"The batch norm of layer {name!r} has the wrong shape.")
-        before = torch.zeros_like(norm["bias"]) if bias is None else bias
-        rsqrt = torch.rsqrt(norm["running_var"] + self._eps.get(name, 1e-5))
-        factor = (norm["weight"] * rsqrt).reshape(-1, *[1] * (weight.dim() - 1))
+        before = _ZERO if bias is None else bias
+        rsqrt = _ONE / np.sqrt(norm["running_var"] + np.float32(self._eps.get(name, 1e-5)))
         folded = (before - norm["running_mean"]) * rsqrt * norm["weight"] + norm["bias"]
-        weight = weight * factor
-        if not bool(torch.isfinite(weight).all() and torch.isfinite(folded).all()):
+        weight = weight * _along(norm["weight"] * rsqrt, weight)
+        if not bool(np.isfinite(weight).all() and np.isfinite(folded).all()):
             raise ArtifactError(
                 f"Folding the batch norm of layer {name!r} gives numbers that are not finite: its "
                 "variance is below 0, or its numbers are too large for float32."
             )
         return weight, folded
 
-    def _weight_range(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _weight_range(
+        self, name: str, weight: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the weight's range; convert lets an observer that is still on look once more."""
         prefix = f"{name}.weight_fake_quant"
         self._read.add(f"{prefix}.scale")
         low, high, eps = self._observed(prefix)
-        per_channel = self._tensor(f"{prefix}.scale").numel() > 1
-        if low.numel() not in ((weight.shape[0],) if per_channel else (1,)):
+        per_channel = self._tensor(f"{prefix}.scale").size > 1
+        if low.size not in ((weight.shape[0],) if per_channel else (1,)):
             raise ArtifactError(f"The weight observer of layer {name!r} has the wrong shape.")
-        low, high = (
-            (low.flatten(), high.flatten()) if per_channel else (low.reshape(()), high.reshape(()))
-        )
+        shape = (-1,) if per_channel else ()
+        low, high = low.reshape(shape), high.reshape(shape)
         enabled = self._entries.get(f"{prefix}.observer_enabled")
-        if isinstance(enabled, Tensor) and enabled.numel() == 1 and not bool(enabled):
+        if isinstance(enabled, np.ndarray) and enabled.size == 1 and not bool(enabled):
             return low, high, eps
-        now = weight.flatten(1) if per_channel else weight.flatten()
-        new_low, new_high = (now.amin(-1), now.amax(-1))
-        unseen = torch.isinf(low) & torch.isinf(high)
-        low = torch.where(unseen, new_low, low + _AVERAGING * (new_low - low))
-        high = torch.where(unseen, new_high, high + _AVERAGING * (new_high - high))
+        axes = tuple(range(1, weight.ndim)) if per_channel else None
+        new_low, new_high = weight.min(axes), weight.max(axes)
+        unseen = np.isinf(low) & np.isinf(high)
+        low = np.where(unseen, new_low, low + _AVERAGING * (new_low - low))
+        high = np.where(unseen, new_high, high + _AVERAGING * (new_high - high))
         return low, high, eps
+
+
+def _along(channels: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Returns one number per output channel in a shape that goes with the weight's."""
+    return channels.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def _layer(key: str) -> str:

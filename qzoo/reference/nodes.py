@@ -40,7 +40,7 @@ def blueprint(recording: Recording, layers: Mapping[str, Layer]) -> Blueprint:
     """
     calls = _Writer(recording, layers).write()
     names = {call["name"] for call in calls}
-    return Blueprint(calls, [name for name in layers if name not in names])
+    return Blueprint(calls, {n: layer.op for n, layer in layers.items() if n not in names})
 
 
 def blueprint_of(info: ModelInfo, layers: Mapping[str, Layer]) -> Blueprint:
@@ -107,6 +107,8 @@ class _Writer:
             case "identity" if isinstance(module, nn.ReLU):
                 return self._add(name, "relu", args)  # if fused is for the layers to say
             case "dropout" | "identity":
+                if isinstance(module, nn.BatchNorm2d):
+                    self.entries[args[0]]["eps"] = module.eps
                 return args[0]
             case "hardswish":
                 return self._add(name, "table", args, function="hard_swish")
@@ -198,7 +200,7 @@ class _Writer:
         self.entries[name] = {"name": name, "op": op, "inputs": list(inputs), **attributes}
         if op in ("conv2d", "linear"):
             weight: Any = self.recording.modules[name].weight
-            self.entries[name]["weight"] = list(weight.shape)
+            self.entries[name] |= {"weight": list(weight.shape), "relu": self.layers[name].relu}
             self.channels[name] = len(weight)
         elif op == "concat":
             self.channels[name] = sum(self.channels[x] for x in inputs)

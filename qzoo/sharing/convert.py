@@ -22,14 +22,10 @@ from ..artifact.format import Artifact, ModelInfo, canonical_json, check_info
 from ..artifact.tensor_file import read_metadata, read_tensors
 from ..artifact.tensors import Tensors
 from ..errors import ArgumentError, ArtifactError, listed
-from ..importers.architecture import guess_architecture, recognize
-from ..importers.checkpoint import (
-    FLOAT_HEADER,
-    is_float_checkpoint,
-    load_float,
-    transform_input_keyword,
-)
-from ..importers.pth import Checkpoint, read_checkpoint
+from ..importers.architecture import guess_architecture, recognize, transform_input_keyword
+from ..importers.checkpoint import load_float
+from ..importers.float_files import FLOAT_HEADER, is_float_checkpoint
+from ..importers.pth import Checkpoint, read_arrays
 from ..importers.published import from_checkpoint, read_published
 from ..native.model import Int8Model, as_artifact, is_int8, model_info, to_native
 from ..registry import get_entry, get_weight, list_models
@@ -200,7 +196,7 @@ def convert_checkpoint(
         if said.part is None and _begins_like_one(file):
             checkpoint = Checkpoint(dict(Tensors(read_tensors(file).arrays)), {})
         else:
-            checkpoint = read_checkpoint(file, said.part)
+            checkpoint = read_arrays(file, said.part)
     return from_checkpoint(checkpoint, _info(checkpoint, said, file), consume=True)
 
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
-
 from .inert import (
     Dtype,
     Foreign,
@@ -26,32 +24,27 @@ from .inert import (
 )
 
 _STORAGES = {
-    "DoubleStorage": Dtype("float64", torch.float64),
-    "FloatStorage": Dtype("float32", torch.float32),
-    "HalfStorage": Dtype("float16", torch.float16),
-    "BFloat16Storage": Dtype("bfloat16", torch.bfloat16),
-    "LongStorage": Dtype("int64", torch.int64),
-    "IntStorage": Dtype("int32", torch.int32),
-    "ShortStorage": Dtype("int16", torch.int16),
-    "CharStorage": Dtype("int8", torch.int8),
-    "ByteStorage": Dtype("uint8", torch.uint8),
-    "BoolStorage": Dtype("bool", torch.bool),
-    "ComplexFloatStorage": Dtype("complex64", torch.complex64),
-    "ComplexDoubleStorage": Dtype("complex128", torch.complex128),
-    "UntypedStorage": Dtype("untyped", torch.uint8),
-    # Quantized storages by name only: this works in a PyTorch that has no such dtype.
-    "QInt8Storage": Dtype("qint8", torch.int8, quantized=True),
-    "QUInt8Storage": Dtype("quint8", torch.uint8, quantized=True),
-    "QInt32Storage": Dtype("qint32", torch.int32, quantized=True),
+    "DoubleStorage": Dtype("float64", "float64"),
+    "FloatStorage": Dtype("float32", "float32"),
+    "HalfStorage": Dtype("float16", "float16"),
+    "BFloat16Storage": Dtype("bfloat16", "bfloat16"),
+    "LongStorage": Dtype("int64", "int64"),
+    "IntStorage": Dtype("int32", "int32"),
+    "ShortStorage": Dtype("int16", "int16"),
+    "CharStorage": Dtype("int8", "int8"),
+    "ByteStorage": Dtype("uint8", "uint8"),
+    "BoolStorage": Dtype("bool", "bool"),
+    "ComplexFloatStorage": Dtype("complex64", "complex64"),
+    "ComplexDoubleStorage": Dtype("complex128", "complex128"),
+    "UntypedStorage": Dtype("untyped", "uint8"),
+    "QInt8Storage": Dtype("qint8", "int8", quantized=True),
+    "QUInt8Storage": Dtype("quint8", "uint8", quantized=True),
+    "QInt32Storage": Dtype("qint32", "int32", quantized=True),
 }
 
 # Dtypes that torch.save stores untyped, with the dtype as an argument of _rebuild_tensor_v3.
 _UNTYPED_DTYPES = {
-    "torch.uint16": torch.uint16,
-    "torch.uint32": torch.uint32,
-    "torch.uint64": torch.uint64,
-    "torch.float8_e4m3fn": torch.float8_e4m3fn,
-    "torch.float8_e5m2": torch.float8_e5m2,
+    f"torch.{name}": name for name in ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
 }
 
 _TORCH_NAMES = frozenset(
@@ -137,12 +130,13 @@ def _tensor_v3(*arguments: object) -> TensorRef:
     """Takes what `_tensor_v2` takes, with a dtype before the metadata."""
     dtype = arguments[6] if len(arguments) > 6 else None
     ref = _tensor_v2(*arguments[:6], *arguments[7:])
-    ref.dtype = _UNTYPED_DTYPES.get(dtype) if isinstance(dtype, str) else None
-    if ref.dtype is None or ref.storage.kind.name != "untyped":
+    elements = _UNTYPED_DTYPES.get(dtype) if isinstance(dtype, str) else None
+    if elements is None or ref.storage.kind.name != "untyped":
         raise RefusedError(
             f"holds a tensor of a dtype that qzoo does not know ({_described(dtype)}); "
             "save it with a plain dtype"
         )
+    ref.elements = elements
     return ref
 
 

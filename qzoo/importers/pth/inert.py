@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from ..._core.files import RefusedError
+from .elements import stored_dtype
 
 __all__ = ["RefusedError"]
 
@@ -79,13 +78,13 @@ class OddKey:
 
 
 class Dtype:
-    """A storage's element type: a plain torch dtype, and whether the file calls it quantized."""
+    """A storage's element type: what its file calls it, and which plain elements it holds."""
 
-    __slots__ = ("dtype", "name", "quantized")
+    __slots__ = ("elements", "name", "quantized")
 
-    def __init__(self, name: str, dtype: torch.dtype, quantized: bool = False) -> None:
+    def __init__(self, name: str, elements: str, quantized: bool = False) -> None:
         self.name = name
-        self.dtype = dtype
+        self.elements = elements
         self.quantized = quantized
 
 
@@ -101,18 +100,18 @@ class StorageRef:
 
     @property
     def nbytes(self) -> int:
-        return self.count * self.kind.dtype.itemsize
+        return self.count * stored_dtype(self.kind.elements).itemsize
 
 
 class TensorRef:
     """A tensor before its numbers are read; geometry and `qparams` are not yet checked.
 
-    `dtype` overrides the storage's (for dtypes that are stored untyped). `qparams` is what
+    `elements` overrides the storage's (for dtypes that are stored untyped). `qparams` is what
     `_rebuild_qtensor` received: `(qscheme, scale, zero_point)` or
     `(qscheme, scales, zero_points, axis)`.
     """
 
-    __slots__ = ("dtype", "offset", "qparams", "shape", "storage", "stride")
+    __slots__ = ("elements", "offset", "qparams", "shape", "storage", "stride")
 
     def __init__(
         self,
@@ -120,14 +119,14 @@ class TensorRef:
         offset: object,
         shape: object,
         stride: object,
-        dtype: torch.dtype | None = None,
+        elements: str | None = None,
         qparams: tuple[Any, ...] | None = None,
     ) -> None:
         self.storage = storage
         self.offset = offset
         self.shape = shape
         self.stride = stride
-        self.dtype = dtype
+        self.elements = elements or storage.kind.elements
         self.qparams = qparams
 
 

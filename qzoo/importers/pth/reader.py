@@ -1,4 +1,4 @@
-"""`read_checkpoint`: from the path of a `torch.save` file to plain data."""
+"""From the path of a `torch.save` file to plain data: `read_arrays` and `read_checkpoint`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from ..._core.files import File, Span, not_opened, opened
 from ...errors import ArtifactError
+from .elements import ArrayMaker, TensorMaker
 from .inert import Foreign, Namespace, OddKey, OrderedItems, RefusedError, TensorRef, shown
 from .legacy import read_legacy
 from .tensors import Converter
@@ -22,12 +23,12 @@ PARTS = (
 _MAX_PARTS = 4
 
 
-def read_checkpoint(path: str | os.PathLike[str] | File, part: str | None = None) -> Checkpoint:
+def read_arrays(path: str | os.PathLike[str] | File, part: str | None = None) -> Checkpoint:
     """Reads a state dict that `torch.save` wrote, without running anything in the file.
 
-    Both serializations are read: the zip format and the one from before PyTorch 1.6. No quantized
-    tensor is made and no quantized operator called, so that it works in a PyTorch without them.
-    Memory stays below the file's size plus 128 MiB; the other bounds are in `inert`.
+    Both serializations are read: the zip format and the one from before PyTorch 1.6. PyTorch is not
+    needed. Memory stays below the file's size plus 128 MiB, and what bfloat16 and float8 take as
+    float32; the other bounds are in `inert`.
 
     Args:
         path: The file, or the file itself where it is open already.
@@ -35,15 +36,41 @@ def read_checkpoint(path: str | os.PathLike[str] | File, part: str | None = None
             or several ("ema.module"). By default the first of `PARTS` that exists, or the only
             one that holds tensors, unless the file is a state dict itself.
 
+    Returns:
+        The state dict with numpy arrays; bfloat16 and float8, which numpy lacks, as float32.
+
     Raises:
         ArtifactError: The file does not exist, is of another kind, is damaged, or refers to
             anything that is not on the allow-list. The message names the file and the reason.
     """
+    return _read_checkpoint(path, part, ArrayMaker())
+
+
+def read_checkpoint(path: str | os.PathLike[str] | File, part: str | None = None) -> Checkpoint:
+    """Reads a state dict as `read_arrays` does, into PyTorch's tensors.
+
+    No quantized tensor is made and no quantized operator called, so that it works in a PyTorch
+    without them.
+
+    Args:
+        path: The file, or the file itself where it is open already.
+        part: Key of the state dict in a training checkpoint, see `read_arrays`.
+
+    Raises:
+        ArtifactError: As `read_arrays` raises it.
+        MissingDependencyError: PyTorch is not installed.
+    """
+    return _read_checkpoint(path, part, TensorMaker())
+
+
+def _read_checkpoint(
+    path: str | os.PathLike[str] | File, part: str | None, make: ArrayMaker | TensorMaker
+) -> Checkpoint:
     shown_path = os.fsdecode(path.path if isinstance(path, File) else path)
     try:
         with opened(path) as file:
             value, spans = _read(file)
-            return _checkpoint(value, Converter(file, spans), part)
+            return _checkpoint(value, Converter(file, spans, make), part)
     except RefusedError as error:
         raise ArtifactError(f"{shown_path} {error}.") from error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Turns the reader's inert references into plain tensors, once every number has been checked."""
+"""Turns the reader's inert references into plain numbers, once every one has been checked."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import sys
 from typing import Any
 
-import torch
+import numpy as np
 
 from ..._core.files import File, Span
 from .allowed import never_run
+from .elements import ArrayMaker, TensorMaker, is_real, stored_dtype
 from .inert import (
     MAX_DEPTH,
     MAX_DIMENSIONS,
@@ -34,10 +35,11 @@ class Converter:
     small pickle cannot be expanded into a large structure.
     """
 
-    def __init__(self, file: File, spans: dict[str, Span]) -> None:
+    def __init__(self, file: File, spans: dict[str, Span], make: ArrayMaker | TensorMaker) -> None:
         self._file = file
         self._spans = spans
-        self._storages: dict[str, torch.Tensor] = {}
+        self._make = make
+        self._storages: dict[str, Any] = {}
         self._done: dict[int, tuple[Value, int]] = {}
         self._open: set[int] = set()
         self._tensors = 0
@@ -101,7 +103,7 @@ class Converter:
             raise RefusedError("holds a bare storage; save tensors instead")
         raise RefusedError("is damaged: it holds a type where a value belongs")
 
-    def _tensor(self, ref: TensorRef) -> torch.Tensor | QuantizedArray:
+    def _tensor(self, ref: TensorRef) -> Value:
         self._tensors += 1 if ref.qparams is None else 3  # values, scale and zero point
         if self._tensors > MAX_TENSORS:
             raise RefusedError(f"is too large for a checkpoint: more than {MAX_TENSORS} tensors")
@@ -111,78 +113,77 @@ class Converter:
                 f"is damaged: a tensor of {kind.name} elements is rebuilt as if it were "
                 f"{'not ' if kind.quantized else ''}quantized"
             )
-        dtype = ref.dtype or kind.dtype
-        offset, shape, stride = _geometry(ref, ref.storage.nbytes // dtype.itemsize)
-        if ref.storage.nbytes % dtype.itemsize:
+        itemsize = stored_dtype(ref.elements).itemsize
+        offset, shape, stride = _geometry(ref, ref.storage.nbytes // itemsize)
+        if ref.storage.nbytes % itemsize:
             raise RefusedError("is damaged: a storage ends in the middle of an element")
-        values = torch.as_strided(self._storage(ref.storage).view(dtype), shape, stride, offset)
-        return values if ref.qparams is None else self._quantized(values, ref.qparams)
+        values = self._make.view(self._storage(ref.storage), ref.elements, offset, shape, stride)
+        return values if ref.qparams is None else self._quantized(values, ref)
 
-    def _storage(self, ref: StorageRef) -> torch.Tensor:
+    def _storage(self, ref: StorageRef) -> Any:
         storage = self._storages.get(ref.key)
         if storage is None:
             if sys.byteorder != "little":
                 raise RefusedError("is little-endian, which qzoo cannot read on this machine")
-            array = self._file.read_storage(self._spans[ref.key])
-            storage = torch.from_numpy(array) if array.size else torch.empty(0, dtype=torch.uint8)
-            # Any other byte in a torch.bool is undefined behaviour of the kernels that read it.
-            if ref.kind.dtype is torch.bool and ref.count and int(storage.max()) > 1:
+            data = self._file.read_storage(self._spans[ref.key])
+            # Any other byte in a truth value is undefined behaviour of the kernels that read it.
+            if ref.kind.elements == "bool" and ref.count and int(data.max()) > 1:
                 raise RefusedError("is damaged: a truth value is neither 0 nor 1")
-            self._storages[ref.key] = storage
+            storage = self._storages[ref.key] = self._make.storage(data)
         return storage
 
-    def _quantized(self, values: torch.Tensor, qparams: tuple[Any, ...]) -> QuantizedArray:
+    def _quantized(self, values: Any, ref: TensorRef) -> QuantizedArray:
+        qparams = ref.qparams or ()
         scheme = qparams[0] if qparams else None
         axis: int | None = None
         if scheme == "torch.per_tensor_affine" and len(qparams) == 3:
-            scale = self._numbers(qparams[1], torch.float64, None)
-            zero_point = self._numbers(qparams[2], torch.int64, None)
+            scale = self._numbers(qparams[1], "float64", None)
+            zero_point = self._numbers(qparams[2], "int64", None)
         elif scheme == "torch.per_channel_affine" and len(qparams) == 4:
             axis = qparams[3]
             if type(axis) is not int or not 0 <= axis < values.ndim:
                 raise RefusedError("is damaged: a quantized tensor has no such channel axis")
-            scale = self._numbers(qparams[1], torch.float64, values.shape[axis])
-            zero_point = self._numbers(qparams[2], torch.int64, values.shape[axis])
+            scale = self._numbers(qparams[1], "float64", values.shape[axis])
+            zero_point = self._numbers(qparams[2], "int64", values.shape[axis])
         else:
             name = shown(scheme) if isinstance(scheme, str) else "no scheme"
             raise RefusedError(
                 f"holds a tensor quantized with {name}; qzoo reads per_tensor_affine and "
                 "per_channel_affine"
             )
-        if not bool(((scale > 0) & scale.isfinite()).all()):
+        if not bool(((scale > 0) & (scale < math.inf)).all()):
             raise RefusedError("is damaged: a quantization scale is not a positive number")
-        limits = torch.iinfo(values.dtype)
+        limits = np.iinfo(ref.elements)
         if not bool(((zero_point >= limits.min) & (zero_point <= limits.max)).all()):
-            raise RefusedError(f"is damaged: a zero point is out of the range of {values.dtype}")
+            raise RefusedError(f"is damaged: a zero point is out of the range of {ref.elements}")
         return QuantizedArray(values, scale, zero_point, axis)
 
-    def _numbers(self, value: object, dtype: torch.dtype, count: int | None) -> torch.Tensor:
-        """Scales or zero points of dtype `dtype`: 0-d where `count` is `None`, else `[count]`."""
+    def _numbers(self, value: object, name: str, count: int | None) -> Any:
+        """Scales or zero points of dtype `name`: 0-d where `count` is `None`, else `[count]`."""
         self._qparams += 1 if count is None else count
         if self._qparams > MAX_QPARAMS:
             raise RefusedError("is damaged: it has more quantization parameters than any model")
         if isinstance(value, TensorRef):
-            tensor = self._convert(value)[0]
-            shape = torch.Size([] if count is None else [count])
+            made: Any = self._convert(value)[0]
             if (
-                isinstance(tensor, torch.Tensor)
-                and tensor.shape == shape
-                and tensor.dtype.is_floating_point == dtype.is_floating_point
-                and not tensor.dtype.is_complex
+                not isinstance(made, QuantizedArray)
+                and tuple(made.shape) == (() if count is None else (count,))
+                and is_real(value.elements) == is_real(name)
+                and not value.elements.startswith("complex")
             ):
-                return tensor.to(dtype)
+                return self._make.numbers(made, name)
         elif count is None:
-            if _is_number(value, dtype):
-                return torch.tensor(value, dtype=dtype, device="cpu")
+            if _is_number(value, name):
+                return self._make.numbers(value, name)
         # PyTorch 1.3 and 1.4 wrote the channels' parameters as lists.
         elif isinstance(value, (list, tuple)) and len(value) == count:
-            if all(_is_number(item, dtype) for item in value):
-                return torch.tensor(value, dtype=dtype, device="cpu")
+            if all(_is_number(item, name) for item in value):
+                return self._make.numbers(value, name)
         raise RefusedError("is damaged: quantization parameters do not fit their tensor")
 
 
-def _is_number(value: object, dtype: torch.dtype) -> bool:
-    if dtype.is_floating_point:
+def _is_number(value: object, name: str) -> bool:
+    if is_real(name):
         return type(value) is float
     return type(value) is int and -(1 << 63) <= value < 1 << 63
 

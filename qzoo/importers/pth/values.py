@@ -1,16 +1,21 @@
-"""What the reader of `torch.save` files hands out: plain tensors, numbers, containers."""
+"""What the reader of `torch.save` files hands out: plain arrays, numbers, containers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
+import numpy as np
+
+from ..._core.given import as_array, is_tensor
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class QuantizedArray:
-    """A quantized tensor taken apart into integers and parameters.
+    """A quantized tensor taken apart into integers and parameters, arrays or tensors.
 
     The real value is `(values - zero_point) * scale`, with `scale` and `zero_point` laid along
     `axis` where there is one.
@@ -24,26 +29,35 @@ class QuantizedArray:
         axis: The channel axis of a per-channel tensor, `None` for a per-tensor one.
     """
 
-    values: torch.Tensor
-    scale: torch.Tensor
-    zero_point: torch.Tensor
+    values: Any
+    scale: Any
+    zero_point: Any
     axis: int | None
+
+
+def in_arrays(value: Value) -> Value:
+    """Returns a value with numpy arrays in the place of tensors, of the same memory.
+
+    Types that numpy lacks (bfloat16, float8) become float32, which holds them exactly.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(in_arrays, value))
+    if isinstance(value, QuantizedArray):
+        numbers = (as_array(x) for x in (value.values, value.scale, value.zero_point))
+        return QuantizedArray(*numbers, value.axis)
+    if not is_tensor(value):
+        return value
+    tensor: Any = value
+    lacking = tensor.is_floating_point() and not hasattr(np, str(tensor.dtype).split(".")[-1])
+    return as_array(tensor.float() if lacking else tensor)
 
 
 # Dtypes, qschemes, layouts and devices come out as the text that names them ("torch.qint8",
 # "torch.per_tensor_affine", "torch.strided", "cuda:0"); `argparse.Namespace` and defaultdicts as
 # dicts, sets as lists; an object of other code as the name of its class ("<pathlib.PosixPath>").
 Value: TypeAlias = (
-    torch.Tensor
-    | QuantizedArray
-    | tuple["Value", ...]
-    | list["Value"]
-    | dict[Any, "Value"]
-    | str
-    | int
-    | float
-    | bool
-    | None
+    "np.ndarray | torch.Tensor | QuantizedArray | tuple[Value, ...] | list[Value]"
+    " | dict[Any, Value] | str | int | float | bool | None"
 )
 
 
@@ -52,9 +66,9 @@ class Checkpoint:
     """One state dict out of a `torch.save` file.
 
     Attributes:
-        entries: The state dict in its stored order. Tensors are on the CPU, detached, of plain
-            dtypes; the linear modules' `_packed_params` of version 3 is a tuple
-            `(QuantizedArray, bias or None)`.
+        entries: The state dict in its stored order. Its tensors are numpy arrays, or PyTorch's on
+            the CPU, detached, of plain dtypes; the linear modules' `_packed_params` of version 3
+            is a tuple `(QuantizedArray, bias or None)`.
         metadata: The state dict's `_metadata`: module path to `{"version": n}`; empty when absent.
         part: The key of the file's outer dict under which the state dict lay ("ema.module" for
             one in another), `None` when the file is the state dict itself.
