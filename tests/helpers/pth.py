@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from qzoo.errors import ArtifactError
-from qzoo.importers.pth import read_checkpoint
+from qzoo.importers.pth import read_arrays, read_checkpoint
 
 
 class Call:
@@ -64,9 +64,13 @@ def write(
 
 
 def refused(path: Path, *words: str) -> str:
+    """Requires that a file is refused in one sentence, by both ways of reading it alike."""
     with pytest.raises(ArtifactError) as caught:
         read_checkpoint(path)
     message = str(caught.value)
+    with pytest.raises(ArtifactError) as again:
+        read_arrays(path)
+    assert str(again.value) == message
     assert message.startswith(f"{path} ")
     assert "cannot be read (" not in message, "the net of last resort caught it"
     assert len(message.removeprefix(str(path))) < 300
