@@ -10,7 +10,7 @@ import functools
 import inspect
 import numbers
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,21 +123,30 @@ def validate_builder_kwargs(
     """
     known = builder_keywords(construct)
     for key, value in kwargs.items():
-        if key not in known:
-            raise ArgumentError(
-                f"Cannot build {name} with {str(key)[:80]}={reprlib.repr(value)}: it has no "
-                f"keyword {reprlib.repr(key)}." + did_you_mean(str(key)[:80], known)
-            )
-        check_keyword(name, key, value)
+        check_keyword(name, key, value, known)
 
 
-def check_keyword(name: str, key: str, value: Any) -> None:
-    """Checks the value of one keyword, if any model of the zoo has it.
+def check_keyword(
+    name: str, key: str, value: Any, known: Collection[str] = frozenset(_RULES)
+) -> None:
+    """Checks one keyword of a builder.
+
+    Args:
+        name: The model's name, for the message.
+        key: The keyword.
+        value: Its value.
+        known: The model's keywords, or those of all models.
 
     Raises:
-        ArgumentError: It is of another type, or outside of what any model needs.
+        ArgumentError: It is not among the known ones, of another type, or outside of what any model
+            needs.
     """
-    if key in _RULES and not _RULES[key].fits(value):
+    if key not in known:
+        raise ArgumentError(
+            f"Cannot build {name} with {str(key)[:80]}={reprlib.repr(value)}: it has no "
+            f"keyword {reprlib.repr(key)}." + did_you_mean(str(key)[:80], known)
+        )
+    if not _RULES[key].fits(value):
         raise ArgumentError(
             f"Cannot build {name} with {key}={reprlib.repr(value)}: {key} must be "
             f"{_RULES[key].words}."
