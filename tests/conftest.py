@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-import torch
 
 #: Few examples, the same ones at every run and however busy the machine is.
 hypothesis.settings.register_profile(
@@ -27,9 +27,14 @@ hypothesis.settings.load_profile("qzoo")
 @pytest.fixture(autouse=True)
 def _same_start() -> Iterator[None]:
     """Seeds every generator, computes on one thread, and restores PyTorch's quantized engine."""
-    engine, threads = torch.backends.quantized.engine, torch.get_num_threads()
     random.seed(0)
     np.random.seed(0)
+    if importlib.util.find_spec("torch") is None:  # the tests marked "lite" need none
+        yield
+        return
+    import torch
+
+    engine, threads = torch.backends.quantized.engine, torch.get_num_threads()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     yield

@@ -1,8 +1,10 @@
-"""The built wheel holds all it needs and works from an empty environment in another folder."""
+"""The built wheels hold all they need and work from an empty environment in another folder."""
 
 from __future__ import annotations
 
+import email
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,29 +15,41 @@ from pathlib import Path
 import pytest
 
 import qzoo
-from tests.helpers.places import ROOT
+from tests.helpers.places import HIDDEN_TORCH, ROOT
+
+#: The folder of each distribution's pyproject.toml.
+PROJECTS = {"qzoo": ROOT, "qzoo-lite": ROOT / "packaging" / "lite"}
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+def build(name: str, folder: Path, *options: str) -> Path:
+    """Builds a distribution's wheel into a folder."""
     # Without isolation nothing is downloaded: the build backend comes with the test extra.
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "-o",
-        str(folder),
-        str(ROOT),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "build", "--no-isolation", *options, "-o", str(folder)]
+    done = subprocess.run([*command, str(PROJECTS[name])], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return next(folder.glob("*.whl"))
 
 
-def test_wheel_holds_metadata_weights_and_pictures(wheel: Path) -> None:
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp("wheel") for name in PROJECTS}
+    return {name: build(name, folder, "--wheel") for name, folder in folders.items()}
+
+
+def files(wheel: Path) -> dict[str, int]:
+    """Returns the package's files in a wheel, each with the checksum of its content."""
+    entries = zipfile.ZipFile(wheel).infolist()
+    return {i.filename: i.CRC for i in entries if ".dist-info/" not in i.filename}
+
+
+def metadata(wheel: Path) -> email.message.Message:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_wheel_holds_metadata_weights_and_pictures(wheels: dict[str, Path]) -> None:
+    wheel = wheels["qzoo"]
     names = zipfile.ZipFile(wheel).namelist()
     for path in (ROOT / "weights_meta").glob("*.json"):
         assert f"qzoo/weights_meta/{path.name}" in names
@@ -48,24 +62,56 @@ def test_wheel_holds_metadata_weights_and_pictures(wheel: Path) -> None:
     assert not any(n.startswith(("tests/", "weights_meta/", "references/")) for n in names)
 
 
-def test_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
+def test_the_small_distribution_is_the_same_package_without_pytorch(
+    wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    whole, small = metadata(wheels["qzoo"]), metadata(wheels["qzoo-lite"])
+    assert files(wheels["qzoo-lite"]) == files(wheels["qzoo"])
+    assert (small["Name"], small["Version"]) == ("qzoo-lite", whole["Version"])
+    for field in ("Requires-Python", "License-Expression", "License-File"):
+        assert small[field] == whole[field]
+    license_file = PROJECTS["qzoo-lite"] / whole["License-File"]
+    assert license_file.read_bytes() == (ROOT / whole["License-File"]).read_bytes()
+
+    def required(found: email.message.Message) -> set[str]:
+        return {r for r in found.get_all("Requires-Dist", []) if "extra ==" not in r}
+
+    left_out = {re.split(r"[^\w-]", r)[0] for r in required(whole) - required(small)}
+    assert required(small) < required(whole)
+    assert left_out == {"torch", "torchvision"}
+    assert set(small.get_all("Provides-Extra", [])) <= set(whole.get_all("Provides-Extra", []))
+    # Its source distribution stands alone: this makes the wheel from it.
+    assert files(build("qzoo-lite", tmp_path)) == files(wheels["qzoo"])
+
+
+PROGRAMS = {
+    "qzoo": """
+import qzoo, torch
+m = qzoo.shufflenet_v2_x0_5(weights='DIGITS_X86_V1', quantize=True)
+print(tuple(m(torch.zeros(1, 3, 64, 64)).shape), len(qzoo.list_models()))
+""",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_wheel_works_elsewhere(name: str, wheels: dict[str, Path], tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
     target = next((environment / "lib").glob("python*/site-packages"))
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
-    subprocess.run([*install, str(wheel)], check=True, capture_output=True)
+    subprocess.run([*install, str(wheels[name])], check=True, capture_output=True)
     # The dependencies are borrowed, after the environment's own packages: torch alone has 5 GB.
     (target / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     code = (
-        "import qzoo, torch, pathlib, sys;"
-        f"assert pathlib.Path(qzoo.__file__).is_relative_to({str(target)!r}), qzoo.__file__;"
-        "m = qzoo.shufflenet_v2_x0_5(weights='DIGITS_X86_V1', quantize=True);"
-        "print(tuple(m(torch.zeros(1, 3, 64, 64)).shape), len(qzoo.list_models()))"
-    )
+        "import qzoo, pathlib;"
+        f"assert pathlib.Path(qzoo.__file__).is_relative_to({str(target)!r}), qzoo.__file__\n"
+    ) + PROGRAMS[name]
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    if name == "qzoo-lite":
+        env["PYTHONPATH"] = str(HIDDEN_TORCH)
     done = subprocess.run(
         [str(python), "-c", code], capture_output=True, text=True, cwd=elsewhere, env=env
     )

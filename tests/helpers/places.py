@@ -10,6 +10,8 @@ import qzoo
 ROOT = Path(__file__).parents[2]
 REFERENCES = ROOT / "references"
 BENCHMARKS = ROOT / "benchmarks"
+#: On PYTHONPATH, it hides PyTorch.
+HIDDEN_TORCH = ROOT / "tests" / "helpers" / "hidden_torch"
 #: The package as it is imported, and what it embeds.
 PACKAGE = Path(qzoo.__file__).parent
 EMBEDDED = PACKAGE / "embedded"

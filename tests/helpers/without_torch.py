@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers.places import HIDDEN_TORCH, ROOT
 
 
 def python(code: str, *words: object, cwd: Path | None = None, **environment: str) -> str:
@@ -36,9 +36,8 @@ def qzoo(*words: object, exit_code: int = 0, cwd: Path | None = None, **environm
 def _run(
     words: list[str], exit_code: int, cwd: Path | None, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
-    hidden = Path(__file__).with_name("hidden_torch")
     inherited = os.environ.get("PYTHONPATH")
-    path = [str(hidden), str(ROOT), *([inherited] if inherited else [])]
+    path = [str(HIDDEN_TORCH), str(ROOT), *([inherited] if inherited else [])]
     done = subprocess.run(
         [sys.executable, *words],
         cwd=cwd,

@@ -6,6 +6,8 @@ import pytest
 
 from tests.helpers.without_torch import python, qzoo
 
+pytestmark = pytest.mark.lite
+
 
 @pytest.mark.parametrize("name", ["torch", "torchvision", "torchao", "executorch", "torch.nn"])
 def test_pytorch_is_missing(name: str) -> None:
