@@ -32,3 +32,9 @@ def read_metadata(architecture: str) -> dict[str, Any]:
         raise QzooError(
             f"The weights metadata {path} cannot be read ({error}); install qzoo again."
         ) from None
+
+
+def enum_name(architecture: str) -> str:
+    """Returns what the enum of a model's int8 weights is called."""
+    float_name: str = read_metadata(architecture)["float_weights"]
+    return float_name.replace("_Weights", "_QuantizedWeights")

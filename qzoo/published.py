@@ -14,7 +14,7 @@ from typing import Any
 from ._core.files import File, RefusedError, reading
 from .artifact.format import Artifact, ModelInfo
 from .errors import ArtifactError, DownloadError
-from .metadata import read_metadata
+from .metadata import enum_name, read_metadata
 from .registry import full_member_name, list_models, member_called, model_name
 
 _EMBEDDED = "embedded:"
@@ -190,12 +190,6 @@ def weights_of(model: str) -> list[PublishedWeights]:
     """
     name = model_name(model)
     return [published_weights(name, member) for member in read_metadata(name)["weights"]]
-
-
-def enum_name(architecture: str) -> str:
-    """Returns what the enum of a model's int8 weights is called."""
-    float_name: str = read_metadata(architecture)["float_weights"]
-    return float_name.replace("_Weights", "_QuantizedWeights")
 
 
 def _members(architecture: str) -> list[str]:

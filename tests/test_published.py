@@ -8,9 +8,10 @@ import pytest
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 import qzoo
+from qzoo.metadata import enum_name
 from qzoo.pictures.classes import class_names
 from qzoo.pictures.preset import Preset
-from qzoo.published import all_weights, enum_name, find_weights, published_weights, weights_of
+from qzoo.published import all_weights, find_weights, published_weights, weights_of
 from tests.helpers.zoo import BUILDERS
 
 MEMBERS: list[Any] = [m for n in BUILDERS for m in qzoo.get_model_weights(n)]

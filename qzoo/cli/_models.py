@@ -5,35 +5,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from ..artifact.folders import float_file, int8_file
+from ..artifact.format import Artifact
+from ..backends import get_backend
 from ..errors import ArgumentError, ArtifactError
-from ..importers.checkpoint import is_float_checkpoint, load_float
-from ..native.model import attach_info, load, model_info, to_native
-from ..registry import get_entry, get_model
-from ..sharing import from_pretrained
+from ..importers.float_files import is_float_checkpoint
+from ..published import published_weights
 from ..sharing.convert import is_artifact, read_model
-from ..transforms import describe
+from ..sharing.pretrained import find_artifact
 from ._names import HUB, is_name
 from ._output import print_warning
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def load_model(
-    model: str,
-    weights: str | None,
-    backend: str | None = None,
-    told: Mapping[str, Any] | None = None,
-) -> nn.Module:
-    """Loads the int8 model that a MODEL argument names.
+
+def find_int8(
+    model: str, weights: str | None = None, told: Mapping[str, Any] | None = None
+) -> Artifact:
+    """Reads the int8 model that a MODEL argument names; needs no PyTorch.
 
     Args:
         model: A model of the zoo, an artifact, a folder of `save_pretrained` or `qzoo finetune`, an
             int8 .pth file, or a repository on the Hugging Face Hub ("hf://org/name@revision").
         weights: Which of the zoo's weights; None takes DEFAULT.
-        backend: Whose engine runs it; None takes the model's own.
         told: What the user says of a state dict: keywords of `convert_checkpoint`.
 
     Raises:
@@ -42,19 +39,43 @@ def load_model(
     told = told or {}
     if is_name(model):
         _check_told(model, told)
-        return get_model(model, weights=weights or "DEFAULT", quantize=True, backend=backend)
+        return published_weights(model, weights or "DEFAULT").artifact()
     _check_no_weights(model, weights)
     if model.startswith(HUB):
         _check_told(model, told)
         repo, _, revision = model.removeprefix(HUB).partition("@")
-        return from_pretrained(repo, revision or None, backend)
+        return find_artifact(repo, revision or None)
     path = existing(int8_file(model))
     if is_float_checkpoint(path):
         raise ArtifactError(f"{path} holds float weights: quantize it first (qzoo quantize).")
     if is_artifact(path):
         _check_told(model, told)
-        return load(path, backend)
-    return to_native(read_model(path, **told), backend, consume=True)
+        return Artifact.read(path)
+    return read_model(path, **told)
+
+
+def load_model(
+    model: str,
+    weights: str | None,
+    backend: str | None = None,
+    told: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Loads the int8 model that a MODEL argument names as PyTorch's module.
+
+    Args:
+        model: As for `find_int8`, as `weights` and `told`.
+        weights: See there.
+        backend: Whose engine runs it; None takes the model's own.
+        told: See there.
+
+    Raises:
+        QzooError: As `find_int8`, or an unknown backend.
+    """
+    from ..native.model import to_native
+
+    if backend is not None:
+        get_backend(backend)
+    return to_native(find_int8(model, weights, told), backend, consume=True)
 
 
 def load_float_model(
@@ -71,6 +92,9 @@ def load_float_model(
     Raises:
         QzooError: An unknown model, weights or file, weights given for a file, or an int8 file.
     """
+    from ..importers.checkpoint import load_float
+    from ..registry import get_entry, get_model
+
     told = told or {}
     if is_name(model):
         _check_told(model, told)
@@ -97,6 +121,10 @@ def _check_told(model: str, told: Mapping[str, Any]) -> None:
 
 def _with_transforms(model: nn.Module, path: Path) -> nn.Module:
     """Takes the usual transforms of its architecture for a model that came without, with a word."""
+    from ..native.model import attach_info, model_info
+    from ..registry import get_entry
+    from ..transforms import describe
+
     info = model_info(model)
     if info.transforms is not None:
         return model

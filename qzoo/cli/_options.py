@@ -57,10 +57,18 @@ def complete_weights(
     if not (metadata_folder() / f"{str(model).lower()}.json").is_file():
         return []
     if values.get("as_float") or context.command.name in ("quantize", "tune", "finetune"):
-        from ..registry import get_entry  # torchvision itself says which weights there are
-
-        return _matching(list(get_entry(str(model)).float_weights.__members__), incomplete)
+        return _matching(_float_members(str(model)), incomplete)
     return _matching(["DEFAULT", *read_metadata(str(model).lower())["weights"]], incomplete)
+
+
+def _float_members(model: str) -> list[str]:
+    """Returns the names of a model's float weights, which torchvision itself says."""
+    from ..registry import get_entry
+
+    try:
+        return list(get_entry(model).float_weights.__members__)
+    except ImportError:
+        return []
 
 
 def complete_from(names: Sequence[str]) -> Completer:
@@ -125,6 +133,7 @@ engine = partial(
     "[default: the model's own]",
     shell_complete=complete_from(BACKENDS),
 )
+runtime = partial(option, "--runtime", "--runtimes", type=choice(["auto", *RUNTIMES]))
 recipe = partial(
     option,
     "--recipe",

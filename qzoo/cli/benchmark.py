@@ -129,14 +129,15 @@ def _runtimes(text: str | None) -> list[str]:
 
 
 def _artifact(name: str, weights: str | None, random: bool) -> Artifact:
-    from ..native.model import as_artifact
-    from ..registry import get_model
-    from ._models import load_model
+    from ._models import find_int8
 
     if not random:
-        return as_artifact(load_model(name, weights))
+        return find_int8(name, weights)
     if weights is not None:
         raise ArgumentError("--random takes no --weights.")
+    from ..native.model import as_artifact
+    from ..registry import get_model
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncalibratedWarning)
         return as_artifact(get_model(name, quantize=True))

@@ -32,10 +32,7 @@ class EvaluateOptions:
         is_flag=True,
         help="Measure the float model: torchvision's float weights of a model of the zoo.",
     )
-    runtime: str | None = option(
-        "--runtime",
-        "--runtimes",
-        type=opt.choice(["auto", *opt.RUNTIMES]),
+    runtime: str | None = opt.runtime(
         help="What executes an int8 model; auto takes the fastest that is installed.  "
         "[default: torch]",
     )

@@ -86,14 +86,13 @@ def export(options: ExportOptions) -> None:
       qzoo export my_model.safetensors --to executorch
     """
     target = options.target or _format_of(options.out)
-    from ..native.model import as_artifact
-    from ._models import load_model
+    from ._models import find_int8
 
     row = FORMATS[target]
     path = options.out or Path(short_name(options.model) + row.suffix)
     check_ending(path, target)
     write: Any = getattr(importlib.import_module(f"qzoo.export.{row.module}"), row.function)
-    artifact = as_artifact(load_model(options.model, options.weights))
+    artifact = find_int8(options.model, options.weights)
     write(
         artifact,
         path,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from ..artifact.format import Artifact
     from ..hub import CachedFile
+    from ..published import PublishedWeights
 
 _SUFFIXES = {".safetensors", ".pth", ".pt"}
 
@@ -95,7 +96,6 @@ def convert(options: ConvertOptions) -> None:
     """
     from .._core.files import write_atomically
     from ..artifact.format import Artifact
-    from ..importers.checkpoint import float_bytes
     from ..sharing.convert import describe, read_any, state_dict_bytes
     from ._models import existing
 
@@ -106,8 +106,12 @@ def convert(options: ConvertOptions) -> None:
     model = read_any(existing(source), **told)
     if kind == TORCHVISION:
         content = state_dict_bytes(model)
+    elif isinstance(model, Artifact):
+        content = model.to_bytes()
     else:
-        content = model.to_bytes() if isinstance(model, Artifact) else float_bytes(model)
+        from ..importers.checkpoint import float_bytes
+
+        content = float_bytes(model)
     write_atomically(out, content)
     if options.as_json:
         print_json({"file": str(out), "format": kind, "bytes": len(content), **_summary(model)})
@@ -133,9 +137,10 @@ def _kind_of(out: Path, source: Path) -> str:
 
 def _summary(model: Artifact | nn.Module) -> dict[str, Any]:
     from ..artifact.format import Artifact
-    from ..native.model import model_info
 
     if not isinstance(model, Artifact):
+        from ..native.model import model_info
+
         return {"model": model_info(model).architecture, "backend": None}
     artifact, info = model, model.info
     return {
@@ -195,21 +200,17 @@ def download(options: DownloadOptions) -> None:
       qzoo download resnet50 mobilenet_v2
       qzoo download resnet50 --weights all
     """
-    from ..registry import find_member, get_entry
+    from ..published import published_weights, weights_of
 
-    members: list[Any] = []
+    members = []
     for model in options.models:
-        enum: Any = get_entry(model).weights
-        if options.weights.lower() != "all":
-            members.append(find_member(enum, options.weights))
-        elif not list(enum):
-            find_member(enum, "DEFAULT")  # says that there are none
-        else:
-            members.extend(enum)
+        every = weights_of(model) if options.weights.lower() == "all" else []
+        # Without any, the name says that there are none.
+        members += every or [published_weights(model, options.weights)]
     found = []
-    for member in dict.fromkeys(members):
+    for name, member in {str(member): member for member in members}.items():
         path = member.file(progress=True)
-        found.append({"weights": repr(member), "file": str(path), "bytes": path.stat().st_size})
+        found.append({"weights": name, "file": str(path), "bytes": path.stat().st_size})
         if not options.as_json:
             print_line(path)
     if options.as_json:
@@ -264,7 +265,8 @@ def verify(options: VerifyOptions) -> None:
 
 def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
     from .. import hub
-    from ..sharing.convert import all_weights, check_model, describe
+    from ..published import all_weights
+    from ..sharing.convert import check_model, describe
 
     for path in paths:
         if not path.is_dir():
@@ -283,7 +285,7 @@ def _checks(paths: tuple[Path, ...]) -> Iterator[tuple[object, Any]]:
     members = list(all_weights())
     for member in members:
         if member.embedded:
-            yield repr(member), lambda member=member: describe(member.artifact())
+            yield str(member), lambda member=member: describe(member.artifact())
     urls = {member.url: member for member in members}
     for cached in hub.list_cache():
         if cached.complete and cached.path.suffix in _SUFFIXES:
@@ -296,12 +298,11 @@ def _nothing_in(path: Path) -> str:
     raise ArtifactError(f"{path} holds no .safetensors, .pth or .pt file.")
 
 
-def _check_cached(cached: CachedFile, member: Any) -> str:
+def _check_cached(cached: CachedFile, member: PublishedWeights | None) -> str:
     from ..hub.cache import Expected
     from ..sharing.convert import check_model
 
-    meta = {} if member is None else member.meta
-    expected = Expected(meta.get("sha256"), meta.get("sha256_prefix"))
+    expected = Expected() if member is None else Expected(member.sha256, member.sha256_prefix)
     if problem := expected.mismatch(cached.path):
         raise ArtifactError(f"{cached.path} is damaged: {problem}.")
     return check_model(cached.path)
@@ -339,11 +340,11 @@ def push(options: PushOptions) -> None:
       qzoo push my_model.safetensors my-org/resnet50-int8 --private
     """
     from ..sharing import push_to_hub
-    from ._models import load_model
+    from ._models import find_int8
 
     said = {} if options.message is None else {"message": options.message}
     url = push_to_hub(
-        load_model(options.model, None),
+        find_int8(options.model),
         options.repo,
         private=options.private,
         revision=options.revision,

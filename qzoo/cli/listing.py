@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..metadata import read_metadata
+from ..metadata import enum_name, read_metadata
 from ..registry import list_models, model_name
 from . import _options as opt
 from ._command import argument, command, option
@@ -93,7 +93,7 @@ def info(options: InfoOptions) -> None:
             "int8 weights: none published yet; make some with "
             f"qzoo quantize {name} --data PICTURES -o {name}.safetensors"
         )
-    enum = meta["float_weights"].replace("_Weights", "_QuantizedWeights")
+    enum = enum_name(name)
     for member, weights in meta["weights"].items():
         default = " (DEFAULT)" if member == meta["default"] else ""
         print_line()
@@ -104,15 +104,16 @@ def info(options: InfoOptions) -> None:
 
 def _file_facts(model: str) -> dict[str, Any]:
     """Reads a file, or the model in a folder, and returns what it says of itself, as JSON."""
-    from ..native.model import as_artifact, model_info
-    from ._models import file_of, is_float_file, load_float_model, load_model
+    from ._models import file_of, find_int8, is_float_file, load_float_model
 
     if is_float_file(model):
+        from ..native.model import model_info
+
         loaded = load_float_model(model, None)
         parts: dict[str, Any] = {"parameters": sum(p.numel() for p in loaded.parameters())}
         known, versions = model_info(loaded), {}
     else:
-        artifact = as_artifact(load_model(model, None))
+        artifact = find_int8(model)
         parts = {"layers": len(artifact.layers), "float_layers": artifact.float_layers}
         known, versions = artifact.info, artifact.versions
     file = file_of(model)

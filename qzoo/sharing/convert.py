@@ -7,33 +7,32 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeGuard
 
-import torch
-from torch import nn
-
 from .._core import strict_json
 from .._core.files import File, RefusedError, reading
+from .._core.given import is_module
 from .._core.keywords import chosen, takes
+from .._core.optional import require_torch
+from ..artifact.blueprints import Blueprint, fill, stored_blueprint
 from ..artifact.format import Artifact, ModelInfo, canonical_json, check_info
+from ..artifact.given import Int8Model, as_artifact
+from ..artifact.layers import BARE_OPS
 from ..artifact.tensor_file import read_metadata, read_tensors
-from ..artifact.tensors import Tensors
-from ..errors import ArgumentError, ArtifactError, listed
+from ..errors import ArgumentError, ArtifactError, MissingDependencyError, UnknownNameError, listed
 from ..importers.architecture import guess_architecture, recognize, transform_input_keyword
-from ..importers.checkpoint import load_float
 from ..importers.float_files import FLOAT_HEADER, is_float_checkpoint
 from ..importers.pth import Checkpoint, read_arrays
-from ..importers.published import from_checkpoint, read_published
-from ..native.model import Int8Model, as_artifact, is_int8, model_info, to_native
-from ..registry import get_entry, get_weight, list_models
-from ..transforms import describe as describe_transforms
-from ..weights import QuantizedWeightsEnum, hash_in_name
+from ..importers.published import from_checkpoint
+from ..metadata import read_metadata as read_model_metadata
+from ..published import PublishedWeights, all_weights, find_weights, hash_in_name
+from ..registry import get_weight, list_models, model_name
 from .pretrained import find_artifact
 
 if TYPE_CHECKING:
+    from torch import nn
     from typing_extensions import Unpack
 
 #: Under what the metadata of a state dict, and the header of an artifact, say what they hold.
@@ -130,6 +129,7 @@ def read_any(
     Raises:
         ArtifactError: The file is missing, damaged, or holds no model.
         ArgumentError: The architecture cannot be told, or options do not fit the file.
+        MissingDependencyError: It is a float model, which is a PyTorch module.
     """
     if not isinstance(path, File) and Path(path).is_dir():
         return read_model(path, **options)
@@ -140,8 +140,11 @@ def read_any(
             raise ArgumentError(
                 f"{file.path} holds float weights, which are for no backend: drop backend."
             )
+        require_torch(f"Reading the float model {file.path}")
+        from ..importers.checkpoint import load_float
+
         like = options.pop("like", None)
-        transforms = None if like is None else describe_transforms(get_weight(like).transforms)
+        transforms = None if like is None else get_weight(like).transforms
         return load_float(file, transforms=transforms, **options)
 
 
@@ -192,9 +195,9 @@ def convert_checkpoint(
     with reading(path) as file:
         member = published_member(file) if said == Told() else None
         if member is not None:
-            return read_published(file, member)
+            return member.read(file)
         if said.part is None and _begins_like_one(file):
-            checkpoint = Checkpoint(dict(Tensors(read_tensors(file).arrays)), {})
+            checkpoint = Checkpoint(dict(read_tensors(file).arrays), {})
         else:
             checkpoint = read_arrays(file, said.part)
     return from_checkpoint(checkpoint, _info(checkpoint, said, file), consume=True)
@@ -211,12 +214,7 @@ def _info(checkpoint: Checkpoint, said: Told, file: File) -> ModelInfo:
         transform_input = noted.builder_kwargs.get("transform_input")
     transforms = noted.transforms
     if said.like is not None:
-        weights = get_weight(said.like)
-        if not isinstance(weights, QuantizedWeightsEnum):
-            raise ArgumentError(
-                f"{said.like} are no int8 weights: name some, whose transforms the model shares."
-            )
-        transforms = describe_transforms(weights.transforms)
+        transforms = _int8_weights(said.like).transforms
     return dataclasses.replace(
         noted,
         builder_kwargs=kwargs | transform_input_keyword(name, transform_input),
@@ -225,6 +223,21 @@ def _info(checkpoint: Checkpoint, said: Told, file: File) -> ModelInfo:
         transforms=transforms,
         recipe=noted.recipe or {"converted_from": file.path.name},
     )
+
+
+def _int8_weights(name: str) -> PublishedWeights:
+    """Returns int8 weights by their full name.
+
+    Raises:
+        ArgumentError: The name is that of float weights.
+        UnknownNameError: There are no such weights.
+    """
+    enum = name.partition(".")[0]
+    if any(enum == read_model_metadata(model)["float_weights"] for model in list_models()):
+        raise ArgumentError(
+            f"{name} are no int8 weights: name some, whose transforms the model shares."
+        )
+    return find_weights(name)
 
 
 def _noted(checkpoint: Checkpoint, name: str, file: File) -> ModelInfo:
@@ -256,7 +269,11 @@ def state_dict_bytes(model: Int8Model) -> bytes:
     Raises:
         ArtifactError: The artifact does not fit its architecture, or keeps layers in float, which
             torchvision's int8 models cannot hold.
+        MissingDependencyError: PyTorch, which writes such files, is not installed.
     """
+    torch = require_torch("Writing the state dict of a PyTorch model")
+    from ..native.model import model_info, to_native
+
     artifact = None if _is_float(model) else as_artifact(model)
     if artifact is not None and (kept := artifact.float_layers):
         raise ArtifactError(
@@ -274,23 +291,16 @@ def state_dict_bytes(model: Int8Model) -> bytes:
 
 def _is_float(model: Int8Model) -> TypeGuard[nn.Module]:
     """Says whether a model is a float module, and neither int8 nor what holds an artifact."""
-    return isinstance(model, nn.Module) and not (is_int8(model) or hasattr(model, "artifact"))
+    if not is_module(model) or hasattr(model, "artifact"):
+        return False
+    from ..native.model import is_int8
+
+    return not is_int8(model)  # type: ignore[arg-type]
 
 
-def published_member(file: File) -> QuantizedWeightsEnum | None:
+def published_member(file: File) -> PublishedWeights | None:
     """Returns the weights whose published file this is, known by its hash, or None."""
-    sha256 = file.sha256()
-    for member in all_weights():
-        known = member.meta.get("sha256") or member.meta.get("sha256_prefix")
-        if known and sha256.startswith(known) and not member.embedded:
-            return member
-    return None
-
-
-def all_weights() -> Iterator[QuantizedWeightsEnum]:
-    """Goes through the members of all int8 weight enums."""
-    for name in list_models(quantized=True):
-        yield from get_entry(name).weights  # type: ignore[misc]
+    return next((w for w in all_weights() if not w.embedded and w.is_in(file)), None)
 
 
 def check_model(path: Path) -> str:
@@ -306,7 +316,7 @@ def check_model(path: Path) -> str:
             return _described(Artifact.read(file))
         member = published_member(file)
         if member is not None:
-            return f"{member!r}, {describe(read_published(file, member))}"
+            return f"{member}, {describe(member.read(file))}"
         expected = hash_in_name(path)
         if expected and not file.sha256().startswith(expected):
             raise ArtifactError(
@@ -314,19 +324,63 @@ def check_model(path: Path) -> str:
             )
         try:
             return describe(read_any(file))
+        except MissingDependencyError:
+            return "float weights; whether they fit a model is checked where PyTorch is installed"
         except ArgumentError:
             return "a readable checkpoint, of no model known here"
 
 
 def _described(artifact: Artifact) -> str:
-    if artifact.info.architecture is not None:
-        to_native(artifact)  # says whether it fits its architecture
+    """Says what an artifact is, once its graph is found to be that of its architecture.
+
+    Raises:
+        ArtifactError: It is not.
+    """
+    info = artifact.info
+    if info.architecture is None:
+        return describe(artifact)
+    try:
+        model_name(info.architecture)
+    except UnknownNameError as error:
+        raise ArtifactError(f"The artifact is for an architecture unknown here: {error}") from None
+    blueprint = stored_blueprint(info.architecture, info.builder_kwargs)
+    if blueprint is not None:
+        _check_graph(artifact, blueprint)
+        return describe(artifact)
+    try:
+        require_torch("Building a model with unusual arguments")
+    except MissingDependencyError:
+        return f"{describe(artifact)}; whether they fit is checked where PyTorch is installed"
+    from ..native.model import to_native
+
+    to_native(artifact)
     return describe(artifact)
+
+
+def _check_graph(artifact: Artifact, blueprint: Blueprint) -> None:
+    """Checks that an artifact's graph is the one that its architecture makes of its layers.
+
+    Raises:
+        ArtifactError: It is another.
+    """
+    nodes = artifact.graph.nodes
+    own = {node.name for node in nodes}
+    # The file says nothing of what does nothing, such as a ReLU that is fused into its layer.
+    idle = {n: x for n, x in blueprint.layers().items() if x.op in BARE_OPS and n not in own}
+    classes = artifact.info.builder_kwargs.get("num_classes", 1000)
+    expected, _ = fill(blueprint, {**idle, **artifact.layers}, artifact.arrays, classes)
+    if tuple(expected) != nodes:
+        raise ArtifactError(
+            f"The artifact's graph is not that of a {artifact.info.architecture}, although its "
+            "layers are: it was made for another architecture, or changed."
+        )
 
 
 def describe(model: Int8Model) -> str:
     """Returns a few words on what an int8 or a float model is."""
     if _is_float(model):
+        from ..native.model import model_info
+
         classes = model_info(model).builder_kwargs.get("num_classes", 1000)
         return f"{model_info(model).architecture}, float, {classes} classes"
     artifact = as_artifact(model)

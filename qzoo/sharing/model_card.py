@@ -73,7 +73,7 @@ def make_card(artifact: Artifact, content: bytes, name: str) -> str:
 def num_classes(artifact: Artifact) -> int:
     """Returns how many logits the model has."""
     heads = [name for name, layer in artifact.layers.items() if layer.op == "linear"]
-    return len(artifact.tensors[f"{heads[-1]}.weight"]) if heads else 0
+    return len(artifact.arrays[f"{heads[-1]}.weight"]) if heads else 0
 
 
 def _front_matter(artifact: Artifact, name: str) -> str:
@@ -106,12 +106,10 @@ def _front_matter(artifact: Artifact, name: str) -> str:
 def _facts(artifact: Artifact, content: bytes) -> str:
     info = artifact.info
     floats = 4 * sum(
-        tensor.numel()
-        for key, tensor in artifact.tensors.items()
-        if key.endswith((".weight", ".bias"))
+        array.size for key, array in artifact.arrays.items() if key.endswith((".weight", ".bias"))
     )
     per_channel = any(
-        tensor.dim() for key, tensor in artifact.tensors.items() if key.endswith("weight_scale")
+        array.ndim for key, array in artifact.arrays.items() if key.endswith("weight_scale")
     )
     weights = f"int8, one scale per {'output channel' if per_channel else 'tensor'}"
     if kept := artifact.float_layers:

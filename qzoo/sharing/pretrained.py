@@ -10,19 +10,21 @@ import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from .. import hub
 from .._core.files import reading, write_files
+from .._core.optional import require_torch
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
+from ..artifact.given import Int8Model, as_artifact
 from ..errors import ArgumentError, ArtifactError, DownloadError, UploadError
 from ..hub.cache import Expected
 from ..hub.settings import offline_variable
-from ..native.model import Int8Model, as_artifact, to_native
 from .model_card import ARTIFACT_NAME, CARD_NAME, CONFIG_NAME, make_card, make_config
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: Ten times the largest model of the zoo; a repository that offers more is not read into memory.
 MAX_FILE_BYTES = 1 << 30
@@ -92,7 +94,11 @@ def from_pretrained(
         ArgumentError: `source` is neither a folder nor the name of a repository.
         DownloadError: The repository or its artifact cannot be fetched.
         ArtifactError: The artifact is missing, damaged, or of an architecture unknown here.
+        MissingDependencyError: PyTorch is not installed.
     """
+    require_torch("from_pretrained, which gives a PyTorch module,")
+    from ..native.model import to_native
+
     return to_native(
         find_artifact(source, revision, progress=progress, sha256=sha256), backend, consume=True
     )

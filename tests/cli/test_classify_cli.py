@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ import torch
 from PIL import Image
 
 import qzoo
-from qzoo.classify import classify
+from qzoo.classify import classify, probabilities
 from qzoo.cli.classify import _about_runtimes
 from qzoo.runtimes.api import RUNTIMES
 from tests.helpers.commands import run
-from tests.helpers.places import DIGITS
+from tests.helpers.places import DIGITS, INT8
 
 MODEL = ("--model", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
 
@@ -91,11 +92,50 @@ def test_classify_agrees_with_the_api_on_an_artifact(tmp_path: Path) -> None:
     model = qzoo.shufflenet_v2_x0_5(weights="DIGITS_X86_V1", quantize=True)
     path = tmp_path / "mine.safetensors"
     qzoo.save(model, path)
-    code, out, _ = run("classify", DIGITS[0], "-m", path, "--json", "-k", 99)
-    assert code == 0
-    expected = classify(model, [DIGITS[0]], topk=99)[0]
-    assert [p["index"] for p in json.loads(out)[0]["predictions"]] == [p.index for p in expected]
-    assert sum(p.probability for p in expected) == pytest.approx(1, abs=1e-5)
+    compiled = qzoo.compile(path, "onnxruntime")
+    for options, runs in {
+        (): path,
+        ("--runtime", "auto"): path,
+        ("--runtime", "onnxruntime"): compiled,
+        ("--backend", "x86"): qzoo.load(path, "x86"),
+    }.items():
+        code, out, _ = run("classify", DIGITS[0], "-m", path, "--json", "-k", 99, *options)
+        assert code == 0
+        expected = classify(runs, [DIGITS[0]], topk=99)[0]
+        assert json.loads(out)[0]["predictions"] == [asdict(p) for p in expected]
+        assert sum(p.probability for p in expected) == pytest.approx(1, abs=1e-5)
+
+
+def test_classify_computes_the_same_on_arrays_and_on_tensors() -> None:
+    """PyTorch's own transforms, softmax and ranking, as the classes were told before."""
+    model = qzoo.load(INT8)
+    found = classify(model, DIGITS, topk=10)
+    with torch.inference_mode():
+        for file, guesses in zip(DIGITS, found, strict=True):
+            logits = model(model.transforms(Image.open(file).convert("RGB"))[None])[0]
+            best = logits.softmax(0).topk(10)
+            assert [p.probability for p in guesses] == pytest.approx(best.values.tolist(), rel=1e-6)
+            assert guesses[0].index == best.indices[0]
+    for runtime in ("onnxruntime", "openvino"):  # a step may differ, as it may between engines
+        for one, other in zip(found, classify(qzoo.compile(INT8, runtime), DIGITS), strict=True):
+            assert one[0].index == other[0].index
+            assert one[0].probability == pytest.approx(other[0].probability, abs=0.05)
+
+
+@pytest.mark.parametrize("logits", [[3.0], [-90.0], [90.0, -90.0, 0.0], [0.1, 0.2, 0.3]])
+def test_probabilities_are_pytorchs(logits: list[float]) -> None:
+    values = torch.tensor(logits)
+    expected = values.sigmoid() if len(logits) == 1 else values.softmax(0)
+    assert probabilities(values.numpy()).tolist() == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_an_engine_and_another_runtime_exclude_each_other() -> None:
+    for runtime in ("auto", "openvino"):
+        options = ("--backend", "x86", "--runtime", runtime)
+        result = run("classify", DIGITS[0], *MODEL, *options)
+        assert_refused(result, "leave it or --runtime out")
+    code, out, _ = run("classify", DIGITS[0], *MODEL, "--backend", "x86", "--runtime", "torch")
+    assert code == 0 and "digit-0" in out
 
 
 def test_pictures_of_every_size_and_mode(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.models import WeightsEnum
 
 import qzoo
-from qzoo import weights as weights_module
+from qzoo import published
 from qzoo.artifact.format import Artifact
 from qzoo.datasets import Digits
 from qzoo.datasets.evaluate import evaluate
@@ -67,7 +67,7 @@ def test_bundled_file_is_verified(
     member: WeightsEnum, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = member.file()
-    monkeypatch.setattr(weights_module, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(published, "_PACKAGE", tmp_path)
     (tmp_path / "embedded").mkdir()
     with pytest.raises(ArtifactError, match=r"cannot be read.*install qzoo again"):
         member.artifact()
