@@ -8,10 +8,8 @@ package versions, so that nothing has to be forgotten when one of them changes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
-import platform
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .._core import strict_json
+from .._core.cpu import cpu_name
 from .._core.threads import usable_cores
 from .._core.timing import Timing
 from .._version import __version__
@@ -118,18 +117,9 @@ def _structure(artifact: Artifact) -> str:
     return hashlib.sha256(json.dumps([rows, shapes]).encode()).hexdigest()
 
 
-@functools.cache
 def machine() -> str:
     """Returns the CPU's name and the number of cores that this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n"):
-            if line.startswith(("model name", "CPU part")):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    return f"{name}, {usable_cores()} cores"
+    return f"{cpu_name()}, {usable_cores()} cores"
 
 
 def version(package: str) -> str | None:
