@@ -1,0 +1,68 @@
+"""Checkpoints become the same artifacts without PyTorch, and without importing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import qzoo
+from qzoo.artifact.format import ModelInfo
+from qzoo.importers.pth import read_checkpoint
+from qzoo.importers.published import from_checkpoint
+from tests.helpers import published as ph
+from tests.helpers import reading, zoo
+from tests.helpers.places import ROOT
+from tests.helpers.without_torch import python
+
+MAIN = "import runpy; runpy.run_module('tests.helpers.reading', run_name='__main__')"
+
+
+def saved(state: Any, path: Path, zipped: bool = True) -> str:
+    torch.save(state, path, _use_new_zipfile_serialization=zipped)
+    return str(path)
+
+
+def test_checkpoints_without_torch(tmp_path: Path) -> None:
+    """Int8 and QAT, per tensor and per channel, other classes, auxiliary classifiers, epsilons."""
+    made = [
+        ("shufflenet_v2_x0_5", ph.int8_model, "fbgemm", {}),
+        ("mobilenet_v2", ph.int8_model, "qnnpack", {"num_classes": 7}),
+        ("mobilenet_v3_large", ph.qat_model, "qnnpack", {}),
+        ("shufflenet_v2_x0_5", ph.qat_model, "fbgemm", {"num_classes": 5}),
+        ("googlenet", ph.qat_model, "fbgemm", {}),
+    ]
+    wanted: dict[str, Any] = {}
+    for number, (name, make, backend, classes) in enumerate(made):
+        state = make(name, backend, **classes).state_dict()
+        path = saved(state, tmp_path / f"{number}.pth", zipped=number % 2 == 0)
+        known = {**classes, **({"transform_input": True} if name in ph.TRANSFORMED else {})}
+        artifact = from_checkpoint(read_checkpoint(path), ModelInfo(name, known))
+        assert artifact.info.backend == backend
+        wanted[path] = reading.told(artifact)
+    floats = saved({"model": ph.float_model("resnet18").state_dict()}, tmp_path / "float.pth")
+    wanted[floats] = ["float", "resnet18", {}]
+    with zoo.quiet():
+        wide: Any = qzoo.get_model("mobilenet_v2", quantize=True, width_mult=0.35)
+    unusual = saved(wide.state_dict(), tmp_path / "wide.pth")
+    found = json.loads(python(MAIN, *wanted, unusual))
+    said = found.pop(unusual)
+    assert found == wanted
+    assert said.startswith("MissingDependencyError: Telling the widths of a mobilenet_v2")
+    assert "needs PyTorch, which is not installed" in said
+
+
+def test_torch_is_not_imported_where_it_is_installed(tmp_path: Path) -> None:
+    model = ph.int8_model("shufflenet_v2_x0_5", num_classes=3)
+    path = saved(model.state_dict(), tmp_path / "x.pth")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.helpers.reading", path]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == {path: json.loads(json.dumps(reading.read(path)))}
