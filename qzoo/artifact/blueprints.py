@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .._core.optional import require_torch
 from ..errors import ArtifactError
 from .graph import Node, make_table
 from .grid import HARDSIGMOID_GRID, Grid
@@ -101,6 +102,16 @@ def stored_blueprint(architecture: str, builder_kwargs: Mapping[str, Any]) -> Bl
     """Returns the stored blueprint of a builder with these keywords; None where there is none."""
     found = _stored().get(blueprint_key(architecture, builder_kwargs))
     return None if found is None else Blueprint(**found)
+
+
+def require_recording(architecture: str, builder_kwargs: Mapping[str, Any]) -> None:
+    """Checks that a graph can be recorded that is not stored, which takes PyTorch.
+
+    Raises:
+        MissingDependencyError: PyTorch is not installed.
+    """
+    shown = ", ".join(f"{str(k)[:40]}={str(v)[:40]}" for k, v in builder_kwargs.items())
+    require_torch(f"Building {architecture} with {shown[:200] or 'its usual keywords'}")
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from .._core.files import File, RefusedError, reading, write_atomically
 from ..backends import BACKENDS
 from ..errors import ArtifactError
 from ..pictures.preset import MAX_RESIZE, Preset
-from .blueprints import fill, layers_of, stored_blueprint
+from .blueprints import fill, layers_of, require_recording, stored_blueprint
 from .graph import MAX_NODES, Graph, Node
 from .layers import WEIGHTED_OPS, Layer, check_tensors, raise_small_scales
 from .seen import check_seen
@@ -191,12 +191,15 @@ class Artifact:
 
         Raises:
             ArtifactError: The layers and tensors do not fit the architecture.
+            MissingDependencyError: The architecture was built with unusual keywords, and PyTorch is
+                not installed.
         """
         if self.structure is not None:
             return self.structure.with_numbers(self.layers, self.arrays)
-        blueprint = stored_blueprint(str(self.info.architecture), self.info.builder_kwargs)
+        blueprint = stored_blueprint(self.info.name, self.info.builder_kwargs)
         if blueprint is None:
-            from ..reference.nodes import blueprint_of  # unusual keywords take PyTorch
+            require_recording(self.info.name, self.info.builder_kwargs)
+            from ..reference.nodes import blueprint_of  # imports PyTorch
 
             blueprint = blueprint_of(self.info, self.layers)
         classes = self.info.builder_kwargs.get("num_classes", 1000)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .._core.optional import require_torch
-from ..artifact.blueprints import Blueprint, stored_blueprint
+from ..artifact.blueprints import Blueprint, require_recording, stored_blueprint
 from ..builder_kwargs import check_keyword
 from ..registry import model_name
 
@@ -29,8 +28,7 @@ def plan(architecture: str | None, kwargs: Mapping[str, Any]) -> Blueprint:
     found = stored_blueprint(name, kwargs)
     if found is not None and kwargs.keys() <= _usual_keywords(name, found):
         return found
-    shown = ", ".join(f"{str(key)[:40]}={str(value)[:40]}" for key, value in kwargs.items())
-    require_torch(f"Building {name} with {shown[:200] or 'its usual keywords'}")
+    require_recording(name, kwargs)
     from ..models.blueprints import make_blueprint  # imports PyTorch
 
     return make_blueprint(name, kwargs)

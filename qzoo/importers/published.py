@@ -20,6 +20,7 @@ from ..artifact.blueprints import Blueprint
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.grid import Grid
 from ..artifact.layers import BARE_OPS, WEIGHTED_OPS, Layer, check_weight_shape, weight_tensors
+from ..artifact.tensors import Tensors
 from ..backends import get_backend
 from ..builder_kwargs import check_keyword
 from ..errors import ArtifactError
@@ -81,7 +82,7 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
     backend = info.backend or _guess_backend(entries, qat)
     layers, tensors = _numbers(blueprint, shapes, qat or _Int8State(entries), backend)
     known = dataclasses.replace(info, builder_kwargs=kwargs, backend=backend)
-    return Artifact(known, layers, tensors, package_versions())
+    return Artifact(known, layers, Tensors(tensors), package_versions())
 
 
 def _numbers(

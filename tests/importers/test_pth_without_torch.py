@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -17,6 +18,7 @@ from qzoo.importers.pth import read_checkpoint
 from qzoo.importers.published import from_checkpoint
 from tests.helpers import published as ph
 from tests.helpers import reading, zoo
+from tests.helpers.artifact_parts import old_parts, put_together
 from tests.helpers.places import ROOT
 from tests.helpers.without_torch import python
 
@@ -30,12 +32,13 @@ def saved(state: Any, path: Path, zipped: bool = True) -> str:
 
 def test_checkpoints_without_torch(tmp_path: Path) -> None:
     """Int8 and QAT, per tensor and per channel, other classes, auxiliary classifiers, epsilons."""
-    made = [
+    trained = functools.partial(ph.qat_model, steps=1)
+    made: list[tuple[str, Any, str, dict[str, int]]] = [
         ("shufflenet_v2_x0_5", ph.int8_model, "fbgemm", {}),
         ("mobilenet_v2", ph.int8_model, "qnnpack", {"num_classes": 7}),
-        ("mobilenet_v3_large", ph.qat_model, "qnnpack", {}),
-        ("shufflenet_v2_x0_5", ph.qat_model, "fbgemm", {"num_classes": 5}),
-        ("googlenet", ph.qat_model, "fbgemm", {}),
+        ("mobilenet_v3_large", trained, "qnnpack", {}),
+        ("shufflenet_v2_x0_5", trained, "fbgemm", {"num_classes": 5}),
+        ("googlenet", trained, "fbgemm", {}),
     ]
     wanted: dict[str, Any] = {}
     for number, (name, make, backend, classes) in enumerate(made):
@@ -45,7 +48,7 @@ def test_checkpoints_without_torch(tmp_path: Path) -> None:
         artifact = from_checkpoint(read_checkpoint(path), ModelInfo(name, known))
         assert artifact.info.backend == backend
         wanted[path] = reading.told(artifact)
-    floats = saved({"model": ph.float_model("resnet18").state_dict()}, tmp_path / "float.pth")
+    floats = saved({"model": zoo.float_model("resnet18").state_dict()}, tmp_path / "float.pth")
     wanted[floats] = ["float", "resnet18", {}]
     with zoo.quiet():
         wide: Any = qzoo.get_model("mobilenet_v2", quantize=True, width_mult=0.35)
@@ -55,6 +58,22 @@ def test_checkpoints_without_torch(tmp_path: Path) -> None:
     assert found == wanted
     assert said.startswith("MissingDependencyError: Telling the widths of a mobilenet_v2")
     assert "needs PyTorch, which is not installed" in said
+
+
+def test_old_artifacts_of_unusual_keywords_need_torch(tmp_path: Path) -> None:
+    with zoo.quiet():
+        wide: Any = qzoo.get_model("mobilenet_v2", quantize=True, width_mult=0.35)
+    (tmp_path / "old").write_bytes(put_together(old_parts(qzoo.as_artifact(wide))))
+    code = """
+import sys, qzoo
+artifact = qzoo.Artifact.read(sys.argv[1])
+try:
+    artifact.graph
+except qzoo.errors.MissingDependencyError as error:
+    print(error)
+"""
+    said = python(code, tmp_path / "old")
+    assert said.startswith("Building mobilenet_v2 with width_mult=0.35 needs PyTorch, which is not")
 
 
 def test_torch_is_not_imported_where_it_is_installed(tmp_path: Path) -> None:

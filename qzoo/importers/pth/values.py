@@ -43,8 +43,8 @@ def in_arrays(value: Value) -> Value:
     if isinstance(value, tuple):
         return tuple(map(in_arrays, value))
     if isinstance(value, QuantizedArray):
-        numbers = (as_array(x) for x in (value.values, value.scale, value.zero_point))
-        return QuantizedArray(*numbers, value.axis)
+        values, scale, zero_point = map(as_array, (value.values, value.scale, value.zero_point))
+        return QuantizedArray(values, scale, zero_point, value.axis)
     if not is_tensor(value):
         return value
     tensor: Any = value
