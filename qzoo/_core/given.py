@@ -28,7 +28,7 @@ def is_module(x: Any) -> TypeGuard[nn.Module]:
 
 def as_array(x: Any) -> np.ndarray:
     """Returns an array, or the array of a tensor, without copying where both can share memory."""
-    return np.asarray(x.detach().cpu().numpy() if is_tensor(x) else x)
+    return np.asarray(x.numpy(force=True) if is_tensor(x) else x)
 
 
 def alike(array: np.ndarray, x: Any) -> Any:

@@ -257,6 +257,8 @@ def test_layouts_that_mean_the_same_give_the_same(runtime: str) -> None:
     strided = torch.randn(4, 3, 32, 32)
     strided[::2] = x
     assert torch.equal(model(strided[::2]), expected)
+    negative = torch.complex(x, -x).conj().imag  # its memory holds the numbers with another sign
+    assert negative.is_neg() and torch.equal(model(negative), expected)
     assert torch.equal(model(x.clone().requires_grad_()), expected)
     assert not model(x.clone().requires_grad_()).requires_grad
 
