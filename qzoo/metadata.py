@@ -19,6 +19,12 @@ def metadata_folder() -> Path:
 
 
 @functools.cache
+def architectures() -> tuple[str, ...]:
+    """Returns the names of all models that there is metadata of, sorted."""
+    return tuple(sorted(p.stem for p in metadata_folder().glob("*.json") if p.stem != "schema"))
+
+
+@functools.cache
 def read_metadata(architecture: str) -> dict[str, Any]:
     """Returns the metadata of an architecture, as its JSON file holds it.
 

@@ -14,8 +14,8 @@ from typing import Any
 from ._core.files import File, RefusedError, reading
 from .artifact.format import Artifact, ModelInfo
 from .errors import ArtifactError, DownloadError
-from .metadata import enum_name, read_metadata
-from .registry import full_member_name, list_models, member_called, model_name
+from .metadata import architectures, enum_name, read_metadata
+from .registry import full_member_name, member_called, model_name
 
 _EMBEDDED = "embedded:"
 _PACKAGE = Path(__file__).parent
@@ -82,9 +82,9 @@ class PublishedWeights:
             path = _PACKAGE / "embedded" / self.url.removeprefix(_EMBEDDED)
             _check_embedded(path, self.sha256 if check_hash else None)
             return path
-        from . import hub
+        from .hub import fetch
 
-        return hub.fetch(
+        return fetch(
             self.url,
             sha256=self.sha256 if check_hash else None,
             sha256_prefix=self.sha256_prefix if check_hash else None,
@@ -111,9 +111,9 @@ class PublishedWeights:
         raise AssertionError  # the second round verifies
 
     def _is_cached(self) -> bool:
-        from . import hub
+        from .hub import is_cached
 
-        return self.url.startswith(("https:", "http:")) and hub.is_cached(self.url)
+        return self.url.startswith(("https:", "http:")) and is_cached(self.url)
 
     def is_in(self, file: File) -> bool:
         """Says by its hash whether a file is the one of these weights."""
@@ -171,14 +171,14 @@ def find_weights(name: str) -> PublishedWeights:
     Raises:
         UnknownNameError: No such weights; the message suggests the nearest.
     """
-    models = {enum_name(model): model for model in list_models()}
+    models = {enum_name(model): model for model in architectures()}
     enum, member = full_member_name(name, {e: _members(model) for e, model in models.items()})
     return published_weights(models[enum], member)
 
 
 def all_weights() -> Iterator[PublishedWeights]:
     """Goes through the int8 weights of all models."""
-    for model in list_models(quantized=True):
+    for model in architectures():
         yield from weights_of(model)
 
 

@@ -6,12 +6,10 @@ import fnmatch
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._core.lazy import stub_names
 from .errors import ArgumentError, UnknownNameError, did_you_mean
-from .metadata import read_metadata
+from .metadata import architectures, read_metadata
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,12 +74,7 @@ _ENTRIES: dict[str, ModelEntry] = {}
 
 def _builders() -> set[str]:
     """Returns the names of all builders, without importing the files that define them."""
-    return {name for name in _families() if name.islower()} | set(_ENTRIES)
-
-
-def _families() -> dict[str, str]:
-    """Returns the public names of the model files, each with the module that defines it."""
-    return stub_names(f"{__package__}.models", Path(__file__).parent / "models")
+    return {*architectures(), *_ENTRIES}
 
 
 def _entries() -> dict[str, ModelEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from ..errors import MissingDependencyError
@@ -10,6 +11,15 @@ from .process import undisturbed
 
 #: Which install of qzoo has PyTorch.
 INSTALL_TORCH = "pip install qzoo brings it (qzoo-lite is the part of qzoo that does without)"
+
+
+def install(extra: str) -> str:
+    """Returns the command that installs an extra, of the distribution of qzoo that is used here.
+
+    Where PyTorch is missing, that is qzoo-lite: the other one would bring gigabytes of it.
+    """
+    name = "qzoo" if importlib.util.find_spec("torch") else "qzoo-lite"
+    return f'pip install "{name}[{extra}]"'
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
@@ -29,7 +39,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
     except ImportError as error:
         raise MissingDependencyError(
             f"{purpose} needs the package {module.partition('.')[0]!r} ({error}): install it with "
-            f'pip install "qzoo[{extra}]".'
+            f"{install(extra)}."
         ) from None
 
 

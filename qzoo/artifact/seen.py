@@ -23,8 +23,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from .._core.files import open_regular
 from ..errors import ArtifactError, ImageError
 
@@ -66,6 +64,8 @@ def hashes(files: Sequence[str | os.PathLike[str]], *, progress: bool = False) -
     Raises:
         ImageError: A file cannot be read.
     """
+    from tqdm import tqdm
+
     with ThreadPoolExecutor(4) as pool:
         found = pool.map(file_sha256, files)
         bar = tqdm(found, "recognize", len(files), unit="file", leave=False, disable=not progress)

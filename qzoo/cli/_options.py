@@ -18,7 +18,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from .._core.option_types import MOST_SEED, MOST_SIZE, MOST_THREADS, Whole
-from ..metadata import metadata_folder, read_metadata
+from ..metadata import architectures, read_metadata
 from ._command import Completer, Function, declared, option, place
 
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
@@ -35,8 +35,7 @@ def _matching(words: Sequence[str], incomplete: str) -> list[CompletionItem]:
 
 def complete_models(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Completes the zoo's models or, where none begins like that, files."""
-    names = sorted(p.stem for p in metadata_folder().glob("*.json") if p.stem != "schema")
-    found = [] if os.sep in incomplete else _matching(names, incomplete)
+    found = [] if os.sep in incomplete else _matching(architectures(), incomplete)
     return found or [CompletionItem(incomplete, type="file")]
 
 
@@ -54,7 +53,7 @@ def complete_weights(
     # Words before an option that still lacks its value are not sorted into parameters yet.
     words = values.get("words") or values.get("models") or context.args
     model = values.get("model") or next(iter(words), "")
-    if not (metadata_folder() / f"{str(model).lower()}.json").is_file():
+    if str(model).lower() not in architectures():
         return []
     if values.get("as_float") or context.command.name in ("quantize", "tune", "finetune"):
         return _matching(_float_members(str(model)), incomplete)

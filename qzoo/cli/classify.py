@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._core.option_types import Whole
+from .._core.optional import install
 from ..errors import ArgumentError, MissingDependencyError
 from . import _options as opt
 from ._command import argument, command, complete_files, option
@@ -325,14 +326,14 @@ def _remarks(measured: _Measured) -> list[str]:
 def _about_runtimes(used: str, measured: list[str]) -> str:
     """Returns the sentence on which runtime the demo used, and what could be faster."""
     missing = ",".join(name for name in _FAST if name not in measured)
-    more = f'. More to try: pip install "qzoo[{missing}]"' if missing else ""
+    more = f". More to try: {install(missing)}" if missing else ""
     if measured != [used]:
         return f"int8 ran on {used}, the fastest here of {', '.join(measured)}{more}"
     if used in _FAST:
         return f"int8 ran on {used}, the only runtime that is installed here{more}"
     return (
         f"int8 ran on {used}, the only runtime that is installed here; its int8 kernels gain "
-        f'little or nothing on a model this small. Faster ones: pip install "qzoo[{missing}]"'
+        f"little or nothing on a model this small. Faster ones: {install(missing)}"
     )
 
 

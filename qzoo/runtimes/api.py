@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from .._core.compiler import INSTALL_COMPILER, has_compiler
-from .._core.optional import INSTALL_TORCH
+from .._core.optional import INSTALL_TORCH, install
 from .._core.threads import usable_cores
 from ..artifact.format import Artifact
 from ..artifact.given import Int8Model, as_artifact
@@ -51,8 +51,7 @@ class Runtime:
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
                 return (
-                    f"needs the package {package!r}, which is not installed: "
-                    f'pip install "qzoo[{self.extra}]"'
+                    f"needs the package {package!r}, which is not installed: {install(self.extra)}"
                 )
         if self.needs_torch_ao and not _has_torch_ao():
             return "needs torch.ao, which this PyTorch no longer has"

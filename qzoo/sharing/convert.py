@@ -26,9 +26,10 @@ from ..importers.architecture import guess_architecture, recognize, transform_in
 from ..importers.float_files import FLOAT_HEADER, is_float_checkpoint
 from ..importers.pth import Checkpoint, read_arrays
 from ..importers.published import from_checkpoint
-from ..metadata import read_metadata as read_model_metadata
+from ..metadata import architectures
+from ..metadata import read_metadata as facts_of
 from ..published import PublishedWeights, all_weights, find_weights, hash_in_name
-from ..registry import get_weight, list_models, model_name
+from ..registry import get_weight, model_name
 from .pretrained import find_artifact
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _int8_weights(name: str) -> PublishedWeights:
         UnknownNameError: There are no such weights.
     """
     enum = name.partition(".")[0]
-    if any(enum == read_model_metadata(model)["float_weights"] for model in list_models()):
+    if any(enum == facts_of(model)["float_weights"] for model in architectures()):
         raise ArgumentError(
             f"{name} are no int8 weights: name some, whose transforms the model shares."
         )

@@ -12,13 +12,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import hub
 from .._core.files import reading, write_files
 from .._core.optional import require_torch
 from ..artifact.folders import int8_file
 from ..artifact.format import Artifact
 from ..artifact.given import Int8Model, as_artifact
 from ..errors import ArgumentError, ArtifactError, DownloadError, UploadError
+from ..hub import fetch
 from ..hub.cache import Expected
 from ..hub.settings import offline_variable
 from .model_card import ARTIFACT_NAME, CARD_NAME, CONFIG_NAME, make_card, make_config
@@ -126,7 +126,7 @@ def find_artifact(
                 f"{text!r} is neither an existing folder nor the name of a repository such as "
                 "'org/name'" + ("; load a single file with qzoo.load." if path.is_file() else ".")
             )
-        path = hub.fetch(
+        path = fetch(
             f"hf://{repo}/{ARTIFACT_NAME}@{revision or 'main'}", progress=progress, sha256=sha256
         )
     with reading(path) as file:
