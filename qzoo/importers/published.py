@@ -26,7 +26,7 @@ from ..builder_kwargs import check_keyword
 from ..errors import ArtifactError
 from .names import classes_of, unwrapped, warn_of_others
 from .plan import aux_classifiers, plan, without_aux
-from .pth import Checkpoint, QuantizedArray, in_arrays, read_arrays
+from .pth import Checkpoint, QuantizedArray, Value, in_arrays, read_arrays
 from .qat_state import QatState
 
 
@@ -65,10 +65,9 @@ def from_checkpoint(checkpoint: Checkpoint, info: ModelInfo, consume: bool = Fal
     kwargs = {**info.builder_kwargs, **aux}
     blueprint = plan(info.architecture, kwargs)
     warn_of_others(checkpoint.entries)
-    own = without_aux(info.architecture, unwrapped(checkpoint.entries))
+    entries = without_aux(info.architecture, unwrapped(checkpoint.entries))
     if consume:
         checkpoint.entries.clear()
-    entries: dict[str, Any] = {key: in_arrays(own.pop(key)) for key in list(own)}
     head = str(blueprint.head)
     classes = kwargs.get("num_classes", classes_of(entries, head))
     if classes != 1000:
@@ -141,13 +140,17 @@ class _Int8State:
                 f"{extra[0][:100]!r}: it is for another architecture or other builder arguments."
             )
 
+    def _take(self, key: str, default: str | None = None) -> Value:
+        """Takes an entry out, with arrays in the place of tensors."""
+        return in_arrays(self._entries.pop(key, default))
+
     def _packed_linear(self, name: str) -> tuple[Any, Any]:
         """Finds a linear layer's parameters as versions 1, 2 and 3 of its format store them."""
         inner = f"{name}._packed_params"
-        dtype = self._entries.pop(f"{inner}.dtype", "torch.qint8")
+        dtype = self._take(f"{inner}.dtype", "torch.qint8")
         if not isinstance(dtype, str) or dtype != "torch.qint8":
             raise ArtifactError(f"Layer {name!r} stores {str(dtype)[:40]} weights, not int8 ones.")
-        packed = self._entries.pop(f"{inner}._packed_params", None)
+        packed: Any = self._take(f"{inner}._packed_params")
         if packed is not None:
             if not isinstance(packed, tuple) or len(packed) != 2:
                 raise ArtifactError(f"Layer {name!r} has packed parameters of an unknown form.")
@@ -157,12 +160,12 @@ class _Int8State:
     def _pair(self, name: str) -> tuple[Any, Any]:
         if f"{name}.weight" not in self._entries:
             raise ArtifactError(_missing(f"{name}.weight"))
-        return self._entries.pop(f"{name}.weight"), self._entries.pop(f"{name}.bias", None)
+        return self._take(f"{name}.weight"), self._take(f"{name}.bias")
 
     def _number(self, key: str) -> float:
         if key not in self._entries:
             raise ArtifactError(_missing(key))
-        value = self._entries.pop(key)
+        value = self._take(key)
         if isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind != "c":
             return value.item()
         if isinstance(value, (int, float)):

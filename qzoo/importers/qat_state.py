@@ -8,6 +8,7 @@ integers come out bit for bit as `torch.ao.quantization.convert` would give them
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 
 from ..artifact.layers import check_weight_shape
 from ..errors import ArtifactError
+from .names import is_numbers
+from .pth import in_arrays
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _EPS = np.array([np.finfo(np.float32).eps])
@@ -33,7 +36,7 @@ _OLD_BATCH_NORM = {
 
 
 class QatState:
-    """Reads a QAT state dict, given as arrays by name, layer by layer."""
+    """Reads a QAT state dict, given as arrays or tensors by name, layer by layer."""
 
     def __init__(self, entries: Mapping[str, Any]) -> None:
         self._entries = entries
@@ -53,7 +56,7 @@ class QatState:
     def guess_backend(self) -> str:
         """Returns the backend whose QAT configuration has these granularities and ranges."""
         scales = (v for k, v in self._entries.items() if k.endswith(".weight_fake_quant.scale"))
-        if not any(isinstance(s, np.ndarray) and s.size > 1 for s in scales):
+        if not any(is_numbers(s) and math.prod(s.shape) > 1 for s in scales):
             return "qnnpack"
         # Gates have a fixed range (hardsigmoid) and no minimum, so they tell nothing.
         observed = ".activation_post_process.activation_post_process.min_val"
@@ -114,7 +117,7 @@ class QatState:
         Raises:
             ArtifactError: It is missing, or no tensor of real and finite numbers.
         """
-        value = self._entries.get(key)
+        value = in_arrays(self._entries.get(key))
         if not isinstance(value, np.ndarray):
             raise ArtifactError(
                 f"The QAT checkpoint lacks the tensor {key!r}: it is incomplete or of another "
@@ -206,7 +209,7 @@ class QatState:
             raise ArtifactError(f"The weight observer of layer {name!r} has the wrong shape.")
         shape = (-1,) if per_channel else ()
         low, high = low.reshape(shape), high.reshape(shape)
-        enabled = self._entries.get(f"{prefix}.observer_enabled")
+        enabled = in_arrays(self._entries.get(f"{prefix}.observer_enabled"))
         if isinstance(enabled, np.ndarray) and enabled.size == 1 and not bool(enabled):
             return low, high, eps
         axes = tuple(range(1, weight.ndim)) if per_channel else None

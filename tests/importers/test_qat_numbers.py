@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from qzoo.artifact.format import Artifact, ModelInfo
 from qzoo.artifact.layers import Layer
 from qzoo.errors import ArtifactError
-from qzoo.importers.pth import in_arrays
+from qzoo.importers.pth import read_arrays
 from qzoo.importers.qat_state import QatState
 
 EPS = torch.tensor([torch.finfo(torch.float32).eps])
@@ -37,7 +38,7 @@ def entries() -> dict[str, Any]:
 
 
 def read(state: dict[str, Any]) -> tuple[Any, ...]:
-    reader = QatState({key: in_arrays(value) for key, value in state.items()})
+    reader = QatState(state)
     return (*reader.weight("c", "conv2d", (4, 3, 1, 1)), reader.output_range("c", "onednn"))
 
 
@@ -83,10 +84,18 @@ def test_a_variance_below_zero_is_named() -> None:
         read(state)
 
 
-def test_sound_numbers_of_other_float_types_are_read() -> None:
-    wide = {key: value.double() for key, value in entries().items()}
-    for given, wanted in zip(read(wide), read(entries()), strict=True):
-        assert np.array_equal(given, wanted)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("arrays", [False, True])
+def test_sound_numbers_of_other_float_types_are_read(
+    dtype: torch.dtype, arrays: bool, tmp_path: Path
+) -> None:
+    other: Any = {key: value.to(dtype) for key, value in entries().items()}
+    wanted = read({key: value.float() for key, value in other.items()})
+    if arrays:
+        torch.save(other, tmp_path / "x.pth")
+        other = read_arrays(tmp_path / "x.pth").entries
+    for given, expected in zip(read(other), wanted, strict=True):
+        assert np.array_equal(given, expected)
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf, 0.0, -1.0])

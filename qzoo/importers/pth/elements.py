@@ -17,8 +17,11 @@ _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
 
 
 def stored_dtype(name: str) -> np.dtype:
-    """Returns numpy's dtype of an element type, of its bits where numpy has none."""
-    return np.dtype(_BITS.get(name, name))
+    """Returns numpy's dtype of an element type; of one that numpy lacks, a field with its bits.
+
+    So nothing is copied while a file is read: a small one may name the same bytes many times.
+    """
+    return np.dtype([(name, _BITS[name])] if name in _BITS else name)
 
 
 def is_real(name: str) -> bool:
@@ -26,8 +29,12 @@ def is_real(name: str) -> bool:
     return name.startswith(("float", "bfloat"))
 
 
-def exact_float32(bits: np.ndarray, name: str) -> np.ndarray:
-    """Returns the real numbers of an element type that numpy lacks; float32 holds all of them."""
+def readable(array: np.ndarray) -> np.ndarray:
+    """Returns an array as it is, or of a type that numpy lacks its numbers as float32, exactly."""
+    if array.dtype.names is None:
+        return array
+    (name,) = array.dtype.names
+    bits = array[name]
     if name == "bfloat16":  # the upper half of a float32
         return (bits.astype(np.uint32) << 16).view(np.float32)
     wide = bits.astype(np.uint16)
@@ -39,7 +46,7 @@ def exact_float32(bits: np.ndarray, name: str) -> np.ndarray:
 
 
 class ArrayMaker:
-    """Makes numpy arrays; what numpy lacks becomes float32."""
+    """Makes numpy arrays."""
 
     def storage(self, data: np.ndarray) -> Any:
         """Returns a storage's bytes (uint8) in the form that `view` takes."""
@@ -54,12 +61,11 @@ class ArrayMaker:
         steps = [
             n * dtype.itemsize if size > 1 else 0 for size, n in zip(shape, stride, strict=True)
         ]
-        array = np.ndarray(shape, dtype, storage, offset * dtype.itemsize, steps)
-        return exact_float32(array, name) if name in _BITS else array
+        return np.ndarray(shape, dtype, storage, offset * dtype.itemsize, steps)
 
     def numbers(self, values: Any, name: str) -> Any:
         """Returns a number, a list of numbers or what `view` made, converted."""
-        return np.asarray(values, name)
+        return np.asarray(readable(values) if isinstance(values, np.ndarray) else values, name)
 
 
 class TensorMaker:

@@ -27,8 +27,7 @@ def read_arrays(path: str | os.PathLike[str] | File, part: str | None = None) ->
     """Reads a state dict that `torch.save` wrote, without running anything in the file.
 
     Both serializations are read: the zip format and the one from before PyTorch 1.6. PyTorch is not
-    needed. Memory stays below the file's size plus 128 MiB, and what bfloat16 and float8 take as
-    float32; the other bounds are in `inert`.
+    needed. Memory stays below the file's size plus 128 MiB; the other bounds are in `inert`.
 
     Args:
         path: The file, or the file itself where it is open already.
@@ -37,7 +36,8 @@ def read_arrays(path: str | os.PathLike[str] | File, part: str | None = None) ->
             one that holds tensors, unless the file is a state dict itself.
 
     Returns:
-        The state dict with numpy arrays; bfloat16 and float8, which numpy lacks, as float32.
+        The state dict with numpy arrays. Those of bfloat16 and float8, which numpy lacks, have a
+        dtype with one field of that name, which holds the bits; `in_arrays` makes float32 of them.
 
     Raises:
         ArtifactError: The file does not exist, is of another kind, is damaged, or refers to

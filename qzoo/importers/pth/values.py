@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from ..._core.given import as_array, is_tensor
+from .elements import readable
 
 if TYPE_CHECKING:
     import torch
@@ -36,15 +37,18 @@ class QuantizedArray:
 
 
 def in_arrays(value: Value) -> Value:
-    """Returns a value with numpy arrays in the place of tensors, of the same memory.
+    """Returns an entry of a state dict with readable arrays in the place of tensors.
 
-    Types that numpy lacks (bfloat16, float8) become float32, which holds them exactly.
+    They share the tensors' memory, but for types that numpy lacks (bfloat16, float8), which become
+    float32, exactly.
     """
     if isinstance(value, tuple):
         return tuple(map(in_arrays, value))
     if isinstance(value, QuantizedArray):
         values, scale, zero_point = map(as_array, (value.values, value.scale, value.zero_point))
         return QuantizedArray(values, scale, zero_point, value.axis)
+    if isinstance(value, np.ndarray):
+        return readable(value)
     if not is_tensor(value):
         return value
     tensor: Any = value
