@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .. import _torch as _torch
 from .._core.lazy import module_getattr
 from .digits import Digits
 from .fractals import FRACTALS_STANDARD, Fractals

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from .. import _torch as _torch
 from .._core.lazy import module_getattr
 from .build import ReferenceModel, build_reference
 from .compare import LayerDifference, compare_layers, differences, native_outputs, reference_outputs

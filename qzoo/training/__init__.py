@@ -16,6 +16,7 @@ A script is little more than
             metrics = trainer.fit()
 """
 
+from .. import _torch as _torch
 from ..importers.checkpoint import load_float, save_float
 from ..quantize.data import stratified
 from . import sources

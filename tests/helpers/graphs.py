@@ -11,7 +11,15 @@ from qzoo.artifact.format import ModelInfo
 from qzoo.artifact.graph import Node, make_table
 from qzoo.artifact.grid import Grid
 
-PRESET = qzoo.transforms.ImageClassification(crop_size=32, resize_size=36)
+PRESET = {
+    "preset": "ImageClassification",
+    "crop_size": 32,
+    "resize_size": 36,
+    "interpolation": "bilinear",
+    "antialias": True,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
 
 
 class Maker:
@@ -86,7 +94,7 @@ def any_graph() -> Maker:
 def any_artifact() -> qzoo.Artifact:
     """Returns the graph as an artifact without an architecture."""
     made = any_graph()
-    info = ModelInfo(None, backend="onednn", transforms=PRESET.to_dict(), classes=list("abcde"))
+    info = ModelInfo(None, backend="onednn", transforms=PRESET, classes=list("abcde"))
     return qzoo.Artifact.from_graph(made.nodes.values(), made.tensors, info)
 
 
