@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,14 +32,14 @@ def saved(state: Any, path: Path, zipped: bool = True) -> str:
 
 
 def test_checkpoints_without_torch(tmp_path: Path) -> None:
-    """Int8 and QAT, per tensor and per channel, other classes, auxiliary classifiers, epsilons."""
+    """Int8 and QAT, per tensor and per channel, other classes, auxiliary classifiers."""
     trained = functools.partial(ph.qat_model, steps=1)
     made: list[tuple[str, Any, str, dict[str, int]]] = [
         ("shufflenet_v2_x0_5", ph.int8_model, "fbgemm", {}),
         ("mobilenet_v2", ph.int8_model, "qnnpack", {"num_classes": 7}),
         ("mobilenet_v3_large", trained, "qnnpack", {}),
         ("shufflenet_v2_x0_5", trained, "fbgemm", {"num_classes": 5}),
-        ("googlenet", trained, "fbgemm", {}),
+        ("googlenet", ph.int8_model, "fbgemm", {}),
     ]
     wanted: dict[str, Any] = {}
     for number, (name, make, backend, classes) in enumerate(made):
@@ -58,6 +59,55 @@ def test_checkpoints_without_torch(tmp_path: Path) -> None:
     assert found == wanted
     assert said.startswith("MissingDependencyError: Telling the widths of a mobilenet_v2")
     assert "needs PyTorch, which is not installed" in said
+
+
+def test_what_is_wrong_is_said_without_torch(tmp_path: Path) -> None:
+    state = {key: value.half() for key, value in zoo.float_model("resnet18").state_dict().items()}
+    gray = {**state, "conv1.weight": torch.ones(64, 1, 7, 7)}
+    files = {
+        "gray": (gray, "ArtifactError: The first convolution 'conv1' .* 1 channel"),
+        "other": (
+            {"a.weight": torch.ones(3, 3, 1, 1)},
+            "ArgumentError: .* fit no model",
+        ),
+        "wide": (
+            {**state, "conv1.weight": torch.ones(32, 3, 7, 7)},
+            "MissingDependencyError: Telling the widths of a resnet18 .* needs PyTorch",
+        ),
+        "linear": ({"fc.weight": torch.ones(3, 3)}, "ArgumentError: .* holds no convolutions"),
+    }
+    paths = {saved(content, tmp_path / name): words for name, (content, words) in files.items()}
+    (tmp_path / "damaged").write_bytes((tmp_path / "gray").read_bytes()[:-9])
+    paths[str(tmp_path / "damaged")] = "ArtifactError: .* is cut short"
+    found = json.loads(python(MAIN, *paths))
+    for path, words in paths.items():
+        assert re.match(words, found[path]) and "\n" not in found[path]
+
+
+def test_calls_that_need_torch_say_so(tmp_path: Path) -> None:
+    path = saved({"conv1.weight": torch.ones(64, 3, 7, 7)}, tmp_path / "x.pth")
+    code = """
+import sys
+from qzoo import ModelInfo
+from qzoo.errors import QzooError
+from qzoo.importers.pth import read_arrays, read_checkpoint
+from qzoo.importers.published import from_checkpoint
+
+def said(call, *words):
+    try:
+        call(*words)
+    except QzooError as error:
+        print(type(error).__name__, error)
+
+said(read_checkpoint, sys.argv[1])
+for kwargs in ({"width_per_group": 96}, {"surprise": 1}, {"num_classes": 0}):
+    said(from_checkpoint, read_arrays(sys.argv[1]), ModelInfo("resnet50", kwargs))
+"""
+    tensors, width, surprise, classes = python(code, path).splitlines()
+    assert tensors.startswith("MissingDependencyError Reading a checkpoint as tensors needs")
+    assert width.startswith("MissingDependencyError Building resnet50 with width_per")
+    assert surprise.startswith("ArgumentError Cannot build resnet50 with surprise=1")
+    assert classes.startswith("ArgumentError Cannot build resnet50 with num_classes=0")
 
 
 def test_old_artifacts_of_unusual_keywords_need_torch(tmp_path: Path) -> None:
