@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qzoo._torch.threads import torch_threads
 from qzoo.artifact.format import Artifact
-from qzoo.export.plan import ExportPlan
+from qzoo.export.torch_plan import TorchPlan
 from qzoo.reference import ReferenceModel
 from qzoo.reference.ops import QUANTIZE
 
@@ -24,7 +24,7 @@ Run = Callable[[Tensor], Sequence[Tensor]]
 Recorder = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
-class StepsPlan(ExportPlan):
+class StepsPlan(TorchPlan):
     """A plan whose graph returns the logits and each rounding's integers."""
 
     def graph(self, **options: Any) -> ReferenceModel:
@@ -72,7 +72,7 @@ def recorder(
     return record, float_layers
 
 
-def _inductor(plan: ExportPlan) -> tuple[Run, tuple[str, ...]]:
+def _inductor(plan: TorchPlan) -> tuple[Run, tuple[str, ...]]:
     from torch._inductor.package import load_package
 
     from qzoo.export.aoti import compile_package
@@ -90,7 +90,7 @@ def _inductor(plan: ExportPlan) -> tuple[Run, tuple[str, ...]]:
     return run, float_layers
 
 
-def _executorch(plan: ExportPlan) -> tuple[Run, tuple[str, ...]]:
+def _executorch(plan: TorchPlan) -> tuple[Run, tuple[str, ...]]:
     from executorch.runtime import Runtime
 
     from qzoo.export.executorch import lower

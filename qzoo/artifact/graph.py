@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -54,6 +54,22 @@ class Node:
     def weighted(self) -> bool:
         """Whether the node has a weight."""
         return OPERATIONS[self.op].weighted
+
+    def reach(self, sources: Sequence[Grid | None]) -> tuple[int, int]:
+        """Returns the smallest and the largest integer of the output before the bounds cut it.
+
+        Args:
+            sources: The grid of each input.
+        """
+        assert self.grid is not None
+        moves, ends = OPERATIONS[self.op].within or self.op == "concat", list[int]()
+        for grid in sources:
+            if not moves or grid is None or not grid.like(self.grid):
+                return 0, 255
+            ends += [grid.low, grid.high]
+        if any(self.attributes.get("padding", ())):  # which stands for 0.0
+            ends.append(self.grid.zero_point)
+        return min(ends), max(ends)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the node as a JSON object."""
@@ -326,7 +342,7 @@ class _Check:
         if OPERATIONS[node.op].keeps_grid:
             source = self.seen[node.inputs[0]].grid
             assert source is not None
-            if (source.scale, source.zero_point) != (grid.scale, grid.zero_point):
+            if not source.like(grid):
                 raise ArtifactError(
                     f"Node {node.name!r} ({node.op}) moves integers, so that its scale and zero "
                     "point must be those of its input."

@@ -27,6 +27,10 @@ class Grid:
         """Scale, zero point, smallest and largest integer."""
         return (self.scale, self.zero_point, self.low, self.high)
 
+    def like(self, other: Grid) -> bool:
+        """Whether an integer stands for the same number on both, whatever their bounds are."""
+        return (self.scale, self.zero_point) == (other.scale, other.zero_point)
+
     def signed(self) -> Grid:
         """Returns the same real values on int8 integers, each less by 128."""
         return Grid(self.scale, self.zero_point - 128, self.low - 128, self.high - 128)

@@ -18,7 +18,7 @@ from ..artifact.grid import Grid
 from ..reference import ReferenceModel
 from ..reference.calls import MOVES, kind
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments
-from .plan import layer_of, node_shapes
+from .torch_plan import layer_of, node_shapes
 
 aten = torch.ops.aten
 #: An `fx.Node`, whose arguments are typed as a union of everything.

@@ -17,7 +17,7 @@ from ..artifact.grid import Grid
 from ..errors import ArgumentError
 from ..reference import ReferenceModel
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments, grid_of
-from .plan import layer_of, node_shapes
+from .torch_plan import layer_of, node_shapes
 
 aten = torch.ops.aten
 #: An `fx.Node`, whose arguments are typed as a union of everything.

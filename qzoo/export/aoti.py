@@ -14,10 +14,11 @@ from .._core.compiler import check_compiler
 from .._core.files import write_atomically
 from .._core.keywords import takes
 from .._core.process import undisturbed
+from ..artifact.given import Int8Model
 from ..errors import ArgumentError
-from ..native.model import Int8Model
 from ._onednn import to_onednn
 from .plan import ExportKeywords, ExportPlan, make_plan, open_export
+from .torch_plan import TorchPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -74,6 +75,7 @@ def compile_package(plan: ExportPlan, package: Path, threads: int | None = None)
             "This build of PyTorch has no oneDNN, whose int8 kernels Inductor calls: use the "
             "runtime 'torch' or 'onnxruntime' on this machine."
         )
+    plan = TorchPlan.of(plan)
     with _compiling:
         # Imported here, because this takes a second that most users of qzoo never need.
         with undisturbed():

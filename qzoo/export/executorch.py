@@ -12,11 +12,12 @@ from .._core.files import write_atomically
 from .._core.keywords import takes
 from .._core.optional import require
 from .._core.process import undisturbed
+from ..artifact.biases import with_room_for_biases
+from ..artifact.given import Int8Model
 from ..errors import ArgumentError
-from ..native.model import Int8Model
-from ..reference.biases import with_room_for_biases
 from ._xnnpack import to_xnnpack
 from .plan import ExportKeywords, ExportPlan, make_plan, open_export
+from .torch_plan import TorchPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -58,7 +59,7 @@ def lower(plan: ExportPlan) -> bytes:
     partitioner = require(
         "executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch", purpose
     )
-    plan = dataclasses.replace(plan, artifact=with_room_for_biases(plan.artifact))
+    plan = TorchPlan.of(dataclasses.replace(plan, artifact=with_room_for_biases(plan.artifact)))
     reference = plan.graph(explicit=True, activations=torch.int8)
     program = plan.export(to_xnnpack(reference, plan.images()))
     with torch.no_grad(), undisturbed():

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from .._core.files import write_files
 from .._core.keywords import takes
 from .._core.optional import require
+from ..artifact.given import Int8Model
 from ..errors import ArtifactError
-from ..native.model import Int8Model
 from .onnx import to_onnx
 from .plan import ExportKeywords, make_plan, open_export
 

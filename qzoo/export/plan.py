@@ -1,4 +1,4 @@
-"""What all exports share: their options, checked; and the graph and metadata of most."""
+"""What all exports share: their options, checked, and what files say about themselves."""
 
 from __future__ import annotations
 
@@ -9,25 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
-from torch import Tensor, fx, nn
+import numpy as np
 
-from .._core.process import undisturbed
+from .._core.versions import package_versions
 from ..artifact.format import Artifact
+from ..artifact.given import Int8Model, as_artifact
 from ..artifact.picture_size import picture_size
 from ..errors import ArgumentError
 from ..metadata import read_metadata
-from ..native.model import Int8Model, as_artifact, package_versions
 from ..pictures.classes import class_names
-from ..reference import ReferenceModel, build_reference
-from ..reference.run import Watched
-from ..transforms import preset_kwargs
-
-aten = torch.ops.aten
-
-#: Larger batches than this are refused by files that take any batch size; torch.export wants a
-#: bound, and sizes beyond it would overflow 32-bit offsets.
-MAX_BATCH = 4096
+from ..pictures.preset import Preset
 
 
 class ExportKeywords(TypedDict, total=False):
@@ -63,49 +54,11 @@ class ExportPlan:
     batch_size: int | None
     preprocess: bool
 
-    def graph(self, **options: Any) -> ReferenceModel:
-        """Returns the reference model, with the preprocessing in front if asked for.
-
-        Args:
-            **options: Keywords of `build_reference`.
-        """
-        reference = build_reference(self.artifact, **options)
-        if self.preprocess:
-            _prepend_preprocessing(reference, self.normalization())
-        return reference
-
-    def images(self, batch: int | None = None) -> Tensor:
-        """Returns blank images as the exported graph takes them.
-
-        Args:
-            batch: How many; None takes the fixed number, or 2 where any is allowed, because
-                torch.export would take a single one for a constant.
-
-        Raises:
-            ArgumentError: More than torch.export's graphs take.
-        """
-        batch = batch or self.batch_size or 2
-        if batch > MAX_BATCH:
-            raise ArgumentError(f"batch_size may be at most {MAX_BATCH}, not {batch}.")
-        if self.preprocess:
-            return torch.zeros(batch, *self.size, 3, dtype=torch.uint8, device="cpu")
-        return torch.zeros(batch, 3, *self.size, dtype=torch.float32, device="cpu")
-
-    def export(self, module: nn.Module) -> Any:
-        """Returns `torch.export`'s program of a module that takes `images`."""
-        shapes = None
-        if self.batch_size is None:
-            shapes = ({0: torch.export.Dim("batch", min=1, max=MAX_BATCH)},)
-        with torch.no_grad(), undisturbed():
-            return torch.export.export(module, (self.images(),), dynamic_shapes=shapes)
-
-    def normalization(self) -> tuple[Tensor, Tensor]:
+    def normalization(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns gain and offset per channel, float64 [3], from a pixel in 0..255 to the input."""
         assert self.artifact.info.transforms is not None
-        preset = preset_kwargs(self.artifact.info.transforms)
-        mean, std = (
-            torch.tensor(preset[key], dtype=torch.float64, device="cpu") for key in ("mean", "std")
-        )
+        preset = Preset.from_dict(self.artifact.info.transforms)
+        mean, std = (np.array(values, np.float64) for values in (preset.mean, preset.std))
         return 1 / (255 * std), -mean / std
 
     def metadata(self, **more: Any) -> dict[str, Any]:
@@ -200,47 +153,3 @@ def _size(artifact: Artifact, given: int | Sequence[int] | None) -> tuple[int, i
             )
     artifact.graph.sized(height, width)
     return (height, width)
-
-
-def _prepend_preprocessing(reference: ReferenceModel, normalization: tuple[Tensor, Tensor]) -> None:
-    """Puts [N, H, W, 3] uint8 to normalized [N, 3, H, W] float32 in front of a graph, in place."""
-    for name, values in zip(("pixel_gain", "pixel_offset"), normalization, strict=True):
-        reference.register_buffer(name, values.float().reshape(1, 3, 1, 1), persistent=False)
-    graph = reference.graph
-    pixels = next(iter(graph.nodes))
-    users = list(pixels.users)
-    with graph.inserting_after(pixels):
-        planes = graph.call_function(aten.permute.default, (pixels, [0, 3, 1, 2]))
-    with graph.inserting_after(planes):
-        real = graph.call_function(aten.to.dtype, (planes, torch.float32))
-    with graph.inserting_after(real):
-        gain = graph.get_attr("pixel_gain")
-    with graph.inserting_after(gain):
-        scaled = graph.call_function(aten.mul.Tensor, (real, gain))
-    with graph.inserting_after(scaled):
-        offset = graph.get_attr("pixel_offset")
-    with graph.inserting_after(offset):
-        x = graph.call_function(aten.add.Tensor, (scaled, offset))
-    for node in (planes, real, gain, scaled, offset, x):
-        node.meta["grid"] = None
-    for user in users:
-        user.replace_input_with(pixels, x)
-    reference.recompile()
-
-
-def layer_of(weight: Any) -> str:
-    """Returns the name of the layer whose dequantized weight a node of a reference graph is."""
-    return str(weight.args[0].target).removesuffix(".weight")
-
-
-def node_shapes(reference: ReferenceModel, images: Tensor) -> dict[Any, list[int]]:
-    """Returns the shape of every tensor in a graph, by node."""
-    shapes: dict[Any, list[int]] = {}
-
-    def watch(node: fx.Node, value: Any) -> None:
-        if isinstance(value, Tensor):
-            shapes[node] = list(value.shape)
-
-    with torch.no_grad():
-        Watched(reference, watch).run(images)
-    return shapes

@@ -13,9 +13,10 @@ from torch import Tensor
 from .._core.files import write_atomically
 from .._core.keywords import takes
 from .._core.process import undisturbed
-from ..native.model import Int8Model
+from ..artifact.given import Int8Model
 from ..reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
 from .plan import ExportKeywords, make_plan, open_export
+from .torch_plan import TorchPlan
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -50,7 +51,8 @@ def export_torch(
         ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
     """
     plan, target = open_export(model, path, ".pt2", options)
-    program = plan.export(plan.graph())
+    torch_plan = TorchPlan.of(plan)
+    program = torch_plan.export(torch_plan.graph())
     if not keep_quantize_ops:
         with torch.no_grad(), undisturbed():
             program = program.run_decompositions(_ARITHMETIC)

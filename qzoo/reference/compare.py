@@ -8,12 +8,13 @@ grow and mix.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..artifact import compare
+from ..artifact.compare import LayerDifference
 from ..errors import ArgumentError
 from ..native.engines import native_call
 from ..native.substitute import SubstituteModel
@@ -21,27 +22,6 @@ from ..native.values import integers, with_integers
 from .build import ReferenceModel
 from .ops import QUANTIZE
 from .run import Watched
-
-
-@dataclass(frozen=True)
-class LayerDifference:
-    """How far two realisations of a layer are apart, given the same input integers.
-
-    Attributes:
-        name: The step's name: the module's path ("layer1.0.conv1") or, of a function, the name of
-            the recorded call ("avg_pool2d_2").
-        op: What it computes: a layer's op ("conv2d"), a functional's ("add_relu"), else the name
-            of the module's type or of the function ("AdaptiveAvgPool2d").
-        max_steps: Largest difference of two output integers, in steps of the output scale.
-        differing: Share of the output integers that differ, in [0, 1].
-        outputs: Number of output integers compared.
-    """
-
-    name: str
-    op: str
-    max_steps: int
-    differing: float
-    outputs: int
 
 
 def native_outputs(
@@ -151,11 +131,4 @@ def differences(
     Returns:
         One entry for each step in `given`, in its order.
     """
-    nodes = {node.name: node for node in reference.artifact.graph.nodes}
-    found = []
-    for name, values in given.items():
-        gap = (values.cpu().int() - expected[name].int()).abs()
-        steps, share = int(gap.max()), float((gap > 0).double().mean())
-        op = str(nodes[name].attributes.get("function", nodes[name].op))
-        found.append(LayerDifference(name, op, steps, share, gap.numel()))
-    return found
+    return compare.differences(reference.artifact.graph, expected, given)

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from ..artifact.format import Artifact
 from ..artifact.graph import INPUT, Node
 from ..artifact.grid import Grid
-from ..artifact.operations import OPERATIONS
 from .ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, arguments, fake_quantize
 from .writer import place
 
@@ -76,8 +75,8 @@ class ReferenceWriter:
             )
             for key in ("gain", "offset")
         )
-        x = self._emit(aten.mul.Tensor, x, self._buffer("input_gain", gain, False))
-        return self._emit(aten.add.Tensor, x, self._buffer("input_offset", offset, False))
+        x = self._emit(aten.mul.Tensor, x, self._buffer(f"{node.name}.gain", gain, False))
+        return self._emit(aten.add.Tensor, x, self._buffer(f"{node.name}.offset", offset, False))
 
     def _quantize(self, node: Node, x: fx.Node) -> fx.Node:
         return self._rounded(node, x)
@@ -118,7 +117,8 @@ class ReferenceWriter:
             zeros = torch.zeros(len(scale), dtype=torch.int8, device="cpu")
             zero_points = self._buffer(f"{name}.weight_zero_point", zeros, False)
         else:
-            zero_points = self._buffer(f"{name}.weight_zero_point", zero_point)
+            # int32: PyTorch subtracts them in their own type, where int8 would wrap around.
+            zero_points = self._buffer(f"{name}.weight_zero_point", zero_point.int())
         return self._emit(
             DEQUANTIZE_CHANNELS, values, scales, zero_points, 0, -128, 127, torch.int8
         )
@@ -136,7 +136,7 @@ class ReferenceWriter:
     def _concat(self, node: Node, *xs: fx.Node) -> fx.Node:
         result = self._emit(aten.cat.default, list(xs), 1)
         if all(x.meta["grid"] == self._grid(node) for x in xs) and not self.explicit:
-            return self._on_grid(node, result)
+            return self._on_grid(node, self._bounded(node, result))
         return self._rounded(node, result)
 
     def _table(self, node: Node, x: fx.Node) -> fx.Node:
@@ -192,11 +192,7 @@ class ReferenceWriter:
         """Keeps real numbers within a node's bounds, where rounding alone does not."""
         grid = node.grid
         assert grid is not None
-        low, high = 0, 255  # what rounding keeps to anyway
-        source = self.grids.get(node.inputs[0])
-        if OPERATIONS[node.op].within and source is not None:
-            if (source.scale, source.zero_point) == (grid.scale, grid.zero_point):
-                low, high = source.low, source.high
+        low, high = node.reach([self.grids.get(name) for name in node.inputs])
         if low >= grid.low and high <= grid.high:
             return x
         if grid.low == grid.zero_point and grid.high == 255:

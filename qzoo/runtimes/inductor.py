@@ -13,7 +13,8 @@ from .._core.threads import usable_cores
 from .._torch.threads import torch_threads
 from ..errors import ArgumentError
 from ..export.aoti import compile_package
-from ..export.plan import MAX_BATCH, make_plan
+from ..export.plan import make_plan
+from ..export.torch_plan import MAX_BATCH
 from .base import CompiledModel
 
 #: Copies of the model's working memory, and so calls that run at the same time; further ones wait.

@@ -106,8 +106,7 @@ class OpenvinoModel(CompiledModel):
             facts = op.get_rt_info()
             kind, primitive = _text(facts["layerType"]), _text(facts["primitiveType"])
             if kind in _MULTIPLY and primitive.endswith(("_I8", "_i8")):
-                names = _text(facts["originalLayersNames"]).split(",")
-                integer |= {name.partition("/")[0] for name in names}
+                integer |= self._source.layers_of(_text(facts["originalLayersNames"]))
         return self._source.layers_without(integer)
 
 

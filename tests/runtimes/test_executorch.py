@@ -21,6 +21,7 @@ pytest.importorskip("executorch")
 from qzoo.export import executorch as export
 from qzoo.export._xnnpack import to_xnnpack
 from qzoo.export.plan import make_plan
+from qzoo.export.torch_plan import TorchPlan
 from qzoo.runtimes.executorch import ExecutorchModel
 
 PIXELS = 64
@@ -94,7 +95,7 @@ def test_missing_package_names_the_extra(monkeypatch):
 def test_the_rewriting_for_xnnpack_changes_no_value(name):
     native = zoo.uncalibrated(name, backend="onednn")
     size = 75 if name == "inception_v3" else PIXELS
-    plan = make_plan(native, 2, size)
+    plan = TorchPlan.of(make_plan(native, 2, size))
     images = torch.randn(2, 3, size, size)
     graph = plan.graph(explicit=True, activations=torch.int8)
     with torch.no_grad():

@@ -10,11 +10,10 @@ from ..._core.files import write_atomically
 from ..._core.keywords import takes
 from ..._core.lazy import module_getattr
 from ..._core.optional import require
+from ..._core.versions import package_versions
+from ...artifact.given import Int8Model
 from ...errors import ArgumentError
-from ...native.model import Int8Model, package_versions
 from ...pictures.classes import class_names
-from ...reference import ReferenceModel, build_reference
-from ...reference.ops import QUANTIZE
 from ..plan import ExportKeywords, ExportPlan, make_plan
 
 if TYPE_CHECKING:
@@ -30,19 +29,6 @@ MIN_OPSET = 14
 #: Old enough for the runtimes of the last four years.
 DEFAULT_OPSET = 17
 RUNTIMES = ("onnxruntime", "openvino")
-
-
-class OnnxKeywords(ExportKeywords, total=False):
-    """The options of `export_onnx`, by name.
-
-    Attributes:
-        opset: Version of ONNX's operators, at least 14.
-        runtime: Which runtime the graph is shaped for, "onnxruntime" or "openvino". Either runs
-            both with the same answers to one step of the output scale, but is faster with its own.
-    """
-
-    opset: int
-    runtime: str
 
 
 @takes(make_plan)
@@ -61,11 +47,12 @@ def to_onnx(
 
     Args:
         model: An int8 model in any form that `qzoo.as_artifact` takes.
-        opset: See `OnnxKeywords`.
-        runtime: See `OnnxKeywords`.
+        opset: Version of ONNX's operators, at least 14.
+        runtime: Which runtime the graph is shaped for, "onnxruntime" or "openvino". Either runs
+            both with the same answers to one step of the output scale, but is faster with its own.
         isolate: Whether to cut the graph after every rounding, for comparing layer by layer: the
-            outputs are then the recorded steps' integers ("<step>.out"), and the inputs, besides
-            the images, the integers to go on with after each step ("<step>.in").
+            outputs are then the integers of all nodes that round ("<node>.out"), and the inputs,
+            besides the images, the integers to go on with after each of them ("<node>.in").
         **options: `batch_size`, `input_size` and `preprocess`, see `qzoo.export.plan`.
 
     Raises:
@@ -73,58 +60,87 @@ def to_onnx(
         ArgumentError: Arguments that the model or ONNX cannot meet.
         ArtifactError: The model is not an int8 model of the zoo.
     """
-    onnx = require("onnx", "onnx", "Export to ONNX")
-    from .graph import write_graph
-    from .writer import Writer
-
-    _check_options(opset, onnx.defs.onnx_opset_version(), runtime)
-    reference = _reference(model)
-    plan = make_plan(reference, **options)
-    writer = Writer(openvino=runtime == "openvino", isolate=isolate)
-    start, images = _input(plan)
-    logits = write_graph(writer, reference, images)
-    if isolate:
-        inputs, outputs = [start, *writer.used_inputs()], writer.cut_outputs()
-    else:
-        name = writer.op("Identity", writer.real(logits), name="logits")
-        shape = [plan.batch_size or "batch", *logits.shape]
-        kind = onnx.TensorProto.FLOAT
-        inputs, outputs = [start], [onnx.helper.make_tensor_value_info(name, kind, shape)]
-    constants = list(writer.constants.values())
-    graph = onnx.helper.make_graph(
-        writer.nodes, plan.artifact.info.name, inputs, outputs, constants
-    )
-    imports = [onnx.helper.make_opsetid("", opset)]
-    proto: Any = onnx.helper.make_model(
-        graph,
-        opset_imports=imports,
-        ir_version=onnx.helper.find_min_ir_version_for(imports),
-        producer_name="qzoo",
-        producer_version=package_versions()["qzoo"],
-    )
-    onnx.helper.set_model_props(proto, _metadata(plan, runtime))
+    package = require("onnx", "onnx", "Export to ONNX")
+    content = onnx_bytes(make_plan(model, **options), opset, runtime, isolate)
+    proto: onnx.ModelProto = package.ModelProto.FromString(content)
     return proto
 
 
-@takes(to_onnx)
+@takes(make_plan)
 def export_onnx(
-    model: Int8Model, path: str | os.PathLike[str], **options: Unpack[OnnxKeywords]
+    model: Int8Model,
+    path: str | os.PathLike[str],
+    *,
+    opset: int = DEFAULT_OPSET,
+    runtime: str = "onnxruntime",
+    **options: Unpack[ExportKeywords],
 ) -> None:
     """Writes an int8 model as an ONNX file that stands alone.
 
     Args:
         model: An int8 model in any form that `qzoo.as_artifact` takes.
         path: The file to write, whole or not at all; usually ends in ".onnx".
-        **options: `batch_size`, `input_size` and `preprocess`, see `qzoo.export.plan`; `opset` and
-            `runtime`, see `OnnxKeywords`.
+        opset: Version of ONNX's operators, at least 14.
+        runtime: See `to_onnx`.
+        **options: `batch_size`, `input_size` and `preprocess`, see `qzoo.export.plan`.
 
     Raises:
         MissingDependencyError: The package onnx is not installed.
         ArgumentError: Arguments that the model or ONNX cannot meet.
         ArtifactError: The model is not an int8 model of the zoo, or the file cannot be written.
     """
-    proto = to_onnx(model, **options)
-    write_atomically(path, proto.SerializeToString(deterministic=True))
+    write_atomically(path, onnx_bytes(make_plan(model, **options), opset, runtime))
+
+
+def onnx_bytes(
+    plan: ExportPlan,
+    opset: int = DEFAULT_OPSET,
+    runtime: str = "onnxruntime",
+    isolate: bool = False,
+    described: bool = True,
+) -> bytes:
+    """Returns what an ONNX file of a model holds.
+
+    Args:
+        plan: The model, checked.
+        opset: Version of ONNX's operators.
+        runtime: Which runtime the graph is shaped for.
+        isolate: See `to_onnx`.
+        described: Whether to say what the model is, which takes a checksum of all weights.
+
+    Raises:
+        MissingDependencyError: The package onnx is not installed.
+        ArgumentError: `opset` or `runtime` is impossible.
+    """
+    onnx = require("onnx", "onnx", "Export to ONNX")
+    from .graph import write_graph
+    from .joined import joined
+    from .writer import Writer
+
+    _check_options(opset, onnx.defs.onnx_opset_version(), runtime)
+    imports = [onnx.helper.make_opsetid("", opset)]
+    proto = onnx.ModelProto(
+        ir_version=onnx.helper.find_min_ir_version_for(imports),
+        producer_name="qzoo",
+        producer_version=package_versions()["qzoo"],
+        opset_import=imports,
+    )
+    target, graph = proto.graph, plan.artifact.graph
+    target.name = plan.artifact.info.name
+    start, images = _input(plan)
+    target.input.append(start)
+    writer = Writer(graph, plan.size, target, openvino=runtime == "openvino", isolate=isolate)
+    logits = write_graph(writer, graph, images)
+    if isolate:
+        target.input.extend(writer.used_cuts())
+    else:
+        writer.copy(writer.real(logits), "logits")
+        shape = [plan.batch_size or "batch", *logits.shape]
+        kind = onnx.TensorProto.FLOAT
+        target.output.append(onnx.helper.make_tensor_value_info("logits", kind, shape))
+    if described:
+        onnx.helper.set_model_props(proto, _metadata(plan, runtime))
+    return joined(proto, writer.constants)
 
 
 def _input(plan: ExportPlan) -> tuple[onnx.ValueInfoProto, Value]:
@@ -143,12 +159,6 @@ def _input(plan: ExportPlan) -> tuple[onnx.ValueInfoProto, Value]:
         kind, shape = TensorProto.FLOAT, [batch, 3, height, width]
         value = Value((3, height, width), real="input")
     return helper.make_tensor_value_info("input", kind, shape), value
-
-
-def _reference(model: Int8Model) -> ReferenceModel:
-    if isinstance(model, ReferenceModel) and any(n.target is QUANTIZE for n in model.graph.nodes):
-        return model
-    return build_reference(model)
 
 
 def _check_options(opset: int, newest: int, runtime: str) -> None:

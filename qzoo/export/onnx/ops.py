@@ -5,210 +5,182 @@ Whatever computes new values stands between DequantizeLinear and QuantizeLinear.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-import torch
+import numpy as np
 
+from ...artifact.biases import widened
+from ...artifact.graph import Node, make_table
 from ...artifact.grid import Grid
-from ...errors import ArgumentError
-from ...reference.biases import widened
-from ...reference.ops import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE
-from .writer import Constant, Pixels, Value, Writer, emits, window
+from .writer import Pixels, Value, Weight, Writer, emits
 
-aten = torch.ops.aten
-
-# Rounding.
+# Into integers and out of them.
 
 
-@emits(QUANTIZE)
-def _quantize(w: Writer, x: Value, *arguments: Any, step: str, in_between: bool) -> Value:
-    grid = Grid(*arguments[:4])
-    if x.grid == grid:
-        return x
+@emits("affine")
+def _affine(w: Writer, node: Node, x: Value) -> Value:
+    gain, offset = (np.array(node.attributes[key], np.float32) for key in ("gain", "offset"))
     if isinstance(x, Pixels):
-        result = Value(x.shape, integers=_quantize_pixels(w, x, grid), grid=grid)
-    elif w.openvino and in_between:
-        result = Value(x.shape, w.rounded(w.real(x), grid, step), grid=grid)
-    elif x.pieces and x.grid is None:
-        result = Value(x.shape, grid=grid, pieces=x.pieces)
-    else:
-        integers = w.quantize(w.real(x), grid, f"{step}.integers")
-        result = Value(x.shape, integers=integers, grid=grid)
-    return w.cut(step, result) if w.isolate else result
+        return Pixels(x.shape, x.real, gain=x.gain * gain, offset=x.offset * gain + offset)
+    shape = (1, -1, 1, 1)
+    scaled = w.op("Mul", w.real(x), w.constant(f"{node.name}.gain", gain.reshape(shape)))
+    return Value(
+        x.shape, w.op("Add", scaled, w.constant(f"{node.name}.offset", offset.reshape(shape)))
+    )
 
 
-def _quantize_pixels(w: Writer, x: Pixels, grid: Grid) -> str:
-    """Normalizes pixels and rounds them to the grid of the first layer's input.
+@emits("quantize")
+def _quantize(w: Writer, node: Node, x: Value) -> Value:
+    return w.rounded(node, _normalized(w, node, x) if isinstance(x, Pixels) else w.real(x))
+
+
+def _normalized(w: Writer, node: Node, x: Pixels) -> str:
+    """Returns the name of the real numbers that pixels stand for.
 
     The transposition of the uint8 image costs next to nothing, because runtimes compute int8
     layers channels last and cancel it.
     """
     assert x.real is not None
     planes = w.op("Transpose", x.real, perm=[0, 3, 1, 2])
-    gain, offset = x.gain.float(), x.offset.float()
+    name = f"{node.name}.pixel"
+    gain, offset = x.gain.astype(np.float32), x.offset.astype(np.float32)
     if w.openvino:
-        zeros = torch.zeros(3, dtype=torch.uint8, device="cpu")
-        inputs = (planes, w.constant("pixel_gain", gain), w.constant("pixel_zero", zeros))
-        scaled = w.op("DequantizeLinear", *inputs, axis=1)
-        shift = w.constant("pixel_offset", offset.reshape(1, 3, 1, 1))
-        return w.quantize(w.op("Add", scaled, shift), grid)
+        zeros = w.constant(f"{name}_zero", np.zeros(3, np.uint8))
+        scaled = w.op("DequantizeLinear", planes, w.constant(f"{name}_gain", gain), zeros, axis=1)
+        return w.op("Add", scaled, w.constant(f"{name}_offset", offset.reshape(1, 3, 1, 1)))
     # A 1x1 int8 convolution takes onnxruntime a third of the time of the float operations.
-    kernel = (
-        (127 * torch.eye(3, dtype=torch.float32, device="cpu")).to(torch.int8).reshape(3, 3, 1, 1)
-    )
-    weight = Constant(
-        "pixel_gain", kernel, gain / 127, torch.zeros(3, dtype=torch.int8, device="cpu")
-    )
+    kernel = (127 * np.eye(3)).astype(np.int8).reshape(3, 3, 1, 1)
+    weight = Weight(f"{name}_gain", kernel, gain / 127, np.zeros(3, np.int8))
     pixels = Value(x.shape, integers=planes, grid=Grid(1.0, 0))
-    operands = _operands(w, pixels, weight, Constant("pixel_offset", offset))
-    return w.quantize(w.op("Conv", *operands, kernel_shape=[1, 1]), grid)
-
-
-@emits(DEQUANTIZE)
-def _dequantize(w: Writer, x: Value | Constant, *arguments: Any) -> Value | Constant:
-    if isinstance(x, Value):
-        return x
-    grid = Grid(*arguments[:4])
-    zero_point = torch.tensor(grid.zero_point, dtype=torch.int8, device="cpu")
-    return Constant(
-        x.name, x.tensor, torch.tensor(grid.scale, dtype=torch.float32, device="cpu"), zero_point
+    return w.op(
+        "Conv", *_operands(w, pixels, weight, f"{name}_offset", offset), kernel_shape=[1, 1]
     )
 
 
-@emits(DEQUANTIZE_CHANNELS)
-def _dequantize_channels(
-    w: Writer, x: Constant, scale: Constant, zero_point: Constant, *_: Any
-) -> Constant:
-    return Constant(x.name, x.tensor, scale.tensor, zero_point.tensor)
+@emits("dequantize")
+def _dequantize(_: Writer, __: Node, x: Value) -> Value:
+    return x
 
 
 # Layers with weights.
 
 
-@emits(aten.conv2d.default)
-def _conv2d(w: Writer, x: Value, weight: Constant, bias: Constant | None, *settings: Any) -> Value:
-    stride, padding, dilation, groups = settings
-    channels, _, *kernel = weight.tensor.shape
+@emits("conv2d")
+def _conv2d(w: Writer, node: Node, x: Value) -> Value:
+    a = node.attributes
     name = w.op(
         "Conv",
-        *_operands(w, x, weight, bias),
-        name=weight.name.removesuffix(".weight"),
-        kernel_shape=kernel,
-        strides=stride,
-        pads=padding * 2,
-        dilations=dilation,
-        group=groups,
+        *_layer(w, node, x),
+        layer=node.name,
+        kernel_shape=w.tensors[f"{node.name}.weight"].shape[2:],
+        strides=a["stride"],
+        pads=a["padding"],
+        dilations=a["dilation"],
+        group=a["groups"],
     )
-    size = window(x.shape[1:], kernel, stride, padding, dilation)
-    return Value((channels, *size), name)
+    return w.rounded(node, name)
 
 
-@emits(aten.linear.default)
-def _linear(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> Value:
-    name = weight.name.removesuffix(".weight")
-    name = w.op("Gemm", *_operands(w, x, weight, bias), name=name, transB=1)
-    return Value((weight.tensor.shape[0],), name)
+@emits("linear")
+def _linear(w: Writer, node: Node, x: Value) -> Value:
+    return w.rounded(node, w.op("Gemm", *_layer(w, node, x), layer=node.name, transB=1))
 
 
-def _operands(w: Writer, x: Value, weight: Constant, bias: Constant | None) -> list[str]:
+def _layer(w: Writer, node: Node, x: Value) -> list[str]:
     """Writes down what a layer multiplies and adds: input, weight and, if any, bias."""
-    if weight.scale is None:  # a layer that the artifact keeps in float
-        real = w.real(x) if w.openvino else w.real_by_channels(x)
-        return [real, *(w.constant(c.name, c.tensor) for c in (weight, bias) if c is not None)]
-    if x.grid is None:
-        raise ArgumentError(f"The layer of {weight.name} has no int8 input, so it has no QDQ form.")
+    key, bias = f"{node.name}.weight", w.tensors.get(f"{node.name}.bias")
+    values = w.tensors[key]
+    if node.float:
+        own = [w.constant(key, values)]
+        if bias is not None:
+            own.append(w.constant(f"{node.name}.bias", bias))
+        return [w.real(x) if w.openvino else w.real_by_channels(x), *own]
+    scale = w.tensors[f"{key}_scale"].astype(np.float32)
+    zero_point = w.tensors.get(f"{key}_zero_point")
+    weight = Weight(
+        key, values, scale, np.zeros(scale.shape, np.int8) if zero_point is None else zero_point
+    )
+    return _operands(w, x, weight, f"{node.name}.bias", bias)
+
+
+def _operands(w: Writer, x: Value, weight: Weight, name: str, bias: np.ndarray | None) -> list[str]:
+    """Writes down the operands of a layer on integers; `name` is that of the bias."""
     if bias is None:
         return [w.real(x), w.dequantized(weight)]
-    numbers = (weight.tensor, weight.scale, weight.zero_point, bias.tensor, x.grid.scale)
-    wide = widened(*(x if isinstance(x, float) else x.numpy() for x in numbers))  # type: ignore
-    weight = Constant(weight.name, *(torch.from_numpy(x) for x in wide if x is not None))
-    operands = [w.real(x), w.dequantized(weight)]
+    assert x.grid is not None
+    numbers = weight.values, weight.scale, weight.zero_point
+    values, scale, zero_point = widened(*numbers, bias, x.grid.scale)
+    assert zero_point is not None
+    operands = [w.real(x), w.dequantized(Weight(weight.name, values, scale, zero_point))]
     if w.openvino:  # which keeps float biases, without the rounding
-        return [*operands, w.constant(bias.name, bias.tensor)]
-    assert weight.scale is not None
-    scale = (weight.scale * x.grid.scale).expand(len(bias.tensor))
-    integers = torch.round(bias.tensor.double() / scale.double()).to(torch.int32)
-    inputs = (w.constant(bias.name, integers), w.constant(f"{bias.name}_scale", scale))
-    return [*operands, w.op("DequantizeLinear", *inputs, name=f"{bias.name}.real", axis=0)]
+        return [*operands, w.constant(name, bias)]
+    steps = np.broadcast_to(scale * np.float32(x.grid.scale), bias.shape)
+    integers = np.rint(bias.astype(np.float64) / steps.astype(np.float64)).astype(np.int32)
+    inputs = w.constant(name, integers), w.constant(f"{name}_scale", steps)
+    return [*operands, w.op("DequantizeLinear", *inputs, name=f"{name}.real", axis=0)]
 
 
 # Element by element.
 
 
-@emits(aten.add.Tensor)
-def _add(w: Writer, x: Value, y: Value | Constant) -> Value:
-    if isinstance(x, Pixels) and isinstance(y, Constant):
-        x.offset = x.offset + y.tensor.double().flatten()
-        return x
-    return _pointwise(w, "Add", x, y)
+@emits("add")
+def _add(w: Writer, node: Node, x: Value, y: Value) -> Value:
+    return w.rounded(node, w.op("Add", w.real(x), w.real(y)))
 
 
-@emits(aten.mul.Tensor)
-def _mul(w: Writer, x: Value, y: Value | Constant) -> Value:
-    if isinstance(x, Pixels) and isinstance(y, Constant):
-        gain = y.tensor.double().flatten()
-        x.gain, x.offset = x.gain * gain, x.offset * gain
-        return x
-    return _pointwise(w, "Mul", x, y)
+@emits("mul")
+def _mul(w: Writer, node: Node, x: Value, y: Value) -> Value:
+    return w.rounded(node, w.op("Mul", w.real(x), w.real(y)))
 
 
-def _pointwise(w: Writer, kind: str, x: Value, y: Value | Constant) -> Value:
-    if isinstance(y, Constant):
-        return Value(x.shape, w.op(kind, w.real(x), w.constant(y.name, y.tensor)))
-    shape = tuple(max(a, b) for a, b in zip(x.shape, y.shape, strict=True))
-    return Value(shape, w.op(kind, w.real(x), w.real(y)))
+@emits("clip")
+def _clip(w: Writer, node: Node, x: Value) -> Value:
+    return x if w.within(node) else w.kept(node, w.integers(x))
 
 
-@emits(aten.relu.default)
-def _relu(w: Writer, x: Value) -> Value:
-    return _cut(w, x, w.op("Relu", w.real(x)))
+@emits("table")
+def _table(w: Writer, node: Node, x: Value) -> Value:
+    function, table = node.attributes["function"], w.tensors[f"{node.name}.table"]
+    assert x.grid is not None
+    assert node.grid is not None
+    if np.array_equal(table, make_table(function, x.grid, node.grid)):
+        return w.rounded(node, _FUNCTIONS[function](w, w.real(x)))
+    # Rounded in another way than here, so that nothing but the table itself gives its integers.
+    places = w.op("Cast", w.integers(x), to=_INT32)
+    integers = w.op("Gather", w.constant(f"{node.name}.table", table), places, axis=0)
+    return w.cut(node, Value(x.shape, integers=integers, grid=w.grid(node)))
 
 
-@emits(aten.clamp.default)
-@emits(aten.hardtanh.default)
-def _clamp(w: Writer, x: Value, low: float, high: float) -> Value:
-    return _cut(w, x, w.op("Clip", w.real(x), w.number(low), w.number(high)))
+_INT32 = 6  # onnx.TensorProto.INT32
 
 
-def _cut(w: Writer, x: Value, name: str) -> Value:
-    """Returns what was cut off at some ends, on the grid that it lay on before."""
-    if x.grid is None:
-        return Value(x.shape, name)
-    return Value(x.shape, integers=w.quantize(name, x.grid), grid=x.grid)
+def _silu(w: Writer, x: str) -> str:
+    return w.op("Mul", x, w.op("Sigmoid", x))
 
 
-@emits(aten.sigmoid.default)
-def _sigmoid(w: Writer, x: Value) -> Value:
-    return Value(x.shape, w.op("Sigmoid", w.real(x)))
+def _gelu(w: Writer, x: str) -> str:
+    share = w.op("Erf", w.op("Mul", x, w.number(0.5**0.5)))
+    half = w.op("Mul", x, w.number(0.5))
+    return w.op("Mul", half, w.op("Add", share, w.number(1.0)))
 
 
-@emits(aten.tanh.default)
-def _tanh(w: Writer, x: Value) -> Value:
-    return Value(x.shape, w.op("Tanh", w.real(x)))
-
-
-@emits(aten.silu.default)
-def _silu(w: Writer, x: Value) -> Value:
-    return Value(x.shape, w.op("Mul", w.real(x), w.op("Sigmoid", w.real(x))))
-
-
-@emits(aten.gelu.default)
-def _gelu(w: Writer, x: Value) -> Value:
-    share = w.op("Erf", w.op("Mul", w.real(x), w.number(0.5**0.5)))
-    half = w.op("Mul", w.real(x), w.number(0.5))
-    return Value(x.shape, w.op("Mul", half, w.op("Add", share, w.number(1.0))))
-
-
-@emits(aten.hardswish.default)
-def _hardswish(w: Writer, x: Value) -> Value:
-    return Value(x.shape, w.op("HardSwish", w.real(x)))
-
-
-@emits(aten.hardsigmoid.default)
-def _hardsigmoid(w: Writer, x: Value) -> Value:
+def _hard_sigmoid(w: Writer, x: str) -> str:
     if not w.openvino:
-        return Value(x.shape, w.op("HardSigmoid", w.real(x), alpha=1 / 6, beta=0.5))
+        return w.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
     # OpenVINO knows this form as its own operation and fuses it; ONNX's it computes by itself.
-    raised = w.op("Add", w.real(x), w.number(3.0))
+    raised = w.op("Add", x, w.number(3.0))
     clipped = w.op("Clip", raised, w.number(0.0), w.number(6.0))
-    return Value(x.shape, w.op("Mul", clipped, w.number(1 / 6)))
+    return w.op("Mul", clipped, w.number(1 / 6))
+
+
+#: Functions of `table` nodes, on float tensors: runtimes fuse them with the layer before.
+_FUNCTIONS: dict[str, Callable[[Writer, str], str]] = {
+    "relu": lambda w, x: w.op("Relu", x),
+    "relu6": lambda w, x: w.op("Clip", x, w.number(0.0), w.number(6.0)),
+    "hard_sigmoid": _hard_sigmoid,
+    "hard_swish": lambda w, x: w.op("HardSwish", x),
+    "sigmoid": lambda w, x: w.op("Sigmoid", x),
+    "silu": _silu,
+    "tanh": lambda w, x: w.op("Tanh", x),
+    "gelu": _gelu,
+}

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import onnx
-import torch
-from onnx import helper, numpy_helper
-from torch import Tensor
+from onnx import helper
 
-from ...artifact import shapes
+from ...artifact.graph import Graph, Node
 from ...artifact.grid import Grid
-from ...reference.ops import dtype_of
 
 
 @dataclass
@@ -24,7 +21,7 @@ class Value:
     Attributes:
         shape: Its shape without the batch dimension.
         real: Name of the float tensor.
-        integers: Name of the quantized tensor.
+        integers: Name of the quantized tensor, uint8.
         grid: What the integers mean; None where the values lie on no grid.
         pieces: The tensors along the channels that make it up, until somebody asks for the whole.
     """
@@ -33,7 +30,7 @@ class Value:
     real: str | None = None
     integers: str | None = None
     grid: Grid | None = None
-    pieces: list[Value] = field(default_factory=list)
+    pieces: Sequence[Value] = ()
 
 
 @dataclass
@@ -45,94 +42,226 @@ class Pixels(Value):
         offset: float64 [3].
     """
 
-    gain: Tensor = field(default_factory=lambda: torch.ones(3, dtype=torch.float64, device="cpu"))
-    offset: Tensor = field(
-        default_factory=lambda: torch.zeros(3, dtype=torch.float64, device="cpu")
-    )
+    gain: np.ndarray = field(default_factory=lambda: np.ones(3))
+    offset: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
 
-@dataclass
-class Constant:
-    """A buffer of the reference model.
+@dataclass(frozen=True)
+class Weight:
+    """The weight of a layer that multiplies integers.
 
     Attributes:
-        name: The buffer's name.
-        tensor: Its content; of a weight the integers.
-        scale: The weight's scales, 0-d or [C].
-        zero_point: The weight's zero points, shaped like `scale`.
+        name: What it is called in the file.
+        values: int8, output channels first.
+        scale: float32, 0-d or [C].
+        zero_point: int8, shaped like `scale`.
     """
 
     name: str
-    tensor: Tensor
-    scale: Tensor | None = None
-    zero_point: Tensor | None = None
+    values: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
 
 
 class Writer:
     """Collects the nodes and constants of one ONNX graph.
 
     Args:
+        graph: What is written down.
+        size: Height and width of the images, in pixels.
+        target: Takes nodes, inputs and outputs.
         openvino: Whether the graph is shaped for OpenVINO instead of onnxruntime.
         isolate: Whether to cut the graph after every rounded result, so that each layer runs on
             integers given from outside.
+
+    Raises:
+        ArgumentError: The graph takes no images of this size.
     """
 
-    def __init__(self, openvino: bool, isolate: bool) -> None:
-        self.openvino, self.isolate = openvino, isolate
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
+    def __init__(
+        self,
+        graph: Graph,
+        size: tuple[int, int],
+        target: onnx.GraphProto,
+        openvino: bool,
+        isolate: bool,
+    ) -> None:
+        self.tensors: Mapping[str, np.ndarray] = graph.tensors
+        # Without the batch dimension; of images of one size, all others are known.
+        self.shapes = {
+            name: tuple(n for n in shape[1:] if isinstance(n, int))
+            for name, shape in graph.sized(*size).items()
+        }
+        self.grids = {node.name: node.grid for node in graph.nodes}
+        self.readers: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for source in node.inputs:
+                self.readers.setdefault(source, []).append(node)
+        self.target, self.openvino, self.isolate = target, openvino, isolate
+        #: What `joined` puts into the file, by its name there.
+        self.constants: dict[str, np.ndarray] = {}
         #: Names of the parts of tensors that were split, by the whole's.
         self.splits: dict[str, list[str]] = {}
-        self._taken: dict[str, int] = {}
-        self._inputs: list[onnx.ValueInfoProto] = []
-        self._outputs: list[onnx.ValueInfoProto] = []
+        # A graph's nodes, tensors and ends keep their names, whatever else is called alike.
+        cuts = [f"{name}.{end}" for name in self.grids for end in ("in", "out")] if isolate else []
+        self._taken = _Names(("input", "logits", *self.tensors, *cuts))
+        self._labels = _Names(self.grids)
+        self._names: dict[str, str] = {}
+        self._cuts: dict[str, onnx.ValueInfoProto] = {}
 
-    def op(self, kind: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """Appends a node with one output and returns the output's name."""
-        return self.ops(kind, *inputs, name=name, outputs=1, **attributes)[0]
+    # Nodes and constants.
+
+    def op(
+        self, kind: str, *inputs: str, name: str = "", layer: str = "", **attributes: Any
+    ) -> str:
+        """Appends an ONNX node with one output and returns the output's name."""
+        return self.ops(kind, *inputs, name=name, layer=layer, outputs=1, **attributes)[0]
 
     def ops(
-        self, kind: str, *inputs: str, outputs: int, name: str = "", **attributes: Any
+        self,
+        kind: str,
+        *inputs: str,
+        outputs: int,
+        name: str = "",
+        layer: str = "",
+        **attributes: Any,
     ) -> list[str]:
-        """Appends a node and returns the names of its outputs."""
-        stem = self._unique(name or kind)
-        names = [stem] if outputs == 1 else [f"{stem}.{i}" for i in range(outputs)]
-        self.nodes.append(helper.make_node(kind, inputs, names, name=stem, **attributes))
+        """Appends an ONNX node and returns the names of its outputs.
+
+        Args:
+            kind: The operator.
+            *inputs: Names of its inputs.
+            outputs: How many it has.
+            name: What it is called, with a number behind where something else is.
+            layer: The graph's node whose products it computes, by whose name it is found again.
+            **attributes: Its attributes.
+        """
+        stem = layer or name or kind
+        label = layer or self._labels.free(stem)
+        ends = [stem] if outputs == 1 else [f"{stem}.{i}" for i in range(outputs)]
+        names = [self._taken.free(end) for end in ends]
+        self.target.node.append(helper.make_node(kind, inputs, names, name=label, **attributes))
         return names
 
-    def _unique(self, stem: str) -> str:
-        count = self._taken[stem] = self._taken.get(stem, 0) + 1
-        return stem if count == 1 else f"{stem}_{count}"
+    def copy(self, source: str, name: str) -> None:
+        """Appends a node that gives a tensor a name that was kept free for it."""
+        label = self._labels.free(name)
+        self.target.node.append(helper.make_node("Identity", [source], [name], name=label))
 
-    def constant(self, name: str, content: Tensor | np.ndarray) -> str:
-        """Stores an array under `name` once, and returns the name."""
-        if name not in self.constants:
-            array = content.numpy() if isinstance(content, Tensor) else content
-            self.constants[name] = numpy_helper.from_array(array, name)
-        return name
+    def constant(self, name: str, content: np.ndarray) -> str:
+        """Stores an array under `name` once, and returns the name that it has in the file."""
+        if name not in self._names:
+            own = name if name in self.tensors else self._taken.free(name)
+            self._names[name], self.constants[own] = own, content
+        return self._names[name]
 
     def integers64(self, values: Sequence[int]) -> str:
         """Stores a list of int64, such as a shape."""
         return self.constant("int64_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def zero_point(self, grid: Grid) -> str:
-        """Stores a grid's zero point, whose dtype is that of the integers."""
-        zero = torch.tensor(grid.zero_point, dtype=dtype_of(grid), device="cpu").numpy()
-        return self.constant(f"{zero.dtype.name}_{zero.item()}", zero)
+        """Stores a grid's zero point."""
+        return self.integer(grid.zero_point)
+
+    def integer(self, value: int) -> str:
+        """Stores a uint8."""
+        return self.constant(f"uint8_{value}", np.array(value, np.uint8))
 
     def number(self, value: float) -> str:
         """Stores a float32."""
         array = np.array(value, np.float32)
         return self.constant(f"float32_{array.item()!r}", array)
 
-    def _grid(self, grid: Grid) -> tuple[str, str]:
-        return self.number(grid.scale), self.zero_point(grid)
+    # Roundings.
 
-    def quantize(self, real: str, grid: Grid, name: str = "") -> str:
-        """Rounds a float tensor to a grid; returns the name of its integers."""
-        return self.op("QuantizeLinear", real, *self._grid(grid), name=name)
+    def grid(self, node: Node) -> Grid:
+        """Returns a node's grid with all integers: bounds are operations of their own."""
+        assert node.grid is not None
+        return Grid(node.grid.scale, node.grid.zero_point).single()
 
-    def rounded(self, real: str, grid: Grid, step: str) -> str:
+    def rounded(self, node: Node, real: str) -> Value:
+        """Rounds real results to a node's grid, within its bounds.
+
+        Args:
+            node: The node whose results they are.
+            real: Name of the float tensor.
+        """
+        grid = self.grid(node)
+        result = Value(self.shapes[node.name], grid=grid)
+        if self.openvino:
+            real = self._bounded(node, real)
+        if self.openvino and self._in_between(node):
+            result.real = self._rounded_in_float(real, grid, node.name)
+        else:
+            integers = self.quantize(real, grid, f"{node.name}.integers")
+            result.integers = integers if self.openvino else self._clipped(node, integers)
+        return self.cut(node, result)
+
+    def moved(self, node: Node, source: Value, kind: str, *inputs: str, **attributes: Any) -> Value:
+        """Writes an operation that computes no new values, on integers, and keeps the bounds.
+
+        Args:
+            node: The node.
+            source: The tensor whose integers move.
+            kind: The ONNX operator.
+            *inputs: Its inputs after `source`.
+            **attributes: Its attributes.
+        """
+        integers = self.op(kind, self.integers(source), *inputs, **attributes)
+        return self.kept(node, integers)
+
+    def kept(self, node: Node, integers: str) -> Value:
+        """Returns moved integers, within the node's bounds."""
+        result = Value(self.shapes[node.name], integers=integers, grid=self.grid(node))
+        if self.within(node):
+            return result
+        if self.openvino:
+            return self.rounded(node, self.real(result))
+        result.integers = self._clipped(node, integers)
+        return self.cut(node, result)
+
+    def within(self, node: Node) -> bool:
+        """Whether a node's results lie within its bounds anyway."""
+        grid = node.grid
+        assert grid is not None
+        low, high = node.reach([self.grids.get(name) for name in node.inputs])
+        return grid.low <= low and high <= grid.high
+
+    def _clipped(self, node: Node, integers: str) -> str:
+        """Keeps integers within a node's bounds.
+
+        onnxruntime computes a layer in float where something stands between it and its rounding.
+        """
+        assert node.grid is not None
+        if self.within(node):
+            return integers
+        return self.op("Clip", integers, *map(self.integer, (node.grid.low, node.grid.high)))
+
+    def _bounded(self, node: Node, real: str) -> str:
+        """Keeps real numbers within a node's bounds; OpenVINO fuses it with a layer's rounding."""
+        grid = node.grid
+        assert grid is not None
+        if self.within(node):
+            return real
+        if grid.low == grid.zero_point and grid.high == 255:
+            return self.op("Relu", real)
+        ends = ((end - grid.zero_point) * grid.single().scale for end in (grid.low, grid.high))
+        return self.op("Clip", real, *map(self.number, ends))
+
+    def _in_between(self, node: Node) -> bool:
+        """Whether a node's result goes on as real numbers only, to the next rounding.
+
+        That is the input of an activation function, and the factor of squeeze and excitation, a
+        number for each channel: nothing multiplies or moves their integers.
+        """
+        gate = node.attributes.get("function") == "hard_sigmoid"
+        return all(
+            reader.attributes.get("function") in ("hard_swish", "hard_sigmoid")
+            or (gate and reader.op == "mul")
+            for reader in self.readers[node.name]
+        )
+
+    def _rounded_in_float(self, real: str, grid: Grid, step: str) -> str:
         """Rounds a float tensor to a grid by arithmetic; returns the name of the float result.
 
         OpenVINO makes a few instructions at a convolution's end of it. Of QuantizeLinear and
@@ -151,6 +280,15 @@ class Writer:
         kept = self.op("Clip", whole, self.number(low), self.number(high))
         return self.op("Mul", kept, self.number(grid.scale))
 
+    def quantize(self, real: str, grid: Grid, name: str = "") -> str:
+        """Rounds a float tensor to a grid; returns the name of its integers."""
+        return self.op("QuantizeLinear", real, *self._ends(grid), name=name)
+
+    def _ends(self, grid: Grid) -> tuple[str, str]:
+        return self.number(grid.scale), self.zero_point(grid)
+
+    # Forms of a value.
+
     def real(self, value: Value) -> str:
         """Returns the name of a value's float tensor, writing it down where it is not yet."""
         if value.real is None and value.grid is None:
@@ -159,7 +297,7 @@ class Writer:
             integers = self.integers(value)
             assert value.grid is not None
             name = f"{integers}.real"
-            value.real = self.op("DequantizeLinear", integers, *self._grid(value.grid), name=name)
+            value.real = self.op("DequantizeLinear", integers, *self._ends(value.grid), name=name)
         return value.real
 
     def real_by_channels(self, value: Value) -> str:
@@ -169,18 +307,13 @@ class Writer:
         between DequantizeLinear and QuantizeLinear to int8, one scale for all of them, but only
         where the DequantizeLinear has a single scale (its optimizer "WeightBiasQuantization").
         """
-        if value.grid is None:
-            return self.real(value)
+        assert value.grid is not None
         integers, channels = self.integers(value), value.shape[0]
-        zero = torch.full(
-            (channels,), value.grid.zero_point, dtype=dtype_of(value.grid), device="cpu"
-        )
+        scales = np.full(channels, value.grid.scale, np.float32)
+        zeros = np.full(channels, value.grid.zero_point, np.uint8)
         constants = (
-            self.constant(
-                f"{integers}.scales",
-                torch.full((channels,), value.grid.scale, dtype=torch.float32, device="cpu"),
-            ),
-            self.constant(f"{integers}.zero_points", zero),
+            self.constant(f"{integers}.scales", scales),
+            self.constant(f"{integers}.zero_points", zeros),
         )
         return self.op("DequantizeLinear", integers, *constants, name=f"{integers}.real", axis=1)
 
@@ -201,66 +334,73 @@ class Writer:
         """Concatenates float tensors along the channels."""
         return self.op("Concat", *[self.real(v) for v in pieces], axis=1)
 
-    def dequantized(self, weight: Constant) -> str:
+    def dequantized(self, weight: Weight) -> str:
         """Writes an int8 weight down and returns the name of its float form."""
-        assert weight.scale is not None and weight.zero_point is not None
         name = weight.name
         inputs = [
-            self.constant(name, weight.tensor),
+            self.constant(name, weight.values),
             self.constant(f"{name}_scale", weight.scale),
             # onnxruntime fuses fully connected layers only if the zero points are spelled out.
             self.constant(f"{name}_zero_point", weight.zero_point),
         ]
-        axis = {"axis": 0} if weight.scale.dim() else {}
+        axis = {"axis": 0} if weight.scale.ndim else {}
         return self.op("DequantizeLinear", *inputs, name=f"{name}.real", **axis)
 
-    def cut(self, step: str, value: Value) -> Value:
-        """Ends the graph at a value's integers and goes on with integers from outside."""
-        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy_name(value.grid)))
+    # Graphs in pieces.
+
+    def cut(self, node: Node, value: Value) -> Value:
+        """Returns a node's result; in isolation, ends the graph there and goes on from outside."""
+        if not self.isolate:
+            return value
         shape: list[str | int | None] = ["batch", *value.shape]
-        out = self.op("Identity", self.integers(value), name=f"{step}.out")
-        self._outputs.append(helper.make_tensor_value_info(out, kind, shape))
-        self._inputs.append(helper.make_tensor_value_info(f"{step}.in", kind, shape))
-        return Value(value.shape, integers=f"{step}.in", grid=value.grid)
+        start, end = (
+            helper.make_tensor_value_info(f"{node.name}.{which}", onnx.TensorProto.UINT8, shape)
+            for which in ("in", "out")
+        )
+        self.copy(self.integers(value), end.name)
+        self.target.output.append(end)
+        self._cuts[start.name] = start
+        return Value(value.shape, integers=start.name, grid=value.grid)
 
-    def cut_outputs(self) -> list[onnx.ValueInfoProto]:
-        """Returns the graph's outputs: "<step>.out" for every cut."""
-        return self._outputs
-
-    def used_inputs(self) -> list[onnx.ValueInfoProto]:
-        """Returns the inputs "<step>.in" with which some node goes on after a cut."""
-        used = {name for node in self.nodes for name in node.input}
-        return [i for i in self._inputs if i.name in used]
-
-
-def _numpy_name(grid: Grid | None) -> str:
-    return "int8" if grid is not None and grid.low < 0 else "uint8"
+    def used_cuts(self) -> list[onnx.ValueInfoProto]:
+        """Returns the inputs "<node>.in" with which something goes on after a cut."""
+        used = {name for node in self.target.node for name in node.input}
+        return [value for name, value in self._cuts.items() if name in used]
 
 
-Emitter = TypeVar("Emitter", bound=Callable[..., Any])
-#: Operation of the reference graph to the function that writes it down.
-EMITTERS: dict[Any, Callable[..., Any]] = {}
+class _Names:
+    """Gives names out, each once.
+
+    Args:
+        kept: Names that are never given out.
+    """
+
+    def __init__(self, kept: Iterable[str]) -> None:
+        self._taken, self._counts = set(kept), dict[str, int]()
+
+    def free(self, stem: str) -> str:
+        """Returns `stem` or, where it is taken, `stem` with a number behind."""
+        name = stem
+        while name in self._taken:
+            self._counts[stem] = self._counts.get(stem, 1) + 1
+            name = f"{stem}_{self._counts[stem]}"
+        self._taken.add(name)
+        return name
 
 
-def emits(target: Any) -> Callable[[Emitter], Emitter]:
-    """Registers the decorated function as the way to write down the operation `target`."""
+Emitter = Callable[..., Value]
+#: Operation of artifacts' graphs to the function that writes it down.
+EMITTERS: dict[str, Emitter] = {}
+
+
+def emits(op: str) -> Callable[[Emitter], Emitter]:
+    """Registers the decorated function as the way to write down an operation.
+
+    It takes the writer, the node, and the node's inputs.
+    """
 
     def register(emitter: Emitter) -> Emitter:
-        EMITTERS[target] = emitter
+        EMITTERS[op] = emitter
         return emitter
 
     return register
-
-
-def window(
-    size: Sequence[int],
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int] = (1, 1),
-    ceil: bool = False,
-) -> tuple[int, ...]:
-    """Returns height and width after a convolution or pooling."""
-    axes = zip(size, kernel, stride, padding, dilation, strict=True)
-    sizes = (shapes.window(n, k, s, p, p, d, ceil) for n, k, s, p, d in axes)
-    return tuple(n for n in sizes if isinstance(n, int))  # of fixed sizes, all are

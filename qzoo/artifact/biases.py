@@ -11,10 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from ..artifact.format import Artifact
-from ..artifact.grid import HARDSIGMOID_GRID
-from ..artifact.layers import raised
-from ..artifact.tensors import Tensors
+from .format import Artifact
+from .grid import HARDSIGMOID_GRID
+from .layers import raised
+from .tensors import Tensors
 
 #: Largest bias in steps of the sums that it joins; as much again is left for the sums.
 BIAS_MAX = 2**30
