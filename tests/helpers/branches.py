@@ -48,7 +48,7 @@ class Branches(Maker):
         self.add("wide.mean", "mean", "wide", self.nodes["wide"].grid, keep_dimensions=False)
         self.add("joined", "concat", " ".join(["wide.mean", *self.ends]), Grid(0.05, 128))
         self.add("end", "dequantize", "joined")
-        info = ModelInfo(None, backend="onednn", transforms=PRESET.to_dict())
+        info = ModelInfo(None, backend="onednn", transforms=PRESET)
         return qzoo.Artifact.from_graph(self.nodes.values(), self.tensors, info, input_size=SIZE)
 
 
