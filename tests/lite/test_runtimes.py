@@ -122,8 +122,10 @@ import sys
 import numpy as np
 import qzoo
 assert "torch" in qzoo.available_runtimes()
-model = qzoo.compile(sys.argv[1], "onnxruntime", threads=1)
-model(np.zeros((1, 3, 64, 64), np.float32))
-assert model.classes and "torch" not in sys.modules
+for runtime in ("onnxruntime", "openvino"):
+    model = qzoo.compile(sys.argv[1], runtime, threads=1)
+    model(np.zeros((1, 3, 64, 64), np.float32))
+    assert model.classes and model.float_layers == ()
+assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(MODELS[1])], check=True)
