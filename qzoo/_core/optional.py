@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from ..errors import MissingDependencyError
@@ -13,12 +15,20 @@ from .process import undisturbed
 INSTALL_TORCH = "pip install qzoo brings it (qzoo-lite is the part of qzoo that does without)"
 
 
+def torch_folders() -> Iterable[str] | None:
+    """Returns where the installed PyTorch lies, without importing it; None where there is none."""
+    if (loaded := sys.modules.get("torch")) is not None:
+        return loaded.__path__
+    found = importlib.util.find_spec("torch")
+    return None if found is None else found.submodule_search_locations
+
+
 def install(extra: str) -> str:
     """Returns the command that installs an extra, of the distribution of qzoo that is used here.
 
     Where PyTorch is missing, that is qzoo-lite: the other one would bring gigabytes of it.
     """
-    name = "qzoo" if importlib.util.find_spec("torch") else "qzoo-lite"
+    name = "qzoo-lite" if torch_folders() is None else "qzoo"
     return f'pip install "{name}[{extra}]"'
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from .._core.compiler import INSTALL_COMPILER, has_compiler
-from .._core.optional import INSTALL_TORCH, install
+from .._core.optional import INSTALL_TORCH, install, torch_folders
 from .._core.threads import usable_cores
 from ..artifact.format import Artifact
 from ..artifact.given import Int8Model, as_artifact
@@ -46,7 +46,7 @@ class Runtime:
 
     def missing(self) -> str | None:
         """Returns what keeps it from running here and how to get that, or None."""
-        if self.needs_torch and _torch_folders() is None:
+        if self.needs_torch and torch_folders() is None:
             return f"needs PyTorch, which is not installed here: {INSTALL_TORCH}"
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
@@ -60,20 +60,12 @@ class Runtime:
         return None
 
 
-def _torch_folders() -> Iterable[str] | None:
-    """Returns where the installed PyTorch lies, without importing it; None where there is none."""
-    if (loaded := sys.modules.get("torch")) is not None:
-        return loaded.__path__
-    found = importlib.util.find_spec("torch")
-    return None if found is None else found.submodule_search_locations
-
-
 def _has_torch_ao() -> bool:
     """Whether the installed PyTorch has `torch.ao`; asks what would import that, and nothing else.
 
     `importlib.util.find_spec("torch.ao")` would import PyTorch, which takes seconds.
     """
-    folders = list(_torch_folders() or ())
+    folders = list(torch_folders() or ())
     finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
     try:
         return any(finder.find_spec("torch.ao", folders) is not None for finder in finders)
