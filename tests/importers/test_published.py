@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,11 @@ from torchvision.models import quantization as tv
 
 import qzoo
 from qzoo import hub
+from qzoo.classify import classify
 from qzoo.native.model import from_native
 from tests.helpers import published as ph
+from tests.helpers import without_torch
+from tests.helpers.places import DIGITS
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -117,3 +122,34 @@ def test_published_files_give_torchvisions_logits(name, site, monkeypatch):
     if qat:
         size = len(from_native(model).to_bytes())
         assert size < 0.27 * path.stat().st_size
+
+
+CLASSIFY = """
+import json, sys
+from qzoo.cli import main
+from qzoo.metadata import read_metadata
+model, name, prefix, *pictures = sys.argv[1:]
+read_metadata(model)["weights"][name]["sha256_prefix"] = prefix  # of the file that stands in
+main(["classify", *pictures, "-m", model, "-k", "1000", "--runtime", "onnxruntime", "--json"])
+"""
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_large"])
+def test_published_files_classify_pictures_without_pytorch(
+    site: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An int8 state dict, and one of QAT: fetched, read, and run with the same answers."""
+    member = qzoo.get_model_weights(name)["DEFAULT"]
+    backend = ph.BUILDERS[name]
+    qat = name.startswith("mobilenet_v3")
+    model = ph.qat_model(name, backend) if qat else ph.int8_model(name, backend)
+    publish(site, monkeypatch, member, model.state_dict(), zipped=True)
+    prefix = member.meta["sha256_prefix"]
+    out = without_torch.python(CLASSIFY, name, member.name, prefix, *DIGITS[:2])
+    compiled = qzoo.compile(member.artifact(), "onnxruntime")
+    expected = classify(compiled, DIGITS[:2], 1000)
+    assert [row["predictions"] for row in json.loads(out)] == [
+        [asdict(guess) for guess in guesses] for guesses in expected
+    ]
+    assert expected[0][0].name in member.meta["categories"]
+    assert [g.index for g in expected[0]] != [g.index for g in expected[1]]
