@@ -72,8 +72,12 @@ class QuantizedWeightsEnum(WeightsEnum):
     def published(self) -> PublishedWeights:
         """The same weights as a record that needs no PyTorch."""
         known = published_weights(self.meta["architecture"], self.name)
-        hashes = {key: self.meta.get(key) for key in ("sha256", "sha256_prefix")}
-        return dataclasses.replace(known, url=self.url, **hashes)
+        return dataclasses.replace(
+            known,
+            url=self.url,
+            sha256=self.meta.get("sha256"),
+            sha256_prefix=self.meta.get("sha256_prefix"),
+        )
 
     def info(self) -> ModelInfo:
         """Returns what a model with these weights is."""

@@ -296,7 +296,7 @@ def _is_float(model: Int8Model) -> TypeGuard[nn.Module]:
         return False
     from ..native.model import is_int8
 
-    return not is_int8(model)  # type: ignore[arg-type]
+    return not is_int8(model)
 
 
 def published_member(file: File) -> PublishedWeights | None:

@@ -139,7 +139,7 @@ def test_published_files_classify_pictures_without_pytorch(
     site: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """An int8 state dict, and one of QAT: fetched, read, and run with the same answers."""
-    member = qzoo.get_model_weights(name)["DEFAULT"]
+    member: Any = qzoo.get_model_weights(name)["DEFAULT"]
     backend = ph.BUILDERS[name]
     qat = name.startswith("mobilenet_v3")
     model = ph.qat_model(name, backend) if qat else ph.int8_model(name, backend)
