@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._core.optional import require_torch
 from ..artifact.folders import float_file, int8_file
 from ..artifact.format import Artifact
 from ..backends import get_backend
@@ -71,6 +72,7 @@ def load_model(
     Raises:
         QzooError: As `find_int8`, or an unknown backend.
     """
+    require_torch("A PyTorch module of an int8 model")
     from ..native.model import to_native
 
     if backend is not None:
@@ -92,6 +94,7 @@ def load_float_model(
     Raises:
         QzooError: An unknown model, weights or file, weights given for a file, or an int8 file.
     """
+    require_torch("A float model")
     from ..importers.checkpoint import load_float
     from ..registry import get_entry, get_model
 
