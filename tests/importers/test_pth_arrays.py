@@ -52,6 +52,8 @@ def state() -> dict[str, Any]:
         "empty": torch.zeros(0, 3),
         "nothing": torch.zeros(0),
         "scalar": torch.tensor(2.5),
+        **{f"scalar {dtype}": torch.tensor(2.5).to(dtype) for dtype in LACKING},
+        "empty bfloat16": torch.zeros(0, 3).bfloat16(),
         "number": 3,
         "dtype": torch.qint8,
         "none": None,
@@ -67,6 +69,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert type(ours) is np.ndarray
         wanted = (theirs.float() if theirs.dtype in LACKING else theirs).numpy()
         ours = in_arrays(ours)
+        assert type(ours) is np.ndarray
         assert ours.dtype == wanted.dtype and ours.shape == wanted.shape
         np.testing.assert_array_equal(ours, wanted)
     elif isinstance(theirs, tuple):

@@ -34,7 +34,10 @@ def readable(array: np.ndarray) -> np.ndarray:
     if array.dtype.names is None:
         return array
     (name,) = array.dtype.names
-    bits = array[name]
+    return _float32(array[name].reshape(-1), name).reshape(array.shape)
+
+
+def _float32(bits: np.ndarray, name: str) -> np.ndarray:
     if name == "bfloat16":  # the upper half of a float32
         return (bits.astype(np.uint32) << 16).view(np.float32)
     wide = bits.astype(np.uint16)
