@@ -163,8 +163,9 @@ def weight_tensors(
     """
     zeros = as_array(zero_point)
     values, scale = raised(as_array(values), as_array(scale), zeros)
-    with np.errstate(over="ignore"):  # what is too large is refused later
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
         narrow = np.asarray(scale.astype(np.float32))
+        bias = None if bias is None else np.require(as_array(bias), np.float32, "C")
     exact = bool((narrow.astype(np.float64) == scale.astype(np.float64)).all())
     arrays = {
         f"{name}.weight": np.require(values, requirements="C"),
@@ -173,7 +174,7 @@ def weight_tensors(
     if (zeros != 0).any():
         arrays[f"{name}.weight_zero_point"] = np.asarray(zeros.astype(np.int8))
     if bias is not None:
-        arrays[f"{name}.bias"] = np.require(as_array(bias), np.float32, "C")
+        arrays[f"{name}.bias"] = bias
     return arrays
 
 

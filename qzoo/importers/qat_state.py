@@ -128,7 +128,8 @@ class QatState:
                 f"The tensor {key!r} of the QAT checkpoint is {value.dtype}, and should hold real "
                 f"floating-point numbers (layer {_layer(key)!r})."
             )
-        value = value.astype(np.float32, copy=False)
+        with _no_warnings():
+            value = value.astype(np.float32, copy=False)
         if not bool((~np.isnan(value) if unseen else np.isfinite(value)).all()):
             raise ArtifactError(
                 f"The tensor {key!r} of the QAT checkpoint has values that are not finite (NaN or "

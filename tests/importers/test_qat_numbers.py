@@ -77,6 +77,15 @@ def test_what_is_no_real_number_is_named(key: str, value: Any) -> None:
         read({**entries(), key: value})
 
 
+@pytest.mark.parametrize("key", TENSORS)
+def test_what_is_too_large_for_float32_is_named(key: str) -> None:
+    state = entries()
+    state[key] = state[key].double()
+    state[key].view(-1)[0] = 1e300
+    with pytest.raises(ArtifactError, match=key.removesuffix(".min_val").removesuffix(".max_val")):
+        read(state)
+
+
 def test_a_variance_below_zero_is_named() -> None:
     state = entries()
     state["c.bn.running_var"][2] = -3.0
