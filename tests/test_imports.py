@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.places import PACKAGE
+from tests.helpers.without_torch import python
 
 #: From the ground up: a room imports those before it, never those behind it.
 ORDER = [
@@ -32,6 +33,31 @@ LATE = {
     ("weights", "importers"): "float weights are read without pickle",
     ("weights", "native"): "weights.get_state_dict() is that of a native model",
 }
+#: What may import PyTorch: rooms, and files of rooms that otherwise run without it. `cli` has
+#: commands of both kinds, which import what they need inside functions.
+TORCH = {
+    *("_torch", "native", "reference", "models", "datasets", "quantize", "analysis", "training"),
+    *("transforms", "weights", "_weights_enum"),
+    *("importers.checkpoint", "importers.fx", "importers.graph_reader", "importers.pt2e"),
+    *("importers.pt2e_graph", "importers.qat_state", "importers.widths"),
+    *("export._onednn", "export._xnnpack", "export.aoti", "export.executorch"),
+    *(
+        "export.torch_export",
+        "export.torch_plan",
+        "runtimes.executorch",
+        "runtimes.inductor",
+        "runtimes.torch_native",
+    ),
+}
+#: Files of the others that import PyTorch inside functions, and when.
+LATE_TORCH = {
+    "_core.compiler": "for Inductor's compiler",
+    "classify": "given a module",
+    "cli.classify": "the demo compares with float where PyTorch is installed",
+    "cli.evaluate": "a command of PyTorch's",
+    "cli.quantize": "a command of PyTorch's",
+}
+PYTORCH = {"torch", "torchvision", "torchao", "executorch"}
 #: Short files that keep an old path alive.
 MOVED = {"artifact.native", "artifact.published", "reference.pt2e"}
 QUANTIZED = {"qint8", "quint8", "qint32", "quint4x2", "quint2x4"}
@@ -126,6 +152,68 @@ def test_no_private_file_of_another_room_is_imported() -> None:
         if i.rooms()[0] != i.rooms()[1] and any(p.startswith("_") for p in i.of.split(".")[1:])
     ]
     assert not wrong
+
+
+def needs_torch(name: str) -> bool:
+    """Returns whether a module is in a room, or a file, that may import PyTorch."""
+    return room(name) in TORCH or name in TORCH or bool(_moved_to(name))
+
+
+def _moved_to(name: str) -> bool:
+    """Returns whether a module only keeps the old path of one that may import PyTorch."""
+    moved = name in MOVED or (name and room(name) not in ORDER)
+    others = [i.of for i in imported(name)] if moved else []
+    return any(room(of) in TORCH or of in TORCH for of in others)
+
+
+def torch_imports(tree: ast.AST, late: bool = False) -> Iterator[bool]:
+    """Yields of each import of PyTorch whether it stands in a function.
+
+    Those for type checkers are left out.
+    """
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            yield from torch_imports(ast.Module(node.orelse, []), late)
+            continue
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [str(node.module)]
+        if any(name.split(".")[0] in PYTORCH for name in names):
+            yield late
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        yield from torch_imports(node, late or inside)
+
+
+def test_only_the_rooms_of_pytorch_import_it() -> None:
+    found = {
+        name: set(torch_imports(ast.parse(path.read_text(encoding="utf-8"))))
+        for name, path in MODULES.items()
+    }
+    for name in ("native.eager", "quantize.ptq", "transforms"):
+        assert False in found[name], "the test itself sees nothing"
+    others = {name: lates for name, lates in found.items() if lates and not needs_torch(name)}
+    assert {name for name, lates in others.items() if False in lates} == set()
+    assert set(others) == set(LATE_TORCH)
+    assert all(room(name) in ORDER for name in TORCH), "a room that does not exist"
+    assert all(any(f"{m}.".startswith(f"{name}.") for m in MODULES) for name in TORCH)
+
+
+def test_all_others_are_imported_where_there_is_no_pytorch() -> None:
+    free = sorted(name for name in MODULES if name != "__main__" and not needs_torch(name))
+    assert len(free) > 100
+    code = """
+import importlib, sys
+failed = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        failed[name] = str(error)
+print(failed)
+"""
+    assert python(code, *(f"qzoo.{name}".rstrip(".") for name in free)) == "{}\n"
 
 
 def test_a_class_name_stands_for_one_thing() -> None:

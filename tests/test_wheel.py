@@ -90,6 +90,12 @@ import qzoo, torch
 m = qzoo.shufflenet_v2_x0_5(weights='DIGITS_X86_V1', quantize=True)
 print(tuple(m(torch.zeros(1, 3, 64, 64)).shape), len(qzoo.list_models()))
 """,
+    "qzoo-lite": """
+import numpy as np, pathlib, qzoo
+file = pathlib.Path(qzoo.__file__).parent / "embedded/shufflenet_v2_x0_5_digits_x86.safetensors"
+m = qzoo.compile(file, runtime="onnxruntime", threads=1)
+print(m(np.zeros((1, 3, 64, 64), np.float32)).shape, len(qzoo.list_models()))
+""",
 }
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.helpers.without_torch import python, qzoo
@@ -41,3 +45,11 @@ def test_failures_are_not_swallowed() -> None:
     with pytest.raises(AssertionError, match="No such command"):
         qzoo("nonsense")
     assert "No such command" in qzoo("nonsense", exit_code=2)
+
+
+def test_the_small_environment_is_small() -> None:
+    if importlib.util.find_spec("torch"):
+        pytest.skip("PyTorch is installed here")
+    files = [path for path in Path(sys.prefix).rglob("*") if path.is_file()]
+    assert len(files) > 1000
+    assert sum(path.lstat().st_blocks * 512 for path in files) <= 400 * 2**20
