@@ -1,10 +1,9 @@
-"""The commands that run int8 models work without PyTorch."""
+"""Without PyTorch, commands and compiled models answer as the numpy interpreter does."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +17,7 @@ from tests.helpers.without_torch import python, qzoo
 
 pytestmark = pytest.mark.lite
 
-NAMED = ("--model", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
 V3_SMALL = EMBEDDED / "mobilenet_v3_small_digits_x86.safetensors"
-
-
-def said(*words: object, **environment: Any) -> Any:
-    """Returns what a command says for programs."""
-    return json.loads(qzoo(*words, "--json", **environment))
 
 
 def best(artifact: Path, picture: Path) -> str:
@@ -35,19 +28,10 @@ def best(artifact: Path, picture: Path) -> str:
     return held.info.classes[int(interpret(held.graph, x[None]).argmax())]
 
 
-def test_demo_classifies_and_compares() -> None:
-    found = said("demo")
-    assert [p["label"] for p in found["pictures"]] == [f.name.split("-")[1] for f in DIGITS]
-    assert sum(p["label"] == p["prediction"] for p in found["pictures"]) >= len(DIGITS) - 1
-    assert "onnxruntime" in found["runtimes"]
-    assert "torch" not in found["runtimes"]
-    assert "int8 ran on" in qzoo("demo")
-
-
-@pytest.mark.parametrize("model", [NAMED, ("--model", INT8), ("--model", V3_SMALL)])
-def test_classify_finds_what_the_interpreter_finds(model: tuple[object, ...]) -> None:
-    artifact = V3_SMALL if V3_SMALL in model else INT8
-    found = said("classify", *DIGITS[:3], *model, "--topk", 2, "--runtime", "onnxruntime")
+@pytest.mark.parametrize("artifact", [INT8, V3_SMALL])
+def test_classify_finds_what_the_interpreter_finds(artifact: Path) -> None:
+    options = ("--model", artifact, "--topk", 2, "--runtime", "onnxruntime", "--json")
+    found = json.loads(qzoo("classify", *DIGITS[:3], *options))
     assert [Path(row["file"]) for row in found] == DIGITS[:3]
     for row, picture in zip(found, DIGITS[:3], strict=True):
         first, second = row["predictions"]
@@ -58,13 +42,6 @@ def test_classify_finds_what_the_interpreter_finds(model: tuple[object, ...]) ->
 def test_classify_refuses_what_is_no_picture(tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("no picture")
     assert "no.png" in qzoo("classify", tmp_path / "no.png", "--model", INT8, exit_code=2)
-
-
-def test_list_and_info() -> None:
-    assert len({row["model"] for row in said("list")}) == 19
-    assert "IMAGENET1K_FBGEMM_V2" in qzoo("info", "resnet50")
-    info = said("info", INT8)
-    assert info["architecture"] == "shufflenet_v2_x0_5"
 
 
 def test_convert_brings_files_of_version_1_to_today(tmp_path: Path) -> None:
@@ -95,21 +72,6 @@ Path(sys.argv[2]).write_bytes(save(dict(held.arrays), metadata={"qzoo": text}))
     assert got.info == expected.info
     x = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
     np.testing.assert_array_equal(interpret(got.graph, x), interpret(expected.graph, x))
-
-
-def test_verify_tells_good_files_from_bad(tmp_path: Path) -> None:
-    assert all(row["ok"] for row in said("verify", EMBEDDED))
-    content = bytearray(INT8.read_bytes())
-    content[-100] ^= 1
-    (tmp_path / "bad.safetensors").write_bytes(content)
-    assert "1 of the files are bad" in qzoo("verify", tmp_path, exit_code=2)
-
-
-def test_cache_and_download(tmp_path: Path) -> None:
-    assert said("cache", QZOO_HOME=str(tmp_path)) in ([], {"files": []})
-    words = ("download", "shufflenet_v2_x0_5", "--weights", "DIGITS_X86_V1")
-    (row,) = said(*words, QZOO_HOME=str(tmp_path))
-    assert Path(row["file"]).read_bytes() == INT8.read_bytes()
 
 
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -143,8 +105,67 @@ np.save(sys.argv[3], logits)
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
-def test_benchmark_measures_the_runtimes_that_are_here() -> None:
-    rows = said("benchmark", INT8, "--rounds", 1, "--runtimes", "onnxruntime", "--size", 64)
-    assert [row["runtime"] for row in rows] == ["onnxruntime"]
-    assert rows[0]["median_ms"] > 0
-    assert rows[0]["peak_mib"] > 0
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_compiled_models_take_and_give_arrays(runtime: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed here")
+    code = """
+import sys
+import numpy as np
+import qzoo
+from qzoo.artifact.interpret import interpret
+from qzoo.pictures.images import load_image
+from qzoo.pictures.preset import Preset
+artifact = qzoo.Artifact.read(sys.argv[1])
+compiled = qzoo.compile(sys.argv[1], runtime=sys.argv[2], threads=1)
+assert compiled.float_layers == () and compiled.classes == list("0123456789")
+preset = Preset.from_dict(artifact.info.transforms)
+x = np.stack([preset(load_image(file)) for file in sys.argv[3:]])
+logits, expected = compiled(x), interpret(artifact.graph, x)
+assert type(logits) is np.ndarray and logits.dtype == np.float32
+assert logits.shape == expected.shape == (len(sys.argv) - 3, 10)
+# A step here and there along the way; the next class is far away.
+assert np.abs(logits - expected).max() <= 0.1 * np.abs(expected).max()
+assert (logits.argmax(1) == expected.argmax(1)).all()
+large = np.random.default_rng(0).normal(size=(2, 3, 96, 96)).astype(np.float32)
+np.testing.assert_allclose(compiled(large)[1:], compiled(large[1:]), atol=1e-4)
+for wrong in (np.zeros((1, 3, 64), np.float32), np.zeros((1, 3, 64, 64), np.int64), [[1.0]]):
+    try:
+        compiled(wrong)
+    except qzoo.QzooError as error:
+        assert str(error)
+    else:
+        raise AssertionError("it was taken")
+print(compiled.runtime)
+"""
+    assert python(code, INT8, runtime, *DIGITS).strip() == runtime
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_nodes_are_within_one_step_of_the_interpreter(runtime: str) -> None:
+    pytest.importorskip(runtime, reason=f"{runtime} is not installed here")
+    code = """
+import sys
+import numpy as np
+from qzoo.artifact.format import Artifact
+from qzoo.export.onnx.compare import compare_onnx_layers
+x = np.random.default_rng(0).normal(size=(2, 3, 64, 64)).astype(np.float32)
+found = compare_onnx_layers(Artifact.read(sys.argv[1]), x, None, sys.argv[2])
+assert len(found) > 50
+print(max(layer.max_steps for layer in found))
+"""
+    assert int(python(code, INT8, runtime)) <= 1
+
+
+def test_any_graph_runs() -> None:
+    code = """
+import numpy as np
+import qzoo
+from qzoo.artifact.interpret import interpret
+from tests.helpers.graphs import any_artifact
+artifact = any_artifact()
+x = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+logits = qzoo.compile(artifact, runtime="onnxruntime", threads=1)(x)
+assert np.abs(logits - interpret(artifact.graph, x)).max() <= 0.08
+"""
+    python(code)
