@@ -253,7 +253,7 @@ def _float_model(artifact: Artifact) -> tuple[nn.Module, int]:
     """
     from .._core.optional import require_torch
 
-    torch = require_torch("The float model, to compare with,")
+    torch = require_torch("a float model to compare with")
     from ..registry import get_entry
 
     info = artifact.info

@@ -16,7 +16,7 @@ from PIL import Image
 
 import qzoo
 from qzoo.classify import classify, probabilities
-from qzoo.cli.classify import _about_runtimes
+from qzoo.cli.classify import _about_runtimes, _Measured, _remarks
 from qzoo.runtimes.api import RUNTIMES
 from tests.helpers.commands import run
 from tests.helpers.places import DIGITS, INT8
@@ -75,6 +75,30 @@ def test_demo_names_the_fastest_runtime_that_is_there(
     assert 'pip install "qzoo[onnxruntime,openvino]"' in out
     said = _about_runtimes("openvino", ["torch", "openvino"])
     assert "int8 ran on openvino, the fastest here" in said and "qzoo[onnxruntime]" in said
+
+
+@pytest.mark.parametrize(
+    ("int8", "words"),
+    [((0.5, 2.0), None), ((1.5, 2.0), "at 64x64 pixels: "), ((0.5, 9.0), "at 224x224 pixels: "),
+     ((1.5, 9.0), "at 64x64 pixels and 224x224 pixels: ")],
+)  # fmt: skip
+@pytest.mark.parametrize("vnni", [True, False])
+def test_demo_never_shows_int8_slower_without_saying_why(
+    int8: tuple[float, float], words: str | None, vnni: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qzoo._core.cpu.has_vnni", lambda: vnni)
+    keys = ("latency_64_ms", "latency_224_ms")
+    latencies = {"openvino": dict(zip(keys, int8, strict=True))}
+    float32 = dict(zip(keys, (1.0, 3.0), strict=True))
+    model: Any = None
+    remarks = _remarks(_Measured(latencies, float32, 1, "", model))
+    assert remarks[0].startswith("int8 ran on openvino, the only runtime that is installed here")
+    if words is None:
+        assert len(remarks) == 1
+    else:
+        assert words in remarks[1] and ("VNNI" in remarks[1]) != vnni
+    alone = _remarks(_Measured(latencies, None, 0, "it needs what is not here.", model))
+    assert alone[1:] == ["There is no float row: it needs what is not here."]
 
 
 def test_classify_names_the_digit() -> None:
