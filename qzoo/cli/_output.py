@@ -16,10 +16,6 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..safe_text import encodable, printable_json, terminal_text
 
@@ -123,6 +119,11 @@ def print_table(
         right: One character per column; "r" aligns it to the right.
         grouped: Whether a terminal leaves out a first cell that is like the one above.
     """
+    from rich.cells import cell_len  # here, because help and JSON do without
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = Console(highlight=False)
     cells = [[_cell(cell) for cell in row] for row in rows]
     if title is not None:
@@ -149,6 +150,8 @@ def print_table(
 
 def _print_lines(rows: Sequence[Sequence[str]], right: str) -> None:
     """Prints rows in columns that are as wide as their longest cell."""
+    from rich.cells import cell_len
+
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         padded = [

@@ -1,7 +1,7 @@
 """Runs several of qzoo's commands in one process, which may lack PyTorch; imports none itself.
 
 As a script it reads a JSON list of commands on its command line, and prints a JSON list of what
-each gave: [exit code, stdout, stderr]. The last item are the heavy packages that were imported.
+each gave: [exit code, stdout, stderr]. The last item are the heavy modules that were imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from click.testing import CliRunner
 
 from qzoo.cli import main
 
-HEAVY = ("torch", "torchvision", "torchao", "huggingface_hub", "httpx", "sklearn", "scipy")
+HEAVY = (
+    *("torch", "torchvision", "torchao", "huggingface_hub", "httpx", "sklearn", "scipy"),
+    "PIL.PdfImagePlugin",
+)
 
 
 def run_all(commands: list[list[str]]) -> list[list[object]]:
