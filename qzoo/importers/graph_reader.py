@@ -18,6 +18,7 @@ from .._core.process import quiet
 from .._torch.defaults import plain_defaults
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.grid import HARDSIGMOID_GRID, Grid
+from ..artifact.tensors import Tensors
 from ..errors import ArtifactError, QzooError
 from ..models.plan import plan
 from ..native.layers import check_fit
@@ -40,7 +41,7 @@ class GraphReader(ABC):
         module: The quantized graph.
         recording: The architecture's own forward pass.
         layers: Module name to layer; those in `unknown` still lack their ranges.
-        tensors: The artifact's tensors.
+        tensors: The artifact's numbers, arrays or tensors.
         changed: Layer name to what is not exactly as in the graph.
         unknown: The node whose values decide a layer's range, and the layer's name.
         grids: Node to the grid of its value, where that is quantized.
@@ -54,7 +55,7 @@ class GraphReader(ABC):
         self._entry = get_entry(info.architecture)
         _, self.layers = plan(self._entry, info.builder_kwargs)
         self.recording = record(self._entry.skeleton(info.builder_kwargs), self.layers)
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Any] = {}
         self.changed: dict[str, str] = {}
         self.unknown: dict[Node, str] = {}
         self.grids: dict[Node, Grid] = {}
@@ -203,4 +204,4 @@ class GraphReader(ABC):
             info = dataclasses.replace(info, recipe={**info.recipe, "changed": self.changed})
         # Recording has replaced the parts of the skeleton that it recorded.
         check_fit(self._entry.skeleton(info.builder_kwargs), self.layers, self.tensors)
-        return Artifact(info, self.layers, self.tensors, package_versions())
+        return Artifact(info, self.layers, Tensors(self.tensors), package_versions())
