@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import qzoo
-from qzoo.export.onnx import to_onnx
+from qzoo.export.onnx import onnx_bytes
 from qzoo.native.model import from_native
 from qzoo.pictures.images import load_image
 from qzoo.reference import build_reference
@@ -334,8 +335,8 @@ def test_a_layer_in_float_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from qzoo.runtimes import source
 
-    def partly_float(*args: object, **kwargs: object) -> onnx.ModelProto:
-        proto = to_onnx(*args, **kwargs)  # type: ignore[arg-type]
+    def partly_float(*args: Any, **kwargs: Any) -> bytes:
+        proto = onnx.load_from_string(onnx_bytes(*args, **kwargs))
         graph = proto.graph
         (node,) = (n for n in graph.node if "conv5.0.weight" in n.input)
         values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
@@ -343,9 +344,9 @@ def test_a_layer_in_float_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         weight = values["conv5.0.weight"].astype("float32") * scale
         graph.initializer.append(numpy_helper.from_array(weight, node.output[0]))
         graph.node.remove(node)
-        return proto
+        return proto.SerializeToString()
 
-    monkeypatch.setattr(source, "to_onnx", partly_float)
+    monkeypatch.setattr(source, "onnx_bytes", partly_float)
     for runtime in ("onnxruntime", "openvino"):
         model = qzoo.compile(digits(), runtime, threads=1, input_size=32)
         assert model.float_layers == ("conv5.0",), runtime
