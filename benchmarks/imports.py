@@ -24,11 +24,16 @@ from pathlib import Path
 from common import Row, environment
 from pages import RESULTS
 
+import qzoo
 from qzoo.training.files import write_csv
 
 PACKAGES = ("qzoo", "torch", "torchvision", "timm", "numpy", "click")
 #: What the others are compared with.
 BASE = "import torch, torchvision"
+EMBEDDED = Path(qzoo.__file__).parent / "embedded"
+#: A command that classifies a picture on the runtime that stands last.
+CLASSIFY = ["-m", "qzoo", "classify", str(EMBEDDED / "digits" / "digit-3-0045.png")]
+CLASSIFY += ["--model", str(EMBEDDED / "shufflenet_v2_x0_5_digits_x86.safetensors"), "--runtime"]
 #: What runs, as arguments of Python, by its name.
 COMMANDS = {
     "python": ["-c", "pass"],
@@ -36,13 +41,17 @@ COMMANDS = {
     "qzoo --help": ["-m", "qzoo", "--help"],
     "qzoo list": ["-m", "qzoo", "list"],
     "qzoo info resnet50": ["-m", "qzoo", "info", "resnet50"],
+    "qzoo classify (onnxruntime)": [*CLASSIFY, "onnxruntime"],
+    "qzoo classify (openvino)": [*CLASSIFY, "openvino"],
+    "qzoo classify (torch)": [*CLASSIFY, "torch"],
     "from qzoo import resnet50": ["-c", "from qzoo import resnet50"],
     "import torch": ["-c", "import torch"],
     BASE: ["-c", BASE],
     "import timm": ["-c", "import timm"],
 }
 #: The seconds that a command may take at most.
-BARS = {"import qzoo": 0.15, "qzoo --help": 0.4, "qzoo list": 0.4, "qzoo info resnet50": 0.4}
+BARS = {"import qzoo": 0.15, "qzoo --help": 0.4, "qzoo list": 0.4, "qzoo info resnet50": 0.4,
+        "qzoo classify (onnxruntime)": 1.2}  # fmt: skip
 #: The multiple of `BASE` that a command may take at most.
 RATIO_BARS = {"from qzoo import resnet50": 1.05}
 

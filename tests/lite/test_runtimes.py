@@ -14,8 +14,11 @@ import qzoo
 from tests.helpers.places import DIGITS, EMBEDDED
 from tests.helpers.without_torch import python
 
+pytestmark = pytest.mark.lite
+
 MODELS = sorted(EMBEDDED.glob("*.safetensors"))
 assert len(MODELS) == 2
+BOTH = ("onnxruntime", "openvino")
 
 RUN = """
 import copy, pickle, sys
@@ -45,7 +48,7 @@ def test_models_run_as_where_pytorch_is(path: Path, tmp_path: Path) -> None:
     python(RUN, path, out, *DIGITS)
     found = dict(np.load(out))
     images = found.pop("images")
-    assert {"onnxruntime", "openvino"} <= set(found)
+    assert set(found) == {name for name in BOTH if importlib.util.find_spec(name)}
     for runtime, logits in found.items():
         assert np.array_equal(logits, qzoo.compile(path, runtime, threads=1)(images)), runtime
 
@@ -75,6 +78,7 @@ assert "torch" not in sys.modules
 
 
 def test_auto_chooses_among_the_others(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed here: nothing to choose")
     printed = python(CHOOSE, MODELS[1], tmp_path, QZOO_HOME=str(tmp_path)).splitlines()
     assert printed[0] == "onnxruntime: the only runtime to choose from, so nothing was measured"
     assert any(line.startswith("  torch ") and "pip install qzoo" in line for line in printed)
