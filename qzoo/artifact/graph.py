@@ -253,6 +253,11 @@ class Graph:
         return self.nodes[-1]
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file can hold a name: halves of surrogate pairs have no UTF-8."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 class _Check:
     """Walks once through a graph and checks every node against those before it."""
 
@@ -264,7 +269,7 @@ class _Check:
 
     def node(self, node: Node) -> None:
         name = node.name
-        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH:
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_LENGTH or not _is_text(name):
             raise ArtifactError(f"A node has the impossible name {str(name)[:40]!r}.")
         if not isinstance(node.op, str) or node.op not in OPERATIONS:
             raise ArtifactError(f"Node {name!r} has an unknown operation {str(node.op)[:40]!r}.")

@@ -266,6 +266,7 @@ def heavy(m: Maker) -> None:
         (with_("b", op="exec"), "unknown operation"),
         (with_("b", op=[]), "unknown operation"),
         (with_("b", name=7), "impossible name"),
+        (with_("b", name="b\ud800"), "impossible name"),  # which has no UTF-8
         (with_("b", attributes={}), "other attributes"),
         (with_("all", attributes={"keep_dimensions": True, "x": 1}), "other attributes"),
         (with_("sum", inputs=("b",)), "1 inputs"),

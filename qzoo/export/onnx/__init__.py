@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx
     from typing_extensions import Unpack
 
-    from .writer import Value
+    from .values import Value
 else:
     __getattr__ = module_getattr(__name__, __path__)
 
@@ -147,7 +147,7 @@ def _input(plan: ExportPlan) -> tuple[onnx.ValueInfoProto, Value]:
     """Returns the graph's input, and what the first operation reads."""
     from onnx import TensorProto, helper
 
-    from .writer import Pixels, Value
+    from .values import Pixels, Value
 
     height, width = plan.size
     batch = plan.batch_size or "batch"

@@ -6,7 +6,8 @@ from ...artifact.graph import INPUT, Graph
 
 # The two modules register how each operation is written.
 from . import moves, ops  # noqa: F401
-from .writer import EMITTERS, Value, Writer
+from .values import Value
+from .writer import EMITTERS, Writer
 
 
 def write_graph(writer: Writer, graph: Graph, images: Value) -> Value:

@@ -12,7 +12,8 @@ import numpy as np
 
 from ...artifact.graph import Node
 from ...artifact.grid import Grid
-from .writer import Value, Weight, Writer, emits
+from .values import Value, Weight
+from .writer import Writer, emits
 
 #: The work of shuffling by convolution grows with the square of the channels; from about here on
 #: the plain steps are faster (shufflenet_v2_x2_0: 7.0 instead of 8.8 ms on OpenVINO).

@@ -12,7 +12,8 @@ import numpy as np
 from ...artifact.biases import widened
 from ...artifact.graph import Node, make_table
 from ...artifact.grid import Grid
-from .writer import Pixels, Value, Weight, Writer, emits
+from .values import Pixels, Value, Weight
+from .writer import Writer, emits
 
 # Into integers and out of them.
 
