@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.helpers.places import DIGITS, INT8, ROOT
@@ -158,3 +159,16 @@ def test_benchmark_and_auto(tmp_path: Path) -> None:
     assert rows[0]["runtime"] == "onnxruntime" and rows[0]["median_ms"] > 0
     out = qzoo("classify", DIGITS[4], *EMBEDDED, "-k", "1", QZOO_HOME=str(tmp_path))
     assert DIGITS[4].name.split("-")[1] in out.splitlines()[1].split()
+
+
+def test_float_weights_are_named_as_such(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "float.safetensors"
+    save_file({"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}, path)
+    commands = [("verify", path), ("info", path), ("convert", path, "out.safetensors")]
+    verify, *refused, heavy = run_all(commands, tmp_path, hidden=True)
+    assert verify[0] == 0 and "float weights; whether they fit" in verify[1]
+    for code, out, said in refused:
+        assert (code, out) == (2, "") and "PyTorch, which is not installed" in said
+    assert heavy == [] and list(tmp_path.iterdir()) == [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from qzoo.datasets import Digits
 from qzoo.datasets.evaluate import evaluate
 from qzoo.errors import ArtifactError
 from qzoo.registry import get_entry, list_models
+from qzoo.sharing.convert import check_model
 from tests.helpers.places import DIGITS
 
 HELD_OUT = "digits (held-out 25 %)"
@@ -96,3 +98,21 @@ def test_bundled_pictures_are_held_out_and_classified() -> None:
         with torch.inference_mode():
             logits = model(preset(picture.convert("RGB"))[None])
         assert int(logits.argmax()) == label
+
+
+def test_a_graph_of_other_wiring_is_not_its_architectures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told from the graph alone: no module is built to find out."""
+    artifact = qzoo.ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1.artifact()
+    nodes = list(artifact.graph.nodes)
+    at = next(i for i, node in enumerate(nodes) if node.op == "concat")
+    first, second = nodes[at].inputs
+    nodes[at] = dataclasses.replace(nodes[at], inputs=(second, first))
+    changed = Artifact.from_graph(nodes, artifact.graph.tensors, artifact.info)
+    changed.write(tmp_path / "changed.safetensors")
+    artifact.write(tmp_path / "same.safetensors")
+    monkeypatch.setattr("qzoo.native.model.skeleton_of", None)
+    assert check_model(tmp_path / "same.safetensors").startswith("shufflenet_v2_x0_5, int8")
+    with pytest.raises(qzoo.ArtifactError, match="graph is not that of a shufflenet_v2_x0_5"):
+        check_model(tmp_path / "changed.safetensors")
