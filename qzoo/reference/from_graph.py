@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from typing import Any
 
 import torch
@@ -230,7 +231,13 @@ class ReferenceWriter:
         return node
 
     def _buffer(self, name: str, value: Tensor, persistent: bool = True) -> fx.Node:
-        owner, child = place(self.root, name)
         # The artifact's tensor itself, not a copy: neither of the two is ever written to.
-        owner.register_buffer(child, value, persistent=persistent)
+        try:
+            if any(map(keyword.iskeyword, name.split("."))):  # of which fx makes no Python code
+                raise KeyError(name)
+            owner, child = place(self.root, name)
+            owner.register_buffer(child, value, persistent=persistent)
+        except (KeyError, AttributeError):  # or modules have the name for something else: "float"
+            name = f"_tensor_{len(self.graph.nodes)}"
+            self.root.register_buffer(name, value, persistent=persistent)
         return self.graph.get_attr(name)

@@ -53,7 +53,7 @@ def test_every_node_is_within_a_step_of_the_interpreter(name: str, runtime: str)
     assert len(layers) > 8
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name != "names"])
+@pytest.mark.parametrize("name", MADE)
 def test_so_is_the_reference_model(name: str) -> None:
     import torch
 

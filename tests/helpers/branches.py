@@ -199,7 +199,16 @@ def functions() -> Branches:
 
 
 #: Names that ONNX graphs have of their own.
-NAMES = ("logits", "Relu", "uint8_113", "wide.weight", "wide.integers", "/block/conv,1", "x.in")
+NAMES = (
+    "logits",
+    "float",
+    "Relu",
+    "uint8_113",
+    "wide.weight",
+    "wide.integers",
+    "/block/conv,1",
+    "x.in",
+)
 
 
 def names() -> Branches:
