@@ -33,8 +33,9 @@ INTERRUPTED = """
     ("when", "arguments"),
     [
         ("click", ["--help"]),
-        ("torch", ["classify", "none.png", "--model", "resnet18"]),
-        pytest.param("qzoo.models.resnet", ["demo"], marks=pytest.mark.extended),
+        ("PIL", ["classify", "none.png", "--model", "resnet18"]),
+        ("torch", ["evaluate", "resnet18", "digits"]),
+        pytest.param("qzoo.models.shufflenetv2", ["demo"], marks=pytest.mark.extended),
         pytest.param("qzoo._core.timing", ["demo", "--json"], marks=pytest.mark.extended),
     ],
 )
