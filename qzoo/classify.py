@@ -50,7 +50,8 @@ def classify(
     Args:
         model: A float or int8 model of the zoo with known transforms, in any mode (it is put into
             eval mode and back), or what `qzoo.compile` returned. An artifact, or the path of one,
-            runs on the fastest runtime that is installed, as `qzoo.compile` chooses it.
+            runs on the fastest runtime that is installed, as `qzoo.compile` chooses it, and fewer
+            than 100 pictures on libqzoo, where it has fast kernels, because it starts at once.
         images: Picture files, or PIL images of any mode, which are treated alike.
         topk: How many guesses to return per picture, best first; at most the number of classes.
 
@@ -69,9 +70,9 @@ def classify(
     if topk < 1:
         raise ArgumentError(f"topk must be at least 1, not {topk}.")
     if isinstance(model, (Artifact, str, os.PathLike)):
-        from .runtimes.api import compile
+        from .runtimes.api import compile, runtime_for
 
-        model = compile(model)
+        model = compile(model, runtime_for(len(images)))
     info = _info(model)
     if info.transforms is None:
         raise ArgumentError(

@@ -6,6 +6,7 @@ An sdist has a copy of them, from which its wheel is built.
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ HERE = Path(__file__).resolve().parent
 def contents() -> dict[str, str]:
     """Returns the folders to take in, each with its place in the distribution."""
     if (HERE / "qzoo").is_dir():  # in an sdist
-        return {str(HERE / "qzoo"): "qzoo"}
+        return {str(HERE / "qzoo"): "qzoo", str(HERE / "libqzoo"): "libqzoo"}
     checkout = HERE.parents[1]
-    folders = {checkout / "qzoo": "qzoo", checkout / "weights_meta": "qzoo/weights_meta"}
+    folders = {
+        checkout / "qzoo": "qzoo",
+        checkout / "weights_meta": "qzoo/weights_meta",
+        checkout / "libqzoo": "libqzoo",
+    }
     for folder in folders:
         if not folder.is_dir():
             raise FileNotFoundError(
@@ -42,4 +47,9 @@ class Contents(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Is called by hatchling before it packs a wheel or an sdist."""
-        build_data["force_include"].update(contents())
+        folders = contents()
+        if self.target_name == "wheel":  # the C sources as a library
+            folders = {folder: place for folder, place in folders.items() if place != "libqzoo"}
+            build = runpy.run_path(str(Path(next(iter(folders)), "libqzoo", "build.py")))
+            build["into_wheel"](build_data, False, self.app.display_warning)
+        build_data["force_include"].update(folders)

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,7 +114,7 @@ class Artifact:
 
     info: ModelInfo
     layers: dict[str, Layer]
-    tensors: Tensors
+    tensors: MutableMapping[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     structure: Graph | None = field(default=None, repr=False, compare=False)
 
@@ -137,6 +137,7 @@ class Artifact:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """`tensors` as NumPy arrays."""
+        assert isinstance(self.tensors, Tensors)
         return self.tensors.arrays
 
     @classmethod

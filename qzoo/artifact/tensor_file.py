@@ -21,7 +21,7 @@ MAX_TENSORS = 1 << 15
 MAX_DIMENSIONS = 16
 _MAX_SIZE = 1 << 40
 
-_DTYPES = {
+_DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "I8": np.dtype(np.int8),
     "I32": np.dtype("<i4"),

@@ -24,7 +24,7 @@ from ._command import Completer, Function, declared, option, place
 BACKENDS = ("fbgemm", "x86", "onednn", "qnnpack")
 RECIPES = ("fast", "default", "best", "torchvision")
 FLOWS = ("eager", "fx", "pt2e")
-RUNTIMES = ("torch", "onnxruntime", "openvino", "inductor", "executorch")
+RUNTIMES = ("libqzoo", "torch", "onnxruntime", "openvino", "inductor", "executorch")
 NAMED_DATA = ("digits", "fractals")
 
 

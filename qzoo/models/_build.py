@@ -189,7 +189,7 @@ def _uncalibrated_model(entry: ModelEntry, backend: Backend, kwargs: dict[str, A
         stacklevel=4,
     )
     layers = {name: _with_placeholder_range(layer, backend) for name, layer in planned.items()}
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(0)
     for name, layer in layers.items():
         if layer.op in ("conv2d", "linear"):
@@ -209,7 +209,7 @@ def _with_placeholder_range(layer: Layer, backend: Backend) -> Layer:
 
 def _random_weight(
     name: str, weight: Tensor, bias: Tensor | None, backend: Backend, generator: torch.Generator
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Draws int8 weights whose real values have the variance 4 / fan_in.
 
     That is twice Kaiming's: gates and averaging would otherwise let the signal of the deeper models

@@ -118,7 +118,7 @@ def read_native(model: nn.Module) -> tuple[dict[str, Layer], dict[str, Tensor]]:
             hold, or was never converted; the message names it.
     """
     layers: dict[str, Layer] = {}
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     with inside_torch_ao():
         for name, module in quantizable_leaves(model, _OP_OF_TYPE):
             if type(module) in _FLOAT_TYPES:

@@ -82,7 +82,7 @@ def convert_graph(prepared: fx.GraphModule) -> fx.GraphModule:
     return converted
 
 
-def layer_tensors(name: str, module: Any) -> tuple[dict[str, Tensor], bool]:
+def layer_tensors(name: str, module: Any) -> tuple[dict[str, Any], bool]:
     """Reads the weights of a converted graph's convolution or linear layer.
 
     Args:

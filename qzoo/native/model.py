@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._core.versions import package_versions as package_versions
 from ..artifact.folders import int8_file
@@ -292,7 +292,7 @@ def _part(module: nn.Module | None) -> tuple[Any, ...]:
 
 
 def _with_own_head(
-    info: ModelInfo, layers: dict[str, Layer], tensors: dict[str, Tensor], keep_classes: bool
+    info: ModelInfo, layers: dict[str, Layer], tensors: dict[str, Any], keep_classes: bool
 ) -> ModelInfo:
     """Takes note of a head that the user put in (`model.fc = nn.Linear(512, 10)`)."""
     head = next((name for name in reversed(layers) if layers[name].op == "linear"), None)

@@ -131,7 +131,7 @@ class Quantization:
             ArgumentError: A layer has no range: it never ran while calibrating.
         """
         layers: dict[str, Layer] = {}
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Any] = {}
         if missing := [name for name in self.ranged() if name not in self.ranges]:
             raise ArgumentError(
                 f"Layer {missing[0]!r} never ran during calibration, so its range is unknown: "

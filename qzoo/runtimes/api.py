@@ -15,6 +15,7 @@ from .._core.threads import usable_cores
 from ..artifact.format import Artifact
 from ..artifact.given import Int8Model, as_artifact
 from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
+from ..libqzoo.binding import BUILD_LIBQZOO, PLAIN, instructions, libqzoo_files
 from .base import CompiledModel, Setting
 from .choice import Choice
 from .measure import choose
@@ -33,6 +34,7 @@ class Runtime:
         needs_torch_ao: Whether it needs PyTorch's own int8 modules.
         needs_compiler: Whether it needs a C++ compiler on the machine.
         slow: Whether making a model ready takes so long that `auto` leaves it out unless asked.
+        needs_library: Whether it needs the C library that is built with the package.
     """
 
     module: str
@@ -43,6 +45,7 @@ class Runtime:
     needs_torch_ao: bool = False
     needs_compiler: bool = False
     slow: bool = False
+    needs_library: bool = False
 
     def missing(self) -> str | None:
         """Returns what keeps it from running here and how to get that, or None."""
@@ -55,6 +58,8 @@ class Runtime:
                 )
         if self.needs_torch_ao and not _has_torch_ao():
             return "needs torch.ao, which this PyTorch no longer has"
+        if self.needs_library and not libqzoo_files():
+            return f"needs libqzoo, which this installation was built without: {BUILD_LIBQZOO}"
         if self.needs_compiler and not has_compiler():
             return f"needs a C++ compiler: {INSTALL_COMPILER}"
         return None
@@ -75,6 +80,7 @@ def _has_torch_ao() -> bool:
 
 RUNTIMES = MappingProxyType(
     {
+        "libqzoo": Runtime("libqzoo", "LibqzooModel", needs_library=True),
         "torch": Runtime("torch_native", "TorchModel", needs_torch=True, needs_torch_ao=True),
         "onnxruntime": Runtime(
             "onnxruntime", "OnnxruntimeModel", ("onnx", "onnxruntime"), "onnxruntime"
@@ -101,6 +107,20 @@ RUNTIMES = MappingProxyType(
 )
 
 
+#: Fewer pictures than this are classified before the runtimes are measured.
+FEW = 100
+
+
+def runtime_for(pictures: int) -> str:
+    """Returns the runtime for a number of pictures and nothing else: libqzoo, which starts at once.
+
+    Choosing the fastest takes seconds, which only many pictures bring in again; for them, and where
+    libqzoo has no fast kernels, it is "auto".
+    """
+    quick = libqzoo_files() and instructions() != PLAIN
+    return "libqzoo" if quick and pictures < FEW else "auto"
+
+
 def available_runtimes() -> list[str]:
     """Returns the names of the runtimes whose packages and tools are installed here."""
     return [name for name, row in RUNTIMES.items() if row.missing() is None]
@@ -118,10 +138,10 @@ def compile(
 
     Args:
         model: An int8 model in any form that `qzoo.as_artifact` takes.
-        runtime: "torch", "onnxruntime", "openvino", "inductor", "executorch", or "auto": the
-            fastest of `candidates` for this model, batch and number of threads. They are measured
-            in a few seconds; the machine remembers the answer, and the result's `why` tells it.
-            Where only one is installed, there is nothing to measure.
+        runtime: "libqzoo", "torch", "onnxruntime", "openvino", "inductor", "executorch", or "auto":
+            the fastest of `candidates` for this model, batch and number of threads. They are
+            measured in a few seconds; the machine remembers the answer, and the result's `why`
+            tells it. Where only one is installed, there is nothing to measure.
         threads: Threads to compute with; None leaves that to the runtime, mostly one per core.
         batch_size: The only number of images per call, which some runtimes are faster with; None
             takes any (and "auto" measures with one).
@@ -216,6 +236,8 @@ def _candidates(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]
             skipped[name] = missing
         elif row.slow:
             skipped[name] = f"takes long to compile; ask for it with candidates=[..., {name!r}]"
+        elif row.needs_library and instructions() == PLAIN:
+            skipped[name] = "has no fast kernels for this processor yet"
         else:
             names.append(name)
     return names, skipped

@@ -25,6 +25,8 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 25
 TURN_MS = 20.0
 #: A candidate this much slower than the fastest after `MIN_ROUNDS` is not looked at again.
 HOPELESS = 1.5
+#: One this much slower in its second call is not called again.
+HOPELESS_AT_ONCE = 5.0
 
 
 def choose(
@@ -88,7 +90,12 @@ def _time(calls: Mapping[str, Callable[[], object]], budget_s: float) -> list[Ti
     for call in calls.values():
         call()  # allocates, and compiles where a runtime does that late
     running, end = list(calls), time.perf_counter() + budget_s
-    fastest = {name: time_once(calls[name])[0] for name in running}
+    second = {name: time_once(calls[name]) for name in running}
+    fastest = {name: wall for name, (wall, _) in second.items()}
+    # Some take many seconds for a model that they have no kernels for.
+    limit = HOPELESS_AT_ONCE * min(fastest.values())
+    times |= {name: [second[name]] for name in running if fastest[name] > limit}
+    running = [name for name in running if fastest[name] <= limit]
     for done in range(MAX_ROUNDS):
         for name in running:
             repeats = max(1, int(TURN_MS / fastest[name]))
