@@ -128,7 +128,7 @@ def test_runtimes_agree(runtime: str) -> None:
     weights = qzoo.ShuffleNet_V2_X0_5_QuantizedWeights.DIGITS_X86_V1
     published = weights.meta["_metrics"]["digits (held-out 25 %)"]
     assert row["top1"] == pytest.approx(published["acc@1"], abs=0.23)  # one image
-    assert row["runtime"] in ("torch", "onnxruntime", "openvino")
+    assert row["runtime"] in ("libqzoo", "torch", "onnxruntime", "openvino")
     if runtime != "auto":
         assert row["runtime"] == runtime
     assert row["float_layers"] == []

@@ -22,11 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 import qzoo
+from qzoo.artifact.interpret import interpret
+from qzoo.libqzoo.binding import libqzoo_files
 from qzoo.native.model import from_native, to_native
 from qzoo.sharing.convert import check_model
 from tests.helpers.artifact_parts import (
@@ -323,6 +326,7 @@ def use(path: Path, artifact: qzoo.Artifact, model: Any, images: Tensor) -> None
         lambda: check_model(path),
         lambda: from_native(model).write(path.with_suffix(".again")),
         lambda: qzoo.compile(str(path), "onnxruntime", threads=1, input_size=32)(images),
+        lambda: runs_exactly(artifact, images),
         lambda: export_onnx(artifact, path.with_suffix(".onnx"), input_size=32),
         lambda: qzoo.save_pretrained(model, folder),
         lambda: qzoo.from_pretrained(folder)(images),
@@ -336,6 +340,16 @@ def use(path: Path, artifact: qzoo.Artifact, model: Any, images: Tensor) -> None
             step()
         except qzoo.QzooError as error:
             check_message(error)
+
+
+def runs_exactly(artifact: qzoo.Artifact, images: Tensor) -> None:
+    """Checks that libqzoo, where it was built, gives the interpreter's answer or refuses."""
+    if libqzoo_files():
+        x = images.numpy()
+        logits = qzoo.compile(artifact, "libqzoo", input_size=32)(x)
+        # Layers kept in float leave the order of their sums open.
+        if not artifact.float_layers:
+            assert np.array_equal(logits, interpret(artifact.graph, x))
 
 
 def cases(count: int, seed: int) -> list[tuple[str, bytes]]:

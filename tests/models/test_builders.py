@@ -12,7 +12,7 @@ import torch
 from torchvision.models import ResNet18_Weights, ResNet50_Weights
 
 import qzoo
-from qzoo import backends
+from qzoo.native import engines
 from tests.helpers.zoo import BUILDERS, TORCHVISION, quiet, small_images, uncalibrated
 
 
@@ -106,13 +106,13 @@ def test_keywords_with_int8_weights() -> None:
 def test_a_missing_engine_falls_back_with_a_warning(
     backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    if backend not in backends.available_engines():
+    if backend not in engines.available_engines():
         pytest.skip(f"this PyTorch has no {backend} engine to take away")
     path = tmp_path / "model.safetensors"
     expected = uncalibrated("resnet18", backend=backend)
     qzoo.save(expected, path)
-    others = [e for e in backends.available_engines() if e != backend]
-    monkeypatch.setattr(backends, "available_engines", lambda: others)
+    others = [e for e in engines.available_engines() if e != backend]
+    monkeypatch.setattr(engines, "available_engines", lambda: others)
     with pytest.warns(qzoo.BackendWarning, match=f"no {backend} engine, so the model runs on"):
         model = qzoo.load(path)
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_missing_engine_falls_back_with_a_warning(
 
 
 def test_no_engine_at_all_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "available_engines", list)
+    monkeypatch.setattr(engines, "available_engines", list)
     with pytest.raises(qzoo.ArgumentError, match="no quantized engine"):
         uncalibrated("resnet18")
     with pytest.raises(qzoo.ArgumentError, match="no quantized engine"):
