@@ -64,12 +64,18 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
     /* A tile reads the inputs of all groups that it has channels of. */
     const int32_t each = shape[0] / node->groups;
     const int32_t inputs = shape[1] * (node->groups > 1 && width > each ? width / each : 1);
-    for (int64_t i = 0; i < shape[0] * row; i++)
-        if (step->weight[i] < -128 || step->weight[i] > 127) return QZ_OK; /* zero points */
-    for (int32_t o = 0; o < shape[0]; o++) { /* steps must fit into 32 bits */
-        double most = 0;
-        for (int64_t i = 0; i < row; i++) most += 255.0 * abs(step->weight[o * row + i]);
-        most = most * step->multiplier[o] + (step->addend ? fabs((double)step->addend[o]) : 0.0);
+    for (int32_t o = 0; o < shape[0]; o++) { /* weights must fit into 8 bits, steps into 32 */
+        int64_t sum = 0;
+        int16_t least = 0, greatest = 0;
+        for (int64_t i = 0; i < row; i++) {
+            const int16_t w = step->weight[o * row + i];
+            least = w < least ? w : least;
+            greatest = w > greatest ? w : greatest;
+            sum += abs(w);
+        }
+        if (least < -128 || greatest > 127) return QZ_OK; /* zero points move them out */
+        const double most = 255.0 * (double)sum * step->multiplier[o] +
+                            (step->addend ? fabs((double)step->addend[o]) : 0.0);
         if (!(most < 0x1p30)) return QZ_OK;
     }
     struct fast *f = calloc(1, sizeof(*f));
@@ -97,22 +103,19 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
         int8_t *tile = f->weights + (size_t)first * per_channel;
         int64_t sum = 0;
         for (int32_t k = 0; k < area; k++) {
-            for (int32_t i = 0; i < shape[1]; i++) {
-                const int16_t w = step->weight[o * row + (int64_t)k * shape[1] + i];
-                sum += w;
-                size_t at;
-                if (depthwise) {
-                    at = ((size_t)(k / 4) * WIDTH + (size_t)lane) * 4 + (size_t)(k % 4);
-                } else {
-                    const int32_t run = f->merged ? k / shape[3] : k;
-                    const int32_t byte = f->merged ? k % shape[3] * shape[1] + i : before + i;
-                    at = (((size_t)run * (size_t)f->quads + (size_t)(byte / 4)) * (size_t)vectors *
-                              16 +
-                          (size_t)lane) *
-                             4 +
-                         (size_t)(byte % 4);
-                }
-                tile[at] = (int8_t)w;
+            const int16_t *weights = step->weight + o * row + (int64_t)k * shape[1];
+            if (depthwise) {
+                tile[(k / 4 * WIDTH + lane) * 4 + k % 4] = (int8_t)*weights;
+                sum += *weights;
+                continue;
+            }
+            const size_t run = (size_t)(f->merged ? k / shape[3] : k);
+            const size_t quad = (size_t)vectors * 64; /* bytes of four inputs for all channels */
+            int8_t *to = tile + run * (size_t)f->quads * quad + (size_t)lane * 4;
+            size_t byte = (size_t)(f->merged ? k % shape[3] * shape[1] : before);
+            for (int32_t i = 0; i < shape[1]; i++, byte++) {
+                to[(byte >> 2) * quad + (byte & 3)] = (int8_t)weights[i];
+                sum += weights[i];
             }
         }
         f->start[first + lane] = (int32_t)(uint32_t)(uint64_t)(-source->zero_point * sum);

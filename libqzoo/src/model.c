@@ -174,16 +174,20 @@ static qz_status pack(qz_model *model, step *step, int32_t number, char *message
         if (node->weight != NULL && node->weight_zero_point != NULL)
             zero = node->weight_zero_point[each];
         int64_t sum = 0;
-        for (int64_t i = 0; i < shape[1]; i++) {
-            for (int64_t k = 0; k < area; k++) {
-                const int64_t from = o * row + i * area + k, to = o * row + k * shape[1] + i;
-                if (node->float_weight != NULL) {
-                    step->float_weight[to] = node->float_weight[from];
-                } else {
-                    step->weight[to] = (int16_t)(node->weight[from] - zero);
-                    sum += abs(step->weight[to]);
-                }
+        for (int64_t k = 0; k < area; k++) {
+            const int64_t from = o * row + k, to = o * row + k * shape[1];
+            if (node->float_weight != NULL) {
+                for (int64_t i = 0; i < shape[1]; i++)
+                    step->float_weight[to + i] = node->float_weight[from + i * area];
+                continue;
             }
+            int32_t part = 0; /* of at most 2^20 numbers up to 255 */
+            for (int64_t i = 0; i < shape[1]; i++) {
+                const int16_t weight = (int16_t)(node->weight[from + i * area] - zero);
+                step->weight[to + i] = weight;
+                part += abs(weight);
+            }
+            sum += part;
         }
         if (sum * reach > INT32_MAX)
             return qz_fail(message, QZ_BAD_MODEL, "node %d has sums that 32 bits do not hold",
