@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .artifact.format import ModelInfo
 from .pictures.classes import class_names
@@ -26,7 +26,7 @@ class Labelled:
         return None if info is None else class_names(info.classes)
 
     @property
-    def transforms(self) -> ImageClassification | Preset | None:
+    def transforms(self) -> ImageClassification | None:
         """What makes the model's input, float32 [3, H, W], of a picture; None if not recorded.
 
         Where PyTorch is installed, that is torchvision's preset, which gives a tensor (see
@@ -37,7 +37,8 @@ class Labelled:
         if stored is None:
             return None
         if importlib.util.find_spec("torchvision") is None:
-            return Preset.from_dict(stored)
+            # Typed as the other, which whoever uses PyTorch has: it is called in the same way.
+            return cast("ImageClassification", Preset.from_dict(stored))
         from .transforms import ImageClassification
 
         return ImageClassification.from_dict(stored)
