@@ -46,12 +46,6 @@ static int32_t width_of(const qz_node *node, bool depthwise) {
     return each % 16 == 0 || (16 % each == 0 && node->groups % (16 / each) == 0) ? 16 : 0;
 }
 
-static void *zeroed(qz_model *model, size_t size) {
-    void *memory = calloc(size ? size : 1, 1);
-    if (memory != NULL) model->memory += size;
-    return memory;
-}
-
 qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32_t number,
                        char *message) {
     const qz_node *node = &step->node;
@@ -90,10 +84,10 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
     f->padded = round_up(shape[0], depthwise ? WIDTH : 16);
     const size_t per_channel = depthwise ? (size_t)f->taps : (size_t)f->runs * (size_t)f->quads * 4;
     const size_t channels = (size_t)f->padded;
-    f->weights = zeroed(model, channels * per_channel + 64);
-    f->start = zeroed(model, channels * sizeof(int32_t));
-    f->multiplier = zeroed(model, channels * sizeof(float));
-    f->addend = zeroed(model, channels * sizeof(float));
+    f->weights = qz_allocate(model, channels * per_channel + 64, 1);
+    f->start = qz_allocate(model, channels, sizeof(int32_t));
+    f->multiplier = qz_allocate(model, channels, sizeof(float));
+    f->addend = qz_allocate(model, channels, sizeof(float));
     if (!f->weights || !f->start || !f->multiplier || !f->addend)
         return qz_fail(message, QZ_NO_MEMORY, "no memory for the weights of node %d", number);
     for (int32_t o = 0; o < shape[0]; o++) {

@@ -7,6 +7,9 @@
 
 #include <stdbool.h>
 
+/* Of one node. */
+#define QZ_MAX_INPUTS 64
+
 /* Sizes of one tensor of one image, height and width 1 where it has none. Its rank counts the
  * images too: 2 is [images, c], 3 [images, c, height], 4 [images, c, height, width]. */
 typedef struct {
@@ -41,6 +44,9 @@ struct qz_model {
     step *steps;
     size_t memory;
 };
+
+/* Returns zeroed memory that counts as the model's; NULL where there is none. */
+void *qz_allocate(qz_model *model, size_t count, size_t size);
 
 /* Writes a message and returns the status. */
 qz_status qz_fail(char *message, qz_status status, const char *format, ...);

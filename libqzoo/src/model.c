@@ -9,7 +9,6 @@
 
 /* Bounds of what is possible at all; larger numbers would overflow sizes. */
 #define MAX_NODES 10000
-#define MAX_INPUTS 64
 #define MAX_PIXELS 32767
 #define MAX_CHANNELS (1 << 20)
 #define MAX_VALUES ((int64_t)1 << 30)
@@ -61,7 +60,7 @@ static qz_status check_node(const qz_node *node, int32_t number, const qz_model 
     if (op < 0 || op >= QZ_OPS)
         return qz_fail(message, QZ_BAD_MODEL, "node %d has an unknown operation %d", number, op);
     int32_t wanted = op == QZ_ADD || op == QZ_MUL ? 2 : 1;
-    if (op == QZ_CONCAT ? node->input_count < 2 || node->input_count > MAX_INPUTS
+    if (op == QZ_CONCAT ? node->input_count < 2 || node->input_count > QZ_MAX_INPUTS
                         : node->input_count != wanted)
         return qz_fail(message, QZ_BAD_MODEL, "node %d has %d inputs", number, node->input_count);
     if (node->inputs == NULL)
@@ -143,8 +142,7 @@ static qz_status check_weights(const qz_node *node, int32_t number, char *messag
     return QZ_OK;
 }
 
-/* Memory of a model, counted. */
-static void *allocate(qz_model *model, size_t count, size_t size) {
+void *qz_allocate(qz_model *model, size_t count, size_t size) {
     void *memory = calloc(count ? count : 1, size);
     if (memory != NULL) model->memory += count * size;
     return memory;
@@ -156,12 +154,12 @@ static qz_status pack(qz_model *model, step *step, int32_t number, char *message
     const int32_t *shape = node->weight_shape;
     const int64_t area = (int64_t)shape[2] * shape[3], row = shape[1] * area;
     const qz_node *source = qz_grid_of(model, step->inputs[0]);
-    step->multiplier = allocate(model, (size_t)shape[0], sizeof(float));
-    if (node->bias != NULL) step->addend = allocate(model, (size_t)shape[0], sizeof(float));
+    step->multiplier = qz_allocate(model, (size_t)shape[0], sizeof(float));
+    if (node->bias != NULL) step->addend = qz_allocate(model, (size_t)shape[0], sizeof(float));
     if (node->float_weight != NULL)
-        step->float_weight = allocate(model, (size_t)(shape[0] * row), sizeof(float));
+        step->float_weight = qz_allocate(model, (size_t)(shape[0] * row), sizeof(float));
     else
-        step->weight = allocate(model, (size_t)(shape[0] * row), sizeof(int16_t));
+        step->weight = qz_allocate(model, (size_t)(shape[0] * row), sizeof(int16_t));
     if (step->multiplier == NULL || (node->bias != NULL && step->addend == NULL) ||
         (step->weight == NULL && step->float_weight == NULL))
         return qz_fail(message, QZ_NO_MEMORY, "no memory for the weights of node %d", number);
@@ -213,7 +211,7 @@ static qz_status pack(qz_model *model, step *step, int32_t number, char *message
 /* Computes what turns integers of the inputs into steps of the output. */
 static qz_status scale_inputs(qz_model *model, step *step, int32_t number, char *message) {
     const qz_node *node = &step->node;
-    step->multiplier = allocate(model, (size_t)node->input_count, sizeof(float));
+    step->multiplier = qz_allocate(model, (size_t)node->input_count, sizeof(float));
     if (step->multiplier == NULL)
         return qz_fail(message, QZ_NO_MEMORY, "no memory for node %d", number);
     for (int32_t i = 0; i < node->input_count; i++) {
@@ -238,14 +236,14 @@ static qz_status add_step(qz_model *model, const qz_node *node, int32_t number, 
         memset(step->node.padding, 0, sizeof(step->node.padding));
     }
     step->real = is_real_out(node->op);
-    step->inputs = allocate(model, (size_t)node->input_count, sizeof(int32_t));
+    step->inputs = qz_allocate(model, (size_t)node->input_count, sizeof(int32_t));
     if (step->inputs == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for a node");
     memcpy(step->inputs, node->inputs, (size_t)node->input_count * sizeof(int32_t));
     if (is_weighted(node->op)) {
         status = pack(model, step, number, message);
     } else if (node->op == QZ_AFFINE) {
         const size_t count = (size_t)node->affine_count;
-        step->affine = allocate(model, 2 * count, sizeof(float));
+        step->affine = qz_allocate(model, 2 * count, sizeof(float));
         if (step->affine == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for a node");
         memcpy(step->affine, node->gain, count * sizeof(float));
         memcpy(step->affine + count, node->offset, count * sizeof(float));
@@ -276,7 +274,7 @@ qz_status qz_model_create(const qz_node *nodes, int32_t count, int32_t channels,
     made->channels = channels;
     made->vnni = !(options & QZ_PLAIN) && qz_has_avx512_vnni();
     made->vbmi = made->vnni && qz_has_avx512_vbmi();
-    made->steps = allocate(made, (size_t)count, sizeof(step));
+    made->steps = qz_allocate(made, (size_t)count, sizeof(step));
     qz_status status = QZ_OK;
     if (made->steps == NULL) status = qz_fail(message, QZ_NO_MEMORY, "no memory for the nodes");
     for (int32_t i = 0; status == QZ_OK && i < count; i++) {

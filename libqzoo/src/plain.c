@@ -236,7 +236,7 @@ static void reshape(const step *step, const view *in, const view *out) {
 }
 
 void qz_compute(const step *step, const view *in, const view *out, const qz_model *model) {
-    const qz_node *sources[64];
+    const qz_node *sources[QZ_MAX_INPUTS];
     for (int32_t i = 0; i < step->node.input_count; i++)
         sources[i] = qz_grid_of(model, step->inputs[i]);
     if (qz_compute_rows(step, in, out, sources, model)) return;

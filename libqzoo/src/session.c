@@ -151,7 +151,7 @@ void qz_session_free(qz_session *session) {
 
 static void run_one(const qz_session *session, const float *image, float *logits) {
     const qz_model *model = session->model;
-    view inputs[64];
+    view inputs[QZ_MAX_INPUTS];
     for (int32_t i = 0; i < model->count; i++) {
         const step *step = &model->steps[i];
         for (int32_t k = 0; k < step->node.input_count; k++) {
