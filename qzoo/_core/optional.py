@@ -83,7 +83,7 @@ def without_torch(error: ModuleNotFoundError, purpose: str) -> MissingDependency
     package = str(error.name).partition(".")[0]
     if package not in ("torch", "torchvision"):
         return None
-    name = {"torch": "PyTorch"}.get(package, package)
+    name = "PyTorch" if package == "torch" else package
     return MissingDependencyError(
         f"{purpose} needs {name}, which is not installed here: {INSTALL_TORCH}."
     )

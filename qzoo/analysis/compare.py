@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..artifact.given import Int8Model, as_artifact
 from ..artifact.grid import Grid
 from ..errors import ArgumentError
-from ..native.model import Int8Model, as_artifact, to_native
+from ..native.model import to_native
 from ..quantize.data import LabelledImages
 from ..quantize.mixed.damage import Damage, DamageMeter
 from ..quantize.mixed.replay import simulate

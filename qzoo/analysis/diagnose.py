@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from .._core.keywords import chosen, takes
-from ..native.model import Int8Model, package_versions
+from .._core.versions import package_versions
+from ..artifact.given import Int8Model
 from ..quantize.mixed.sensitivity import Sensitivity, measure_sensitivity
 from .accuracy import Accuracy, measure_accuracy
 from .compare import Comparison, compare_layers, open_pair

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from .._core.process import quiet
+from .._core.versions import package_versions
 from .._torch.defaults import plain_defaults
 from ..artifact.format import Artifact, ModelInfo
 from ..artifact.grid import HARDSIGMOID_GRID, Grid
@@ -22,7 +23,6 @@ from ..artifact.tensors import Tensors
 from ..errors import ArtifactError, QzooError
 from ..models.plan import plan
 from ..native.layers import check_fit
-from ..native.model import package_versions
 from ..reference.calls import AVERAGES, MOVES
 from ..reference.run import Watched
 from ..reference.trace import record

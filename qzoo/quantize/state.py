@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._core.versions import package_versions
 from ..artifact.biases import with_room_for_biases
 from ..artifact.format import Artifact
 from ..artifact.layers import WEIGHTED_OPS, Layer, weight_tensors, weighted_layers
@@ -18,7 +19,6 @@ from ..backends import Backend
 from ..errors import ArgumentError, did_you_mean, listed
 from ..native.hooks import output_hooks
 from ..native.layers import float_weights, set_float_bias
-from ..native.model import package_versions
 from .data import Calibration
 from .observers import IntegerRange
 from .source import open_source, ranged_layers

@@ -13,9 +13,10 @@ from torch.fx import graph_module
 
 from .._core.finite import check_finite
 from ..artifact.format import Artifact
+from ..artifact.given import Int8Model, as_artifact
 from ..errors import ArgumentError
 from ..native.layers import with_idle_layers
-from ..native.model import Int8Model, as_artifact, skeleton_of
+from ..native.model import skeleton_of
 from .from_graph import ReferenceWriter
 from .trace import Recording, record
 

@@ -13,8 +13,8 @@ import click
 import torch
 from tqdm import tqdm
 
+from .._core.versions import package_versions
 from ..errors import ArgumentError, QzooError
-from ..native.model import package_versions
 from ..safe_text import terminal_text
 
 

@@ -22,10 +22,11 @@ from typing_extensions import Unpack
 
 from ..._core.keywords import takes
 from ...artifact.format import Artifact
+from ...artifact.given import Int8Model, as_artifact
 from ...backends import get_backend
 from ...errors import ArgumentError, check_known
 from ...native.engines import default_backend
-from ...native.model import Int8Model, as_artifact, attach_info, to_native
+from ...native.model import attach_info, to_native
 from ..data import nothing
 from ..options import Keywords, Options
 from ..recipes import STEPS, Recipe
