@@ -5,11 +5,14 @@ from __future__ import annotations
 import email
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,15 @@ from tests.helpers.places import HIDDEN_TORCH, ROOT
 
 #: The folder of each distribution's pyproject.toml.
 PROJECTS = {"qzoo": ROOT, "qzoo-lite": ROOT / "packaging" / "lite"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Lets ziglang keep what it compiled from one wheel to the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("GLOBAL", "LOCAL"):
+            patch.setenv(f"ZIG_{kind}_CACHE_DIR", str(tmp_path_factory.mktemp("zig")))
+        yield
 
 
 def build(name: str, folder: Path, *options: str) -> Path:
@@ -83,6 +95,21 @@ def test_the_small_distribution_is_the_same_package_without_pytorch(
     assert set(small.get_all("Provides-Extra", [])) <= set(whole.get_all("Provides-Extra", []))
     # Its source distribution stands alone: this makes the wheel from it.
     assert files(build("qzoo-lite", tmp_path)) == files(wheels["qzoo"])
+
+
+def test_what_lies_about_in_the_checkout_is_in_no_distribution(tmp_path: Path) -> None:
+    for part in ("qzoo/libqzoo", "libqzoo/src", "packaging/lite"):
+        shutil.copytree(ROOT / part, tmp_path / part)
+    for part in ("pyproject.toml", ".gitignore", "README.md", "qzoo/_version.py"):
+        shutil.copyfile(ROOT / part, tmp_path / part)
+    (tmp_path / "weights_meta").mkdir()
+    for stray in ("qzoo/libqzoo/_qzoo.dll", "qzoo/my.pth", "qzoo/__pycache__/a.pyc"):
+        (tmp_path / stray).parent.mkdir(exist_ok=True)
+        (tmp_path / stray).write_bytes(b"")
+    hook = runpy.run_path(str(tmp_path / "packaging" / "lite" / "hatch_build.py"))
+    names = set(hook["contents"]().values())
+    assert {"qzoo/libqzoo/build.py", "libqzoo/src/plain.c", "qzoo/_version.py"} <= names
+    assert not [name for name in names if Path(name).suffix in (".dll", ".so", ".pth", ".pyc")]
 
 
 PROGRAMS = {
