@@ -33,8 +33,14 @@ typedef enum {
 
 /* Characters of a message, its final zero included. */
 #define QZ_MESSAGE 200
-/* An option of a model: compute in plain C, for comparing the fast kernels with it. */
+/* Options of a model, for comparing kernels: compute in plain C, or leave out the best n sets of
+ * kernels that this processor has. */
 #define QZ_PLAIN 1
+#define QZ_SKIP(n) ((n) << 1)
+/* Options of a session: keep all nodes' integers for qz_session_value; take the time of each node.
+ */
+#define QZ_KEEP 1
+#define QZ_TIMES 2
 /* What a node calls the images instead of the number of a node. */
 #define QZ_IMAGES (-1)
 
@@ -101,7 +107,7 @@ typedef struct qz_session qz_session;
  *
  * nodes: in the order in which they run; the last one gives the logits, float [images, classes].
  * channels: of the images, 3.
- * options: 0, or QZ_PLAIN.
+ * options: 0, QZ_PLAIN or QZ_SKIP(n).
  * message: QZ_MESSAGE characters, written where the result is not QZ_OK.
  */
 QZ_API qz_status qz_model_create(const qz_node *nodes, int32_t count, int32_t channels,
@@ -110,16 +116,25 @@ QZ_API void qz_model_free(qz_model *model);
 
 /* Makes a model ready for images of one size, in pixels.
  *
- * keep: 0 lets tensors share memory as soon as they are not needed any more; 1 keeps all, so that
- *     qz_session_value can read them. The model must outlive its sessions.
+ * threads: how many compute, the caller's included. One image is shared out among them; of several
+ *     images, each gets its own, and memory for its tensors.
+ * options: QZ_KEEP, QZ_TIMES, both or 0. Without QZ_KEEP, tensors share memory as soon as they are
+ *     not needed any more, and some are never written.
+ * The model must outlive its sessions.
  */
 QZ_API qz_status qz_session_create(const qz_model *model, int32_t height, int32_t width,
-                                   int32_t keep, qz_session **session, char *message);
+                                   int32_t threads, int32_t options, qz_session **session,
+                                   char *message);
 QZ_API void qz_session_free(qz_session *session);
 
-/* Computes the logits, float [count, classes], of float [count, channels, height, width]: one image
- * after the other, so that the tensors of one stay in the caches. */
+/* Computes the logits, float [count, classes], of float [count, channels, height, width]. */
 QZ_API void qz_session_run(qz_session *session, int32_t count, const float *images, float *logits);
+/* Computes them from pictures, bytes [count, height, width, channels].
+ *
+ * values: [channels][256], the real number that each byte of a channel stands for.
+ */
+QZ_API void qz_session_run_bytes(qz_session *session, int32_t count, const uint8_t *pictures,
+                                 const float *values, float *logits);
 
 /* Which instructions the fast kernels use here: "AVX-512 VNNI", or "plain C" where there are none.
  */
@@ -129,7 +144,10 @@ QZ_API int32_t qz_session_classes(const qz_session *session);
 /* Bytes that a session holds, and a model. */
 QZ_API size_t qz_session_memory(const qz_session *session);
 QZ_API size_t qz_model_memory(const qz_model *model);
-/* Writes the integers that a node gave for the last image, in the order [C, H, W]; needs keep.
+/* Writes the seconds that each node took for the last image: as many as there are nodes. Nodes that
+ * are computed with an earlier one, or need no computing, have 0. Needs QZ_TIMES. */
+QZ_API qz_status qz_session_times(const qz_session *session, double *seconds, char *message);
+/* Writes the integers that a node gave for the last image, in the order [C, H, W]; needs QZ_KEEP.
  *
  * size: bytes that there is room for; QZ_BAD_ARGUMENT unless it is exactly what there are.
  */

@@ -4,7 +4,7 @@
  * Sums are exact in any order, so only the rounding at the end must be spelled out as in plain C:
  * one multiplication, one addition, each rounded to float, then to the nearest whole number.
  */
-#include "fast.h"
+#include "avx512.h"
 
 #if defined(__x86_64__)
 
@@ -14,21 +14,6 @@
 
 #define WITH_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")))
 #define INLINE static inline __attribute__((always_inline)) WITH_VNNI
-
-/* Whether the processor has the instructions, and the system keeps the registers. */
-bool qz_has_avx512_vnni(void) {
-    unsigned a, b, c, d, low, high;
-    const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;   /* F, DQ, BW, VL */
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false; /* OSXSAVE */
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & 0xe6) != 0xe6) return false;
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & wanted) == wanted && (c >> 11 & 1);
-}
-
-bool qz_has_avx512_vbmi(void) {
-    unsigned a, b, c, d;
-    return qz_has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 1 & 1);
-}
 
 typedef struct {
     __m512i zero; /* the zero point, 32 times 16 bits */
@@ -62,6 +47,52 @@ INLINE __mmask64 first_bytes(int32_t count) {
     return count >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << count) - 1;
 }
 
+/* Writes PIXELS neighbouring outputs of VECTORS times 16 channels: as many pixels at a time as fill
+ * four vectors. */
+INLINE void store(const int pixels, const int vectors, const dense_tile *t, __m512i sums[][4],
+                  uint8_t *out, const bounds *by) {
+    const int together = vectors <= 2 ? 4 / vectors : 1;
+    const __mmask64 mask = first_bytes(t->channels);
+#pragma GCC unroll 14
+    for (int p = 0; p < pixels; p += together) {
+        __m512i steps[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            const int pixel = p + i / vectors, v = i % vectors;
+            steps[i] = i < together * vectors && pixel < pixels
+                           ? steps_of(sums[pixel][v], t->multiplier + 16 * v, t->addend + 16 * v)
+                           : _mm512_setzero_si512();
+        }
+        __m512i bytes = bytes_of(steps[0], steps[1], steps[2], steps[3], by);
+        if (vectors < 4) /* four bytes of each vector in turn: bring each vector's together */
+            bytes = _mm512_permutexvar_epi32(
+                _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
+        uint8_t *to = out + p * t->out_step;
+        if (vectors >= 3) {
+            if (t->channels == 64)
+                _mm512_storeu_si512(to, bytes);
+            else
+                _mm512_mask_storeu_epi8(to, mask, bytes);
+        } else if (vectors == 2) {
+            _mm256_mask_storeu_epi8(to, (__mmask32)mask, _mm512_castsi512_si256(bytes));
+            if (p + 1 < pixels)
+                _mm256_mask_storeu_epi8(to + t->out_step, (__mmask32)mask,
+                                        _mm512_extracti64x4_epi64(bytes, 1));
+        } else {
+            const __mmask16 few = (__mmask16)mask;
+            _mm_mask_storeu_epi8(to, few, _mm512_castsi512_si128(bytes));
+            if (p + 1 < pixels)
+                _mm_mask_storeu_epi8(to + t->out_step, few, _mm512_extracti32x4_epi32(bytes, 1));
+            if (p + 2 < pixels)
+                _mm_mask_storeu_epi8(to + 2 * t->out_step, few,
+                                     _mm512_extracti32x4_epi32(bytes, 2));
+            if (p + 3 < pixels)
+                _mm_mask_storeu_epi8(to + 3 * t->out_step, few,
+                                     _mm512_extracti32x4_epi32(bytes, 3));
+        }
+    }
+}
+
 /* PIXELS neighbouring outputs of one row for VECTORS times 16 channels. */
 INLINE void tile(const int pixels, const int vectors, const dense_tile *t, const uint8_t *in,
                  uint8_t *out, const bounds *by) {
@@ -89,25 +120,7 @@ INLINE void tile(const int pixels, const int vectors, const dense_tile *t, const
             }
         }
     }
-#pragma GCC unroll 14
-    for (int p = 0; p < pixels; p++) {
-        __m512i steps[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++)
-            steps[v] = v < vectors
-                           ? steps_of(sums[p][v], t->multiplier + 16 * v, t->addend + 16 * v)
-                           : _mm512_setzero_si512();
-        const __m512i bytes = bytes_of(steps[0], steps[1], steps[2], steps[3], by);
-        if (vectors == 4) {
-            _mm512_mask_storeu_epi8(out + p * t->out_step, first_bytes(t->channels), bytes);
-        } else {
-            /* Narrow tiles: vector v holds channels 16 v to 16 v + 15, four in each 128 bits. */
-            const __m512i order =
-                _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            _mm512_mask_storeu_epi8(out + p * t->out_step, first_bytes(t->channels),
-                                    _mm512_permutexvar_epi32(order, bytes));
-        }
-    }
+    store(pixels, vectors, t, sums, out, by);
 }
 
 #define TILES(NAME, MOST, VECTORS)                                                                 \
@@ -126,8 +139,8 @@ TILES(three, 8, 3)
 TILES(two, 12, 2)
 TILES(narrow, 14, 1)
 
-void qz_dense_avx512(const dense_tile *tile, const uint8_t *in, uint8_t *out, int32_t pixels,
-                     const qz_node *node) {
+static void dense(const dense_tile *tile, const uint8_t *in, uint8_t *out, int32_t pixels,
+                  const qz_node *node) {
     switch (tile->vectors) {
     case 4: wide(tile, in, out, pixels, node); break;
     case 3: three(tile, in, out, pixels, node); break;
@@ -136,51 +149,163 @@ void qz_dense_avx512(const dense_tile *tile, const uint8_t *in, uint8_t *out, in
     }
 }
 
-/* One output pixel of 64 channels: four taps at a time, their bytes brought side by side. */
-WITH_VNNI void qz_depthwise_avx512(const depthwise_tile *t, const uint8_t *in, uint8_t *out,
-                                   int32_t pixels, const qz_node *node) {
-    const bounds by = bounds_of(node);
-    const __mmask64 mask = first_bytes(t->channels);
-    for (; pixels > 0; pixels--, in += t->step, out += t->out_step) {
-        __m512i a = _mm512_loadu_si512(t->start), b = _mm512_loadu_si512(t->start + 16);
-        __m512i c = _mm512_loadu_si512(t->start + 32), d = _mm512_loadu_si512(t->start + 48);
-        const int8_t *w = t->weights;
-        for (int32_t k = 0; k < t->taps; k += 4, w += 256) {
-            const __m512i t0 = _mm512_maskz_loadu_epi8(mask, in + t->offsets[k]);
-            const __m512i t1 = _mm512_maskz_loadu_epi8(mask, in + t->offsets[k + 1]);
-            const __m512i t2 = _mm512_maskz_loadu_epi8(mask, in + t->offsets[k + 2]);
-            const __m512i t3 = _mm512_maskz_loadu_epi8(mask, in + t->offsets[k + 3]);
-            const __m512i low01 = _mm512_unpacklo_epi8(t0, t1),
-                          high01 = _mm512_unpackhi_epi8(t0, t1);
-            const __m512i low23 = _mm512_unpacklo_epi8(t2, t3),
-                          high23 = _mm512_unpackhi_epi8(t2, t3);
-            a = _mm512_dpbusd_epi32(a, _mm512_unpacklo_epi16(low01, low23), _mm512_loadu_si512(w));
-            b = _mm512_dpbusd_epi32(b, _mm512_unpackhi_epi16(low01, low23),
-                                    _mm512_loadu_si512(w + 64));
-            c = _mm512_dpbusd_epi32(c, _mm512_unpacklo_epi16(high01, high23),
-                                    _mm512_loadu_si512(w + 128));
-            d = _mm512_dpbusd_epi32(d, _mm512_unpackhi_epi16(high01, high23),
-                                    _mm512_loadu_si512(w + 192));
-        }
-        const __m512i bytes = bytes_of(steps_of(a, t->multiplier, t->addend),
-                                       steps_of(b, t->multiplier + 16, t->addend + 16),
-                                       steps_of(c, t->multiplier + 32, t->addend + 32),
-                                       steps_of(d, t->multiplier + 48, t->addend + 48), &by);
-        _mm512_mask_storeu_epi8(out, mask, bytes);
+/* Brings the bytes of four rows side by side, for one column in a vector of BITS. */
+#define INTERLEAVE(NAME, TYPE, LOAD, STORE, PREFIX, MASK)                                          \
+    WITH_VNNI static void NAME(const uint8_t *const rows[4], ptrdiff_t step, int32_t columns,      \
+                               int32_t channels, ptrdiff_t vector, uint8_t *strip) {               \
+        const MASK mask = (MASK)first_bytes(channels);                                             \
+        const uint8_t *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3];                      \
+        for (; columns > 0; columns--, strip += sizeof(TYPE)) {                                    \
+            const TYPE ra = LOAD(mask, a), rb = LOAD(mask, b), rc = LOAD(mask, c),                 \
+                       rd = LOAD(mask, d);                                                         \
+            const TYPE low_ab = PREFIX##_unpacklo_epi8(ra, rb),                                    \
+                       high_ab = PREFIX##_unpackhi_epi8(ra, rb);                                   \
+            const TYPE low_cd = PREFIX##_unpacklo_epi8(rc, rd),                                    \
+                       high_cd = PREFIX##_unpackhi_epi8(rc, rd);                                   \
+            STORE((void *)strip, PREFIX##_unpacklo_epi16(low_ab, low_cd));                         \
+            STORE((void *)(strip + vector), PREFIX##_unpackhi_epi16(low_ab, low_cd));              \
+            STORE((void *)(strip + 2 * vector), PREFIX##_unpacklo_epi16(high_ab, high_cd));        \
+            STORE((void *)(strip + 3 * vector), PREFIX##_unpackhi_epi16(high_ab, high_cd));        \
+            a += step, b += step, c += step, d += step;                                            \
+        }                                                                                          \
     }
+#define LOAD_ALL(mask, from) ((void)(mask), _mm512_loadu_si512(from))
+INTERLEAVE(interleave64, __m512i, LOAD_ALL, _mm512_storeu_si512, _mm512, __mmask64)
+INTERLEAVE(interleave_few, __m512i, _mm512_maskz_loadu_epi8, _mm512_storeu_si512, _mm512, __mmask64)
+INTERLEAVE(interleave32, __m256i, _mm256_maskz_loadu_epi8, _mm256_storeu_si256, _mm256, __mmask32)
+INTERLEAVE(interleave16, __m128i, _mm_maskz_loadu_epi8, _mm_storeu_si128, _mm, __mmask16)
+
+static void interleave(const uint8_t *const rows[4], ptrdiff_t step, int32_t columns,
+                       int32_t channels, int32_t width, ptrdiff_t vector, uint8_t *strip) {
+    if (width == 16)
+        interleave16(rows, step, columns, channels, vector, strip);
+    else if (width == 32)
+        interleave32(rows, step, columns, channels, vector, strip);
+    else if (channels < 64)
+        interleave_few(rows, step, columns, channels, vector, strip);
+    else
+        interleave64(rows, step, columns, channels, vector, strip);
+}
+
+/* Writes a vector of outputs: one pixel, two or four of them. */
+INLINE void store_pixels(__m512i bytes, int width, int32_t pixels, const depthwise_tile *t,
+                         __mmask64 mask, uint8_t *out) {
+    if (width == 64) {
+        if (t->channels == 64)
+            _mm512_storeu_si512(out, bytes);
+        else
+            _mm512_mask_storeu_epi8(out, mask, bytes);
+    } else if (width == 32) {
+        _mm256_mask_storeu_epi8(out, (__mmask32)mask, _mm512_castsi512_si256(bytes));
+        if (pixels > 1)
+            _mm256_mask_storeu_epi8(out + t->out_step, (__mmask32)mask,
+                                    _mm512_extracti64x4_epi64(bytes, 1));
+    } else {
+        const __mmask16 few = (__mmask16)mask;
+        _mm_mask_storeu_epi8(out, few, _mm512_castsi512_si128(bytes));
+        if (pixels > 1)
+            _mm_mask_storeu_epi8(out + t->out_step, few, _mm512_extracti32x4_epi32(bytes, 1));
+        if (pixels > 2)
+            _mm_mask_storeu_epi8(out + 2 * t->out_step, few, _mm512_extracti32x4_epi32(bytes, 2));
+        if (pixels > 3)
+            _mm_mask_storeu_epi8(out + 3 * t->out_step, few, _mm512_extracti32x4_epi32(bytes, 3));
+    }
+}
+
+/* TOGETHER vectors of outputs from COUNT quads each. */
+INLINE void columns_of(const int together, const int count, const int width,
+                       const depthwise_tile *t, const uint8_t *strip, uint8_t *out, int32_t pixels,
+                       const bounds *by) {
+    __m512i sums[4][4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++)
+#pragma GCC unroll 4
+        for (int p = 0; p < together; p++) sums[p][v] = _mm512_loadu_si512(t->start + 16 * v);
+#pragma GCC unroll 3
+    for (int k = 0; k < count; k++) {
+        const uint8_t *from = strip + t->offsets[k];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) {
+            const __m512i w = _mm512_loadu_si512(t->weights + 256 * k + 64 * v);
+#pragma GCC unroll 4
+            for (int p = 0; p < together; p++)
+                sums[p][v] = _mm512_dpbusd_epi32(
+                    sums[p][v], _mm512_loadu_si512(from + v * t->vector + 64 * p), w);
+        }
+    }
+    const __mmask64 mask = first_bytes(t->channels);
+    const int each = 64 / width;
+#pragma GCC unroll 4
+    for (int p = 0; p < together; p++)
+        store_pixels(bytes_of(steps_of(sums[p][0], t->multiplier, t->addend),
+                              steps_of(sums[p][1], t->multiplier + 16, t->addend + 16),
+                              steps_of(sums[p][2], t->multiplier + 32, t->addend + 32),
+                              steps_of(sums[p][3], t->multiplier + 48, t->addend + 48), by),
+                     width, pixels - each * p, t, mask, out + each * p * t->out_step);
+}
+
+#define COLUMNS(NAME, COUNT, WIDTH)                                                                \
+    WITH_VNNI static void NAME(const depthwise_tile *t, const uint8_t *strip, uint8_t *out,        \
+                               int32_t pixels, const qz_node *node) {                              \
+        const bounds by = bounds_of(node);                                                         \
+        const int each = 64 / WIDTH;                                                               \
+        for (; pixels > 3 * each; pixels -= 4 * each, strip += 256, out += 4 * each * t->out_step) \
+            columns_of(4, COUNT, WIDTH, t, strip, out, pixels, &by);                               \
+        for (; pixels > 0; pixels -= each, strip += 64, out += each * t->out_step)                 \
+            columns_of(1, COUNT, WIDTH, t, strip, out, pixels, &by);                               \
+    }
+COLUMNS(depthwise64_3, 3, 64)
+COLUMNS(depthwise64, t->count, 64)
+COLUMNS(depthwise32, t->count, 32)
+COLUMNS(depthwise16, t->count, 16)
+
+static void depthwise(const depthwise_tile *t, const uint8_t *strip, uint8_t *out, int32_t pixels,
+                      const qz_node *node) {
+    if (t->width == 16)
+        depthwise16(t, strip, out, pixels, node);
+    else if (t->width == 32)
+        depthwise32(t, strip, out, pixels, node);
+    else if (t->count == 3)
+        depthwise64_3(t, strip, out, pixels, node);
+    else
+        depthwise64(t, strip, out, pixels, node);
+}
+
+/* Whether the processor has the instructions, and the system keeps the registers. */
+static bool has_vnni(void) {
+    unsigned a, b, c, d, low, high;
+    const unsigned wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;   /* F, DQ, BW, VL */
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false; /* OSXSAVE */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0xe6) != 0xe6) return false;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & wanted) == wanted && (c >> 11 & 1);
+}
+
+static bool has_vbmi(void) {
+    unsigned a, b, c, d;
+    return has_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 1 & 1);
+}
+
+#define KERNELS                                                                                    \
+    .name = "AVX-512 VNNI", .interleaved = true, .narrow = true, .dense = dense,                   \
+    .interleave = interleave, .depthwise = depthwise, .rescale = qz_rescale_avx512,                \
+    .add = qz_add_avx512, .multiply = qz_multiply_avx512, .keep = qz_keep_avx512,                  \
+    .most = qz_most_avx512, .average = qz_average_avx512, .alternate = qz_alternate_avx512
+
+const qz_kernels *qz_avx512(void) {
+    static const qz_kernels usual = {KERNELS, .quantize = qz_quantize_avx512};
+    static const qz_kernels with_vbmi = {
+        KERNELS,
+        .quantize = qz_quantize_vbmi,
+        .table = qz_table_vbmi,
+        .alternate_tables = qz_alternate_vbmi,
+        .three_tables = qz_three_tables_vbmi,
+    };
+    return !has_vnni() ? NULL : has_vbmi() ? &with_vbmi : &usual;
 }
 
 #else
 
-bool qz_has_avx512_vnni(void) { return false; }
-bool qz_has_avx512_vbmi(void) { return false; }
-void qz_dense_avx512(const dense_tile *tile, const uint8_t *in, uint8_t *out, int32_t pixels,
-                     const qz_node *node) {
-    (void)tile, (void)in, (void)out, (void)pixels, (void)node;
-}
-void qz_depthwise_avx512(const depthwise_tile *tile, const uint8_t *in, uint8_t *out,
-                         int32_t pixels, const qz_node *node) {
-    (void)tile, (void)in, (void)out, (void)pixels, (void)node;
-}
+const qz_kernels *qz_avx512(void) { return NULL; }
 
 #endif

@@ -1,7 +1,7 @@
-/* By AVX-512: what goes over the bytes of a tensor one after the other. Each function does what its
- * namesake in plain.c does, for one image, and says whether it could.
+/* By AVX-512: what goes over the bytes of a tensor one after the other. Each function gives what
+ * its namesake in plain.c gives.
  */
-#include "rows.h"
+#include "avx512.h"
 
 #if defined(__x86_64__)
 
@@ -9,111 +9,170 @@
 #include <string.h>
 
 #define WITH_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define WITH_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi")))
 #define INLINE static inline __attribute__((always_inline)) WITH_AVX512
 
 typedef struct {
-    __m512 low, high; /* in steps, less the zero point */
-    __m512i zero;
+    __m512 high;  /* in steps, less the zero point: what is above could not become an integer */
+    __m512i zero; /* the zero point, 32 times 16 bits */
+    __m512i least, most;
 } ends;
 
 INLINE ends ends_of(const qz_node *node) {
     ends e;
-    e.low = _mm512_set1_ps((float)(node->low - node->zero_point));
     e.high = _mm512_set1_ps((float)(node->high - node->zero_point));
-    e.zero = _mm512_set1_epi32(node->zero_point);
+    e.zero = _mm512_set1_epi16((short)node->zero_point);
+    e.least = _mm512_set1_epi8((char)node->low);
+    e.most = _mm512_set1_epi8((char)node->high);
     return e;
-}
-
-INLINE __mmask16 first16(int64_t count) {
-    return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
 }
 
 INLINE __mmask64 first64(int64_t count) {
     return count >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << count) - 1;
 }
 
-/* 16 steps to bytes; rounds first, as plain C does, so that bounds are whole numbers. */
-INLINE __m128i rounded(__m512 steps, const ends *e) {
-    __m512 whole = _mm512_roundscale_ps(steps, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    whole = _mm512_min_ps(_mm512_max_ps(whole, e->low), e->high);
-    return _mm512_cvtepi32_epi8(_mm512_add_epi32(_mm512_cvtps_epi32(whole), e->zero));
+/* The lanes of 64 numbers, 16 to a vector, whose 8 bits are 4 by 4 in wrong order after packing. */
+INLINE __m512i in_order(__m512i bytes) {
+    return _mm512_permutexvar_epi32(
+        _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
 }
 
-/* 16 bytes less their zero point. */
-INLINE __m512i signed16(const uint8_t *from, __mmask16 mask, __m512i zero) {
-    return _mm512_sub_epi32(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, from)), zero);
+/* Rounds half to even. A step that is too small for an integer becomes the smallest one, as it
+ * should; one that is too large would as well. */
+INLINE __m512i whole(__m512 steps, const ends *e) {
+    return _mm512_cvtps_epi32(_mm512_min_ps(steps, e->high));
 }
 
-WITH_AVX512 void qz_rescale_row(const uint8_t *in, int64_t count, const qz_node *source,
-                                float multiplier, const qz_node *node, uint8_t *out) {
+/* 64 whole steps to bytes. */
+INLINE __m512i bytes_of(const __m512i steps[4], const ends *e) {
+    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(steps[0], steps[1]), e->zero);
+    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(steps[2], steps[3]), e->zero);
+    const __m512i bytes = in_order(_mm512_packus_epi16(first, second));
+    return _mm512_max_epu8(_mm512_min_epu8(bytes, e->most), e->least);
+}
+
+INLINE __m512i quarter(__m512i bytes, int q) {
+    return _mm512_cvtepu8_epi32(q == 0   ? _mm512_castsi512_si128(bytes)
+                                : q == 1 ? _mm512_extracti32x4_epi32(bytes, 1)
+                                : q == 2 ? _mm512_extracti32x4_epi32(bytes, 2)
+                                         : _mm512_extracti32x4_epi32(bytes, 3));
+}
+
+/* 16 of 64 bytes less their zero point, times a number. */
+INLINE __m512 scaled(__m512i bytes, int q, __m512i zero, __m512 by) {
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(quarter(bytes, q), zero)), by);
+}
+
+/* Goes through the bytes of a span, 64 at a time: x and y are those of its inputs. */
+#define EACH(s)                                                                                    \
+    const uint8_t *a = (s)->a, *b = (s)->b;                                                        \
+    uint8_t *out = (s)->out;                                                                       \
+    for (int64_t p = 0; p < (s)->pixels;                                                           \
+         p++, a += (s)->a_step, b += (s)->b_step, out += (s)->out_step)                            \
+        for (int64_t i = 0; i < (s)->count; i += 64)
+#define BYTES(from) _mm512_maskz_loadu_epi8(mask, (from) + i)
+
+WITH_AVX512 void qz_rescale_avx512(const span *s, const qz_node *source, float multiplier,
+                                   const qz_node *node) {
     const ends e = ends_of(node);
     const __m512i zero = _mm512_set1_epi32(source->zero_point);
     const __m512 m = _mm512_set1_ps(multiplier);
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 mask = first16(count - i);
-        const __m512 steps = _mm512_mul_ps(_mm512_cvtepi32_ps(signed16(in + i, mask, zero)), m);
-        _mm_mask_storeu_epi8(out + i, mask, rounded(steps, &e));
+    EACH(s) {
+        const __mmask64 mask = first64(s->count - i);
+        const __m512i x = BYTES(a);
+        __m512i steps[4];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) steps[q] = whole(scaled(x, q, zero, m), &e);
+        _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
+    (void)b;
 }
 
-WITH_AVX512 void qz_add_row(const uint8_t *a, const uint8_t *b, int64_t count,
-                            const qz_node *const *sources, const float *multiplier,
-                            const qz_node *node, uint8_t *out) {
+WITH_AVX512 void qz_add_avx512(const span *s, const qz_node *const *sources,
+                               const float *multiplier, const qz_node *node) {
     const ends e = ends_of(node);
     const __m512i zero_a = _mm512_set1_epi32(sources[0]->zero_point);
     const __m512i zero_b = _mm512_set1_epi32(sources[1]->zero_point);
     const __m512 m = _mm512_set1_ps(multiplier[0]), k = _mm512_set1_ps(multiplier[1]);
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 mask = first16(count - i);
-        const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(signed16(a + i, mask, zero_a)), m);
-        const __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(signed16(b + i, mask, zero_b)), k);
-        _mm_mask_storeu_epi8(out + i, mask, rounded(_mm512_add_ps(x, y), &e));
+    EACH(s) {
+        const __mmask64 mask = first64(s->count - i);
+        const __m512i x = BYTES(a), y = BYTES(b);
+        __m512i steps[4];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+            steps[q] = whole(_mm512_add_ps(scaled(x, q, zero_a, m), scaled(y, q, zero_b, k)), &e);
+        _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
 }
 
-WITH_AVX512 void qz_multiply_row(const uint8_t *a, const uint8_t *b, int64_t count,
-                                 const qz_node *const *sources, float multiplier,
-                                 const qz_node *node, uint8_t *out) {
+WITH_AVX512 void qz_multiply_avx512(const span *s, const qz_node *const *sources, float multiplier,
+                                    const qz_node *node) {
     const ends e = ends_of(node);
     const __m512i zero_a = _mm512_set1_epi32(sources[0]->zero_point);
     const __m512i zero_b = _mm512_set1_epi32(sources[1]->zero_point);
+    const __m512i lower = _mm512_set1_epi32(0xffff);
     const __m512 m = _mm512_set1_ps(multiplier);
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 mask = first16(count - i);
-        const __m512i product =
-            _mm512_mullo_epi32(signed16(a + i, mask, zero_a), signed16(b + i, mask, zero_b));
-        _mm_mask_storeu_epi8(out + i, mask,
-                             rounded(_mm512_mul_ps(_mm512_cvtepi32_ps(product), m), &e));
+    EACH(s) {
+        const __mmask64 mask = first64(s->count - i);
+        const __m512i x = BYTES(a), y = BYTES(b);
+        __m512i steps[4];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) { /* a product of the lower halves, and of 0 with the upper */
+            const __m512i product =
+                _mm512_madd_epi16(_mm512_and_si512(_mm512_sub_epi32(quarter(x, q), zero_a), lower),
+                                  _mm512_sub_epi32(quarter(y, q), zero_b));
+            steps[q] = whole(_mm512_mul_ps(_mm512_cvtepi32_ps(product), m), &e);
+        }
+        _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
 }
 
-WITH_AVX512 void qz_quantize_row(const float *in, int64_t count, float per_step,
-                                 const qz_node *node, uint8_t *out) {
+/* 64 real numbers to bytes. */
+INLINE __m512i quantized(const float *in, int64_t count, __m512 per_step, __m512 low,
+                         const ends *e) {
+    const __mmask64 mask = first64(count);
+    __m512i steps[4];
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; q++) {
+        const __m512 x = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16 * q), in + 16 * q);
+        steps[q] = whole(_mm512_max_ps(_mm512_mul_ps(x, per_step), low), e);
+    }
+    return bytes_of(steps, e);
+}
+
+WITH_AVX512 void qz_quantize_avx512(const float *in, int64_t count, int32_t channels,
+                                    ptrdiff_t plane, float per_step, const qz_node *node,
+                                    uint8_t *out) {
     const ends e = ends_of(node);
     const __m512 m = _mm512_set1_ps(per_step);
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 mask = first16(count - i);
-        const __m512 steps = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, in + i), m);
-        _mm_mask_storeu_epi8(out + i, mask, rounded(steps, &e));
-    }
+    const __m512 low = _mm512_set1_ps((float)(node->low - node->zero_point));
+    uint8_t bytes[64];
+    for (int32_t c = 0; c < channels; c++)
+        for (int64_t i = 0; i < count; i += 64) {
+            const int64_t now = count - i < 64 ? count - i : 64;
+            const __m512i x = quantized(in + c * plane + i, now, m, low, &e);
+            if (channels == 1) {
+                _mm512_mask_storeu_epi8(out + i, first64(now), x);
+                continue;
+            }
+            _mm512_storeu_si512(bytes, x);
+            for (int64_t k = 0; k < now; k++) out[(i + k) * channels + c] = bytes[k];
+        }
 }
 
-WITH_AVX512 void qz_keep_row(const uint8_t *in, int64_t count, const qz_node *node, uint8_t *out) {
-    if (node->low == 0 && node->high == 255) {
-        memcpy(out, in, (size_t)count);
-        return;
-    }
+WITH_AVX512 void qz_keep_avx512(const span *s, const qz_node *node) {
     const __m512i low = _mm512_set1_epi8((char)node->low),
                   high = _mm512_set1_epi8((char)node->high);
-    for (int64_t i = 0; i < count; i += 64) {
-        const __mmask64 mask = first64(count - i);
-        const __m512i x = _mm512_maskz_loadu_epi8(mask, in + i);
+    EACH(s) {
+        const __mmask64 mask = first64(s->count - i);
+        const __m512i x = BYTES(a);
         _mm512_mask_storeu_epi8(out + i, mask, _mm512_max_epu8(_mm512_min_epu8(x, high), low));
     }
+    (void)b;
 }
 
-WITH_AVX512 void qz_max_row(const uint8_t *const *taps, int32_t tap_count, int64_t count,
-                            const qz_node *node, uint8_t *out) {
+WITH_AVX512 void qz_most_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
+                                const qz_node *node, uint8_t *out) {
     const __m512i low = _mm512_set1_epi8((char)node->low),
                   high = _mm512_set1_epi8((char)node->high);
     for (int64_t i = 0; i < count; i += 64) {
@@ -125,59 +184,149 @@ WITH_AVX512 void qz_max_row(const uint8_t *const *taps, int32_t tap_count, int64
     }
 }
 
-WITH_AVX512 void qz_average_row(const uint8_t *const *taps, int32_t tap_count, int64_t count,
-                                int32_t zero_point, float multiplier, const qz_node *node,
-                                uint8_t *out) {
+WITH_AVX512 void qz_average_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
+                                   int32_t zero_point, float multiplier, const qz_node *node,
+                                   uint8_t *out) {
     const ends e = ends_of(node);
     const __m512 m = _mm512_set1_ps(multiplier);
     const __m512i zeros = _mm512_set1_epi32(zero_point * tap_count);
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 mask = first16(count - i);
-        __m512i sum = _mm512_setzero_si512();
-        for (int32_t k = 0; k < tap_count; k++)
-            sum = _mm512_add_epi32(sum,
-                                   _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, taps[k] + i)));
-        const __m512 steps = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, zeros)), m);
-        _mm_mask_storeu_epi8(out + i, mask, rounded(steps, &e));
+    for (int64_t i = 0; i < count; i += 64) {
+        const __mmask64 mask = first64(count - i);
+        __m512i sums[4];
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++) sums[q] = _mm512_setzero_si512();
+        for (int32_t k = 0; k < tap_count; k++) {
+            const __m512i x = _mm512_maskz_loadu_epi8(mask, taps[k] + i);
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; q++) sums[q] = _mm512_add_epi32(sums[q], quarter(x, q));
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+            sums[q] =
+                whole(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums[q], zeros)), m), &e);
+        _mm512_mask_storeu_epi8(out + i, mask, bytes_of(sums, &e));
     }
 }
 
-WITH_AVX512 void qz_interleave_row(const uint8_t *a, const uint8_t *b, int64_t each,
-                                   const qz_node *node, uint8_t *out) {
-    const __m256i low = _mm256_set1_epi8((char)node->low),
-                  high = _mm256_set1_epi8((char)node->high);
-    int64_t i = 0;
-    for (; i + 16 <= each; i += 16) {
-        const __m128i x = _mm_loadu_si128((const __m128i *)(a + i));
-        const __m128i y = _mm_loadu_si128((const __m128i *)(b + i));
-        const __m256i both = _mm256_set_m128i(_mm_unpackhi_epi8(x, y), _mm_unpacklo_epi8(x, y));
-        _mm256_storeu_si256((__m256i *)(out + 2 * i),
-                            _mm256_max_epu8(_mm256_min_epu8(both, high), low));
+/* Goes through a span, 32 bytes of each input at a time, spread to 16 bits. */
+#define EACH_PAIR(s)                                                                               \
+    const uint8_t *a = (s)->a, *b = (s)->b;                                                        \
+    uint8_t *out = (s)->out;                                                                       \
+    for (int64_t p = 0; p < (s)->pixels;                                                           \
+         p++, a += (s)->a_step, b += (s)->b_step, out += (s)->out_step)                            \
+        for (int64_t i = 0; i < (s)->count; i += 32)
+#define SPREAD(from)                                                                               \
+    _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8((__mmask32)first64((s)->count - i), (from) + i))
+
+WITH_AVX512 void qz_alternate_avx512(const span *s, const qz_node *node) {
+    const __m512i low = _mm512_set1_epi8((char)node->low),
+                  high = _mm512_set1_epi8((char)node->high);
+    EACH_PAIR(s) {
+        const __m512i both = _mm512_or_si512(SPREAD(a), _mm512_slli_epi16(SPREAD(b), 8));
+        _mm512_mask_storeu_epi8(out + 2 * i, first64(2 * (s->count - i)),
+                                _mm512_max_epu8(_mm512_min_epu8(both, high), low));
     }
-    for (; i < each; i++) {
-        const uint8_t pair[2] = {a[i], b[i]};
-        for (int k = 0; k < 2; k++) {
-            const int value = pair[k];
-            out[2 * i + k] = (uint8_t)(value < node->low    ? node->low
-                                       : value > node->high ? node->high
-                                                            : value);
+}
+
+/* With VBMI, 256 entries are four registers: two look-ups of 128 entries each, chosen by the
+ * highest bit. */
+typedef struct {
+    __m512i part[4];
+} lookup;
+
+#define INLINE_VBMI static inline __attribute__((always_inline)) WITH_VBMI
+
+INLINE_VBMI lookup lookup_of(const uint8_t *table) {
+    lookup l;
+    for (int i = 0; i < 4; i++) l.part[i] = _mm512_loadu_si512(table + 64 * i);
+    return l;
+}
+
+INLINE_VBMI __m512i look_up(const lookup *l, __m512i x) {
+    const __m512i low = _mm512_permutex2var_epi8(l->part[0], x, l->part[1]);
+    const __m512i high = _mm512_permutex2var_epi8(l->part[2], x, l->part[3]);
+    return _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high);
+}
+
+WITH_VBMI void qz_table_vbmi(const span *s, const uint8_t *table) {
+    const lookup l = lookup_of(table);
+    EACH(s) {
+        const __mmask64 mask = first64(s->count - i);
+        _mm512_mask_storeu_epi8(out + i, mask, look_up(&l, BYTES(a)));
+    }
+    (void)b;
+}
+
+WITH_VBMI void qz_alternate_vbmi(const span *s, const uint8_t *table_a, const uint8_t *table_b) {
+    const lookup la = lookup_of(table_a), lb = lookup_of(table_b);
+    EACH_PAIR(s) {
+        const __m512i both = _mm512_mask_blend_epi8(0xaaaaaaaaaaaaaaaaull, look_up(&la, SPREAD(a)),
+                                                    look_up(&lb, _mm512_slli_epi16(SPREAD(b), 8)));
+        _mm512_mask_storeu_epi8(out + 2 * i, first64(2 * (s->count - i)), both);
+    }
+}
+
+/* Where 64 bytes of three channels in turn begin: byte i of part p belongs to channel
+ * (64 p + i) % 3 of pixel (64 p + i) / 3. */
+typedef struct {
+    uint8_t pixel[3][64];
+    uint64_t channel[3][3]; /* [part][channel]: a bit for each byte */
+} turns;
+
+static void take_turns(turns *t) {
+    memset(t, 0, sizeof(*t));
+    for (int p = 0; p < 3; p++)
+        for (int i = 0; i < 64; i++) {
+            const int at = 64 * p + i;
+            t->pixel[p][i] = (uint8_t)(at / 3);
+            t->channel[p][at % 3] |= (uint64_t)1 << i;
+        }
+}
+
+WITH_VBMI void qz_quantize_vbmi(const float *in, int64_t count, int32_t channels, ptrdiff_t plane,
+                                float per_step, const qz_node *node, uint8_t *out) {
+    if (channels != 3) {
+        qz_quantize_avx512(in, count, channels, plane, per_step, node, out);
+        return;
+    }
+    const ends e = ends_of(node);
+    const __m512 m = _mm512_set1_ps(per_step);
+    const __m512 low = _mm512_set1_ps((float)(node->low - node->zero_point));
+    turns t;
+    take_turns(&t);
+    for (int64_t i = 0; i < count; i += 64) {
+        const int64_t now = count - i < 64 ? count - i : 64;
+        __m512i c[3];
+#pragma GCC unroll 3
+        for (int k = 0; k < 3; k++) c[k] = quantized(in + k * plane + i, now, m, low, &e);
+#pragma GCC unroll 3
+        for (int p = 0; p < 3; p++) {
+            const __m512i order = _mm512_loadu_si512(t.pixel[p]);
+            __m512i bytes = _mm512_permutexvar_epi8(order, c[0]);
+            bytes = _mm512_mask_permutexvar_epi8(bytes, t.channel[p][1], order, c[1]);
+            bytes = _mm512_mask_permutexvar_epi8(bytes, t.channel[p][2], order, c[2]);
+            const int64_t left = 3 * now - 64 * p;
+            if (left > 0) _mm512_mask_storeu_epi8(out + 3 * i + 64 * p, first64(left), bytes);
         }
     }
 }
 
-/* 256 entries are four registers: two look-ups of 128 entries each, chosen by the highest bit. */
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi"))) void
-qz_table_row(const uint8_t *in, int64_t count, const uint8_t *table, uint8_t *out) {
-    const __m512i t0 = _mm512_loadu_si512(table), t1 = _mm512_loadu_si512(table + 64);
-    const __m512i t2 = _mm512_loadu_si512(table + 128), t3 = _mm512_loadu_si512(table + 192);
-    for (int64_t i = 0; i < count; i += 64) {
-        const __mmask64 mask = count - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (count - i)) - 1;
-        const __m512i x = _mm512_maskz_loadu_epi8(mask, in + i);
-        const __m512i low = _mm512_permutex2var_epi8(t0, x, t1);
-        const __m512i high = _mm512_permutex2var_epi8(t2, x, t3);
-        const __m512i y = _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high);
-        _mm512_mask_storeu_epi8(out + i, mask, y);
-    }
+WITH_VBMI void qz_three_tables_vbmi(const uint8_t *in, int64_t count, const uint8_t *tables,
+                                    uint8_t *out) {
+    const lookup l[3] = {lookup_of(tables), lookup_of(tables + 256), lookup_of(tables + 512)};
+    turns t;
+    take_turns(&t);
+    for (int64_t i = 0; i < 3 * count; i += 192)
+#pragma GCC unroll 3
+        for (int p = 0; p < 3; p++) {
+            const int64_t left = 3 * count - i - 64 * p;
+            if (left <= 0) break;
+            const __m512i x = _mm512_maskz_loadu_epi8(first64(left), in + i + 64 * p);
+            __m512i bytes = look_up(&l[0], x);
+            bytes = _mm512_mask_blend_epi8(t.channel[p][1], bytes, look_up(&l[1], x));
+            bytes = _mm512_mask_blend_epi8(t.channel[p][2], bytes, look_up(&l[2], x));
+            _mm512_mask_storeu_epi8(out + i + 64 * p, first64(left), bytes);
+        }
 }
 
 #endif

@@ -1,64 +1,64 @@
-/* Which layers fast kernels compute, and the loops around those kernels. */
+/* Which layers kernels compute, how their weights are packed, and the loops around the kernels. */
 #include "fast.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Channels that one call of a kernel computes at most. */
-#define WIDTH 64
 /* Of a window. */
 #define MOST_TAPS 1024
+/* Bytes that a strip of a depthwise layer's quads takes at most, so that it stays in the nearest
+ * cache. */
+#define STRIP 16384
 
 struct fast {
     bool depthwise;
-    bool merged; /* whether the pixels of a window's row are one run of bytes */
-    int32_t runs, quads, taps;
     int32_t
         width; /* channels of a tile at most; of a grouped layer, whole groups or parts of one */
-    int32_t padded; /* output channels, rounded up to whole vectors */
+    int32_t padded; /* output channels, rounded up to whole tiles */
     int8_t *weights;
     int32_t *start;
     float *multiplier, *addend;
+    /* Dense: whether the pixels of a window's row are one run of bytes, and how many there are. */
+    bool merged;
+    int32_t runs, quads;
+    /* Depthwise: output rows at a time, and fours of input rows that they read. */
+    int32_t rows, fours;
 };
 
 static int32_t round_up(int32_t value, int32_t to) { return (value + to - 1) / to * to; }
 
-/* Vectors of the tile that begins at a channel. */
+static int32_t at_most(int32_t value, int32_t most) { return value < most ? value : most; }
+
+/* Vectors of the dense tile that begins at a channel. */
 static int32_t vectors_at(const struct fast *f, int32_t first) {
-    const int32_t left = (f->padded - first) / 16, most = f->width / 16;
-    return left > most ? most : left;
+    return at_most(f->padded - first, f->width) / 16;
 }
 
-/* Where a channel of a tile stands: within 128 bits, vector j holds numbers 4 j to 4 j + 3. */
-static int32_t lane_of(int32_t channel, int32_t vectors) {
-    if (vectors < 4) return channel;
+/* Width of the depthwise tile that begins at a channel. */
+static int32_t narrowed(const qz_kernels *kernels, int32_t channels) {
+    if (!kernels->narrow || channels > 32) return QZ_WIDTH;
+    return channels > 16 ? 32 : 16;
+}
+
+/* Where a channel of a tile of four vectors stands. */
+static int32_t lane_of(const qz_kernels *kernels, int32_t channel) {
+    if (!kernels->interleaved) return channel;
     return channel / 4 % 4 * 16 + channel / 16 * 4 + channel % 4;
 }
 
-/* Channels of a tile; 0 where tiles would be parts of several groups. */
-static int32_t width_of(const qz_node *node, bool depthwise) {
-    if (depthwise || node->groups == 1) return WIDTH;
+/* Channels of a dense tile; 0 where tiles would be parts of several groups. */
+static int32_t width_of(const qz_node *node) {
+    if (node->groups == 1) return QZ_WIDTH;
     const int32_t each = node->weight_shape[0] / node->groups;
-    for (int32_t width = WIDTH; width > 16; width /= 2)
+    for (int32_t width = QZ_WIDTH; width > 16; width /= 2)
         if (each % width == 0) return width;
     /* No tile may have fewer groups than others: it would read beyond the last pixel. */
     return each % 16 == 0 || (16 % each == 0 && node->groups % (16 / each) == 0) ? 16 : 0;
 }
 
-qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32_t number,
-                       char *message) {
-    const qz_node *node = &step->node;
-    const int32_t *shape = node->weight_shape;
-    const int32_t area = shape[2] * shape[3];
-    const int64_t row = (int64_t)shape[1] * area;
-    const bool depthwise = node->groups == shape[0] && shape[1] == 1 && shape[0] > 1;
-    const int32_t width = width_of(node, depthwise);
-    if (step->weight == NULL || !model->vnni || width == 0 || area > MOST_TAPS) return QZ_OK;
-    /* A tile reads the inputs of all groups that it has channels of. */
-    const int32_t each = shape[0] / node->groups;
-    const int32_t inputs = shape[1] * (node->groups > 1 && width > each ? width / each : 1);
-    for (int32_t o = 0; o < shape[0]; o++) { /* weights must fit into 8 bits, steps into 32 */
+/* Whether weights fit into 8 bits, which zero points may move them out of, and steps into 32. */
+static bool fits(const step *step, int64_t row) {
+    for (int32_t o = 0; o < step->node.weight_shape[0]; o++) {
         int64_t sum = 0;
         int16_t least = 0, greatest = 0;
         for (int64_t i = 0; i < row; i++) {
@@ -67,44 +67,36 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
             greatest = w > greatest ? w : greatest;
             sum += abs(w);
         }
-        if (least < -128 || greatest > 127) return QZ_OK; /* zero points move them out */
+        if (least < -128 || greatest > 127) return false;
         const double most = 255.0 * (double)sum * step->multiplier[o] +
                             (step->addend ? fabs((double)step->addend[o]) : 0.0);
-        if (!(most < 0x1p30)) return QZ_OK;
+        if (!(most < 0x1p30)) return false;
     }
-    struct fast *f = calloc(1, sizeof(*f));
-    if (f == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for node %d", number);
-    step->fast = f;
-    f->depthwise = depthwise;
-    f->width = width;
-    f->merged = node->groups == 1 && (node->dilation[1] == 1 || shape[3] == 1);
-    f->runs = f->merged ? shape[2] : area;
-    f->quads = round_up(inputs * (f->merged ? shape[3] : 1), 4) / 4;
-    f->taps = round_up(area, 4);
-    f->padded = round_up(shape[0], depthwise ? WIDTH : 16);
-    const size_t per_channel = depthwise ? (size_t)f->taps : (size_t)f->runs * (size_t)f->quads * 4;
-    const size_t channels = (size_t)f->padded;
-    f->weights = qz_allocate(model, channels * per_channel + 64, 1);
-    f->start = qz_allocate(model, channels, sizeof(int32_t));
-    f->multiplier = qz_allocate(model, channels, sizeof(float));
-    f->addend = qz_allocate(model, channels, sizeof(float));
-    if (!f->weights || !f->start || !f->multiplier || !f->addend)
-        return qz_fail(message, QZ_NO_MEMORY, "no memory for the weights of node %d", number);
+    return true;
+}
+
+static void pack_channel(struct fast *f, int32_t to, const step *step, int32_t o, int64_t sum,
+                         int32_t zero) {
+    f->start[to] = (int32_t)(uint32_t)(uint64_t)(zero * sum);
+    f->multiplier[to] = step->multiplier[o];
+    f->addend[to] = step->addend ? step->addend[o] : 0.0f;
+}
+
+/* [tiles][runs][quads][vectors][16][4] */
+static void pack_dense(struct fast *f, const step *step, const qz_kernels *kernels, int32_t zero) {
+    const int32_t *shape = step->node.weight_shape;
+    const int32_t area = shape[2] * shape[3], each = shape[0] / step->node.groups;
+    const int64_t row = (int64_t)shape[1] * area;
     for (int32_t o = 0; o < shape[0]; o++) {
-        const int32_t first = o / width * width, vectors = depthwise ? 4 : vectors_at(f, first);
+        const int32_t first = o / f->width * f->width, vectors = vectors_at(f, first);
         const int32_t before = (o / each - first / each) * shape[1]; /* inputs of other groups */
-        const int32_t lane = lane_of(o - first, vectors);
-        int8_t *tile = f->weights + (size_t)first * per_channel;
+        const int32_t lane = vectors == 4 ? lane_of(kernels, o - first) : o - first;
+        int8_t *tile = f->weights + (ptrdiff_t)first * f->runs * f->quads * 4;
+        const size_t quad = (size_t)vectors * 64; /* bytes of four inputs for all channels */
         int64_t sum = 0;
         for (int32_t k = 0; k < area; k++) {
             const int16_t *weights = step->weight + o * row + (int64_t)k * shape[1];
-            if (depthwise) {
-                tile[(k / 4 * WIDTH + lane) * 4 + k % 4] = (int8_t)*weights;
-                sum += *weights;
-                continue;
-            }
             const size_t run = (size_t)(f->merged ? k / shape[3] : k);
-            const size_t quad = (size_t)vectors * 64; /* bytes of four inputs for all channels */
             int8_t *to = tile + run * (size_t)f->quads * quad + (size_t)lane * 4;
             size_t byte = (size_t)(f->merged ? k % shape[3] * shape[1] : before);
             for (int32_t i = 0; i < shape[1]; i++, byte++) {
@@ -112,10 +104,80 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
                 sum += weights[i];
             }
         }
-        f->start[first + lane] = (int32_t)(uint32_t)(uint64_t)(-source->zero_point * sum);
-        f->multiplier[first + lane] = step->multiplier[o];
-        f->addend[first + lane] = step->addend ? step->addend[o] : 0.0f;
+        pack_channel(f, first + lane, step, o, sum, zero);
     }
+}
+
+/* [tiles][rows][fours][kernel width][4][16][4]; narrow tiles have all channels several times. */
+static void pack_depthwise(struct fast *f, const step *step, const qz_kernels *kernels,
+                           int32_t zero) {
+    const qz_node *node = &step->node;
+    const int32_t *shape = node->weight_shape;
+    const int32_t area = shape[2] * shape[3];
+    for (int32_t o = 0; o < shape[0]; o++) {
+        const int32_t first = o / QZ_WIDTH * QZ_WIDTH;
+        const int32_t width = narrowed(kernels, shape[0] - first);
+        for (int32_t copy = 0; copy < QZ_WIDTH / width; copy++) {
+            const int32_t lane = lane_of(kernels, o - first + copy * width);
+            int64_t sum = 0;
+            for (int32_t k = 0; k < area; k++) {
+                const int16_t weight = step->weight[(int64_t)o * area + k];
+                sum += weight;
+                for (int32_t r = 0; r < f->rows; r++) {
+                    const int32_t slot = k / shape[3] + r * node->stride[0];
+                    const int32_t quad = (r * f->fours + slot / 4) * shape[3] + k % shape[3];
+                    f->weights[((ptrdiff_t)first * f->rows * f->fours * shape[3] +
+                                (ptrdiff_t)quad * QZ_WIDTH + lane) *
+                                   4 +
+                               slot % 4] = (int8_t)weight;
+                }
+            }
+            pack_channel(f, first + lane, step, o, sum, zero);
+        }
+    }
+}
+
+qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32_t number,
+                       char *message) {
+    const qz_node *node = &step->node;
+    const qz_kernels *kernels = model->kernels;
+    const int32_t *shape = node->weight_shape;
+    const int32_t area = shape[2] * shape[3];
+    const bool depthwise = node->groups == shape[0] && shape[1] == 1 && shape[0] > 1;
+    const int32_t width = depthwise ? QZ_WIDTH : width_of(node);
+    const bool wide = depthwise && (int64_t)(shape[3] - 1) * node->dilation[1] > MOST_TAPS;
+    if (step->weight == NULL || kernels == NULL || width == 0 || area > MOST_TAPS || wide ||
+        !fits(step, (int64_t)shape[1] * area))
+        return QZ_OK;
+    struct fast *f = calloc(1, sizeof(*f));
+    if (f == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for node %d", number);
+    step->fast = f;
+    f->depthwise = depthwise;
+    f->width = width;
+    f->padded = round_up(shape[0], depthwise ? QZ_WIDTH : 16);
+    size_t per_channel;
+    if (depthwise) {
+        f->fours = round_up(shape[2], 4) / 4;
+        f->rows = node->dilation[0] > 1 ? 1 : (4 * f->fours - shape[2]) / node->stride[0] + 1;
+        per_channel = (size_t)f->rows * (size_t)f->fours * (size_t)shape[3] * 4;
+    } else {
+        /* A tile reads the inputs of all groups that it has channels of. */
+        const int32_t each = shape[0] / node->groups;
+        const int32_t inputs = shape[1] * (node->groups > 1 && width > each ? width / each : 1);
+        f->merged = node->groups == 1 && (node->dilation[1] == 1 || shape[3] == 1);
+        f->runs = f->merged ? shape[2] : area;
+        f->quads = round_up(inputs * (f->merged ? shape[3] : 1), 4) / 4;
+        per_channel = (size_t)f->runs * (size_t)f->quads * 4;
+    }
+    const size_t channels = (size_t)f->padded;
+    f->weights = qz_allocate(model, channels * per_channel + 64, 1);
+    f->start = qz_allocate(model, channels, sizeof(int32_t));
+    f->multiplier = qz_allocate(model, channels, sizeof(float));
+    f->addend = qz_allocate(model, channels, sizeof(float));
+    if (!f->weights || !f->start || !f->multiplier || !f->addend)
+        return qz_fail(message, QZ_NO_MEMORY, "no memory for the weights of node %d", number);
+    (depthwise ? pack_depthwise : pack_dense)(f, step, kernels,
+                                              kernels->shift - source->zero_point);
     return QZ_OK;
 }
 
@@ -132,109 +194,224 @@ static bool is_padded(const qz_node *node) {
     return node->padding[0] || node->padding[1] || node->padding[2] || node->padding[3];
 }
 
+/* Whether a dense layer computes from a copy of its input: with padding around it, or pixels side
+ * by side where windows are read as runs of bytes. */
+static bool is_copied(const step *step, const view *in) {
+    return is_padded(&step->node) ||
+           (step->fast->merged && step->node.weight_shape[3] > 1 && in->column != in->size.c);
+}
+
 static ptrdiff_t padded_row(const qz_node *node, const view *in) {
     return (ptrdiff_t)(in->size.width + node->padding[1] + node->padding[3]) * in->size.c;
 }
 
+/* Bytes of one vector of a depthwise layer's strip, for so many output pixels of a row. */
+static ptrdiff_t strip_vector(const qz_node *node, int32_t pixels) {
+    const int32_t spread = (node->weight_shape[3] - 1) * node->dilation[1];
+    /* Kernels read whole vectors, and some beyond the last pixel. */
+    return (ptrdiff_t)(pixels + spread / node->stride[1] + 8) * node->stride[1] * QZ_WIDTH;
+}
+
+/* How many output pixels of a row a strip is made for. */
+static int32_t strip_pixels(const struct fast *f, const qz_node *node) {
+    int32_t pixels = 64;
+    while (pixels > 8 && strip_vector(node, pixels) * 4 * f->fours > STRIP) pixels -= 4;
+    return pixels;
+}
+
 size_t qz_fast_scratch(const step *step, const view *in) {
     const qz_node *node = &step->node;
-    if (step->fast == NULL || !is_padded(node)) return 0;
+    const struct fast *f = step->fast;
+    if (f == NULL) return 0;
+    if (f->depthwise)
+        return (size_t)(strip_vector(node, strip_pixels(f, node)) * 4 * f->fours) +
+               (size_t)(in->size.width * in->column) + QZ_WIDTH;
+    if (!is_copied(step, in)) return 0;
     const size_t rows = (size_t)(in->size.height + node->padding[0] + node->padding[2]);
-    return rows * (size_t)padded_row(node, in) + WIDTH; /* kernels read beyond the last byte */
+    return rows * (size_t)padded_row(node, in) + QZ_WIDTH; /* kernels read beyond the last byte */
 }
 
-/* Copies an image with its padding around it, whose bytes are the zero point. */
-static void copy_padded(const qz_node *node, const view *in, const uint8_t *image, uint8_t zero,
-                        uint8_t *to) {
-    const size_t row = (size_t)padded_row(node, in), inside = (size_t)in->row;
-    const size_t before = (size_t)node->padding[1] * (size_t)in->size.c;
-    memset(to, zero, row * (size_t)node->padding[0]);
-    to += row * (size_t)node->padding[0];
-    for (int32_t y = 0; y < in->size.height; y++, to += row, image += in->row) {
-        memset(to, zero, before);
-        memcpy(to + before, image, inside);
-        memset(to + before + inside, zero, row - before - inside);
+/* Copies rows of an image with its padding around it, whose bytes are the zero point. */
+static void copy_padded(const qz_node *node, const view *in, int32_t from, int32_t to, uint8_t zero,
+                        uint8_t *copy) {
+    const size_t row = (size_t)padded_row(node, in), pixel = (size_t)in->size.c;
+    const size_t before = (size_t)node->padding[1] * pixel;
+    const size_t inside = (size_t)in->size.width * pixel;
+    for (int32_t y = from - node->padding[0]; y < to - node->padding[0]; y++, copy += row) {
+        if (y < 0 || y >= in->size.height) {
+            memset(copy, zero, row);
+            continue;
+        }
+        const uint8_t *image = (const uint8_t *)in->data + y * in->row;
+        memset(copy, zero, before);
+        if (in->column == in->size.c)
+            memcpy(copy + before, image, inside);
+        else
+            for (int32_t x = 0; x < in->size.width; x++)
+                memcpy(copy + before + (size_t)x * pixel, image + x * in->column, pixel);
+        memset(copy + before + inside, zero, row - before - inside);
     }
-    memset(to, zero, row * (size_t)node->padding[2]);
 }
 
-static void image_dense(const step *step, const uint8_t *in, ptrdiff_t row, int32_t channels,
-                        uint8_t *image, const view *out) {
+static void compute_dense(const step *step, const view *in, const view *out, const qz_model *model,
+                          part part, uint8_t *scratch) {
     const struct fast *f = step->fast;
     const qz_node *node = &step->node;
     const int32_t *shape = node->weight_shape;
     const int32_t stride_y = node->stride[0], stride_x = node->stride[1];
+    const int32_t tiles = round_up(f->padded, f->width) / f->width;
     int32_t height = out->size.height, width = out->size.width;
+    const uint8_t *image = in->data;
+    ptrdiff_t row = in->row, column = in->column;
+    /* Threads share rows, or else tiles, each of which reads the whole image. */
+    const bool by_tile = (int64_t)out->size.height * out->size.width * shape[1] <
+                             (int64_t)shape[0] * shape[1] * shape[2] * shape[3] &&
+                         tiles >= part.count;
+    int32_t first_tile = 0, last_tile = tiles;
+    if (by_tile) {
+        first_tile = (int32_t)share(tiles, part);
+        last_tile = (int32_t)share_end(tiles, part);
+        part.index = 0;
+        part.count = 1;
+    }
+    int32_t y0 = (int32_t)share(height, part), y1 = (int32_t)share_end(height, part);
+    const bool copied = is_copied(step, in);
+    if (copied) { /* the rows of this part */
+        if (y0 == y1) return;
+        const int32_t below = (shape[2] - 1) * node->dilation[0] + 1;
+        copy_padded(node, in, y0 * stride_y, (y1 - 1) * stride_y + below,
+                    (uint8_t)qz_grid_of(model, step->inputs[0])->zero_point, scratch);
+        row = padded_row(node, in);
+        column = in->size.c;
+        image = scratch - (ptrdiff_t)y0 * stride_y * row;
+    }
     ptrdiff_t offsets[f->runs];
     for (int32_t r = 0; r < f->runs; r++) {
         const int32_t i = f->merged ? r : r / shape[3], j = f->merged ? 0 : r % shape[3];
-        offsets[r] = i * node->dilation[0] * row + (ptrdiff_t)j * node->dilation[1] * channels;
+        offsets[r] = i * node->dilation[0] * row + (ptrdiff_t)j * node->dilation[1] * column;
+    }
+    int32_t x0 = 0, x1 = width;
+    if (!copied && f->runs == 1 && stride_x == 1 && stride_y == 1 && row == width * column &&
+        out->row == width * out->column) { /* one long row */
+        width *= height;
+        x0 = round_up((int32_t)share(width, part), 12);
+        x1 = part.index + 1 == part.count ? width : round_up((int32_t)share_end(width, part), 12);
+        x1 = at_most(x1, width);
+        y0 = 0;
+        y1 = 1;
     }
     dense_tile t = {.runs = f->runs,
                     .quads = f->quads,
                     .offsets = offsets,
-                    .step = (ptrdiff_t)stride_x * channels,
-                    .out_step = out->size.c};
-    if (f->runs == 1 && stride_x == 1 && stride_y == 1 && row == (ptrdiff_t)width * channels) {
-        width *= height; /* one long row */
-        height = 1;
-    }
-    const size_t per_channel = (size_t)f->runs * (size_t)f->quads * 4;
-    for (int32_t first = 0; first < f->padded; first += f->width) {
-        const uint8_t *from = in;
+                    .step = stride_x * column,
+                    .out_step = out->column};
+    for (int32_t n = first_tile; n < last_tile; n++) {
+        const int32_t first = n * f->width;
+        const uint8_t *from = image;
         if (node->groups > 1) from += first / (shape[0] / node->groups) * shape[1];
         t.vectors = vectors_at(f, first);
-        t.channels = shape[0] - first < f->width ? shape[0] - first : f->width;
-        t.weights = f->weights + (size_t)first * per_channel;
+        t.channels = at_most(shape[0] - first, f->width);
+        t.weights = f->weights + (ptrdiff_t)first * f->runs * f->quads * 4;
         t.start = f->start + first;
         t.multiplier = f->multiplier + first;
         t.addend = f->addend + first;
-        for (int32_t y = 0; y < height; y++)
-            qz_dense_avx512(&t, from + (ptrdiff_t)y * stride_y * row,
-                            image + (ptrdiff_t)y * width * out->size.c + first, width, node);
+        for (int32_t y = y0; y < y1; y++)
+            if (x0 < x1)
+                model->kernels->dense(&t, from + (ptrdiff_t)y * stride_y * row + x0 * t.step,
+                                      (uint8_t *)out->data + y * out->row + x0 * t.out_step + first,
+                                      x1 - x0, node);
     }
 }
 
-static void image_depthwise(const step *step, const uint8_t *in, ptrdiff_t row, int32_t channels,
-                            uint8_t *image, const view *out) {
-    const struct fast *f = step->fast;
+/* Makes the quads that output pixels from `x` on need of the rows from `y` on. */
+static void make_strip(const step *step, const view *in, const qz_kernels *kernels, int32_t first,
+                       const depthwise_tile *t, int32_t y, int32_t x, int32_t pixels,
+                       const uint8_t *zeros, uint8_t *strip) {
     const qz_node *node = &step->node;
-    const int32_t area = node->weight_shape[2] * node->weight_shape[3];
-    ptrdiff_t offsets[f->taps];
-    for (int32_t k = 0; k < f->taps; k++) {
-        const int32_t tap = k < area ? k : 0;
-        const int32_t i = tap / node->weight_shape[3], j = tap % node->weight_shape[3];
-        offsets[k] = i * node->dilation[0] * row + (ptrdiff_t)j * node->dilation[1] * channels;
-    }
-    depthwise_tile t = {.taps = f->taps,
-                        .offsets = offsets,
-                        .step = (ptrdiff_t)node->stride[1] * channels,
-                        .out_step = channels};
-    for (int32_t y = 0; y < out->size.height; y++) {
-        for (int32_t first = 0; first < channels; first += WIDTH) {
-            t.channels = channels - first < WIDTH ? channels - first : WIDTH;
-            t.weights = f->weights + (size_t)first * (size_t)f->taps;
-            t.start = f->start + first;
-            t.multiplier = f->multiplier + first;
-            t.addend = f->addend + first;
-            qz_depthwise_avx512(&t, in + (ptrdiff_t)y * node->stride[0] * row + first,
-                                image + (ptrdiff_t)y * out->row + first, out->size.width, node);
+    const struct fast *f = step->fast;
+    const int32_t stride = node->stride[1];
+    const int32_t slots = (f->rows - 1) * node->stride[0] + node->weight_shape[2];
+    const ptrdiff_t phase = t->vector / stride;
+    const int32_t spread = (node->weight_shape[3] - 1) * node->dilation[1];
+    const int32_t left = x * stride - node->padding[1];
+    const int32_t columns = (pixels - 1) * stride + spread + 1;
+    for (int32_t four = 0; four < f->fours; four++) {
+        const uint8_t *rows[4];
+        for (int32_t i = 0; i < 4; i++) {
+            const int32_t slot = at_most(4 * four + i, slots - 1);
+            const int32_t at = y * node->stride[0] - node->padding[0] + slot * node->dilation[0];
+            const bool inside = at >= 0 && at < in->size.height;
+            rows[i] = inside ? (const uint8_t *)in->data + at * in->row + first : zeros;
+        }
+        /* Columns whose number leaves the same rest lie side by side: those of one tap. */
+        for (int32_t rest = 0; rest < stride && rest < columns; rest++) {
+            uint8_t *to = strip + 4 * four * t->vector + rest * phase;
+            const int32_t all = (columns - rest - 1) / stride + 1, start = left + rest;
+            int32_t before = start < 0 ? at_most((-start + stride - 1) / stride, all) : 0;
+            int32_t end = in->size.width > start
+                              ? at_most((in->size.width - start - 1) / stride + 1, all)
+                              : 0;
+            end = end > before ? end : before;
+            for (int32_t v = 0; v < 4; v++) {
+                memset(to + v * t->vector, (int)zeros[0], (size_t)(before * t->width));
+                memset(to + v * t->vector + end * t->width, (int)zeros[0],
+                       (size_t)((all - end) * t->width));
+            }
+            if (end == before) continue;
+            const ptrdiff_t skip = (start + before * stride) * in->column;
+            const uint8_t *const from[4] = {rows[0] + skip, rows[1] + skip, rows[2] + skip,
+                                            rows[3] + skip};
+            kernels->interleave(from, stride * in->column, end - before, t->channels, t->width,
+                                t->vector, to + before * t->width);
         }
     }
 }
 
-void qz_compute_fast(const step *step, const view *in, const view *out, const qz_node *source,
-                     uint8_t *scratch) {
+static void compute_depthwise(const step *step, const view *in, const view *out,
+                              const qz_model *model, part part, uint8_t *scratch) {
+    const struct fast *f = step->fast;
     const qz_node *node = &step->node;
-    const uint8_t *from = in->data;
-    ptrdiff_t row = in->row;
-    if (is_padded(node)) {
-        copy_padded(node, in, from, (uint8_t)source->zero_point, scratch);
-        from = scratch;
-        row = padded_row(node, in);
+    const qz_kernels *kernels = model->kernels;
+    const int32_t channels = in->size.c, across = node->weight_shape[3];
+    const int32_t blocks = f->padded / QZ_WIDTH, stride = node->stride[1];
+    const int32_t groups = round_up(out->size.height, f->rows) / f->rows;
+    const int32_t count = f->fours * across, pixels = strip_pixels(f, node);
+    const ptrdiff_t vector = strip_vector(node, pixels);
+    uint8_t *zeros = scratch + vector * 4 * f->fours; /* a row outside the image */
+    memset(zeros, qz_grid_of(model, step->inputs[0])->zero_point,
+           (size_t)(in->size.width * in->column) + QZ_WIDTH);
+    ptrdiff_t offsets[count];
+    depthwise_tile t = {
+        .count = count, .offsets = offsets, .vector = vector, .out_step = out->column};
+    for (int64_t unit = share((int64_t)groups * blocks, part);
+         unit < share_end((int64_t)groups * blocks, part); unit++) {
+        const int32_t y = (int32_t)(unit / blocks) * f->rows;
+        const int32_t first = (int32_t)(unit % blocks) * QZ_WIDTH;
+        t.channels = at_most(channels - first, QZ_WIDTH);
+        t.width = narrowed(kernels, t.channels);
+        t.start = f->start + first;
+        t.multiplier = f->multiplier + first;
+        t.addend = f->addend + first;
+        for (int32_t k = 0; k < count; k++) {
+            const int32_t j = k % across * node->dilation[1];
+            offsets[k] =
+                k / across * 4 * vector + j % stride * (vector / stride) + j / stride * t.width;
+        }
+        for (int32_t x = 0; x < out->size.width; x += pixels) {
+            const int32_t now = at_most(out->size.width - x, pixels);
+            make_strip(step, in, kernels, first, &t, y, x, now, zeros, scratch);
+            for (int32_t r = 0; r < f->rows && y + r < out->size.height; r++) {
+                t.weights = f->weights + ((ptrdiff_t)first * f->rows + QZ_WIDTH * r) * count * 4;
+                kernels->depthwise(
+                    &t, scratch,
+                    (uint8_t *)out->data + (y + r) * out->row + x * out->column + first, now, node);
+            }
+        }
     }
-    if (step->fast->depthwise)
-        image_depthwise(step, from, row, in->size.c, out->data, out);
-    else
-        image_dense(step, from, row, in->size.c, out->data, out);
+}
+
+void qz_compute_fast(const step *step, const view *in, const view *out, const qz_model *model,
+                     part part, uint8_t *scratch) {
+    (step->fast->depthwise ? compute_depthwise : compute_dense)(step, in, out, model, part,
+                                                                scratch);
 }

@@ -5,6 +5,7 @@
 #define QZ_BUILD
 #include "../include/qzoo.h"
 
+#include <math.h>
 #include <stdbool.h>
 
 /* Of one node. */
@@ -24,6 +25,32 @@ typedef struct {
     dims size;
 } view;
 
+/* Whether the integers of a pixel, a row and an image follow one another without gaps. */
+static inline bool is_dense(const view *v) {
+    return v->channel == 1 && v->column == v->size.c &&
+           (v->size.height == 1 || v->row == (ptrdiff_t)v->size.width * v->size.c);
+}
+
+/* Rounds float steps half to even, adds the zero point, and keeps within the bounds. */
+static inline uint8_t qz_rounded(float steps, const qz_node *node) {
+    const float low = (float)(node->low - node->zero_point);
+    const float high = (float)(node->high - node->zero_point);
+    float whole = nearbyintf(steps); /* to even, as processors do unless told otherwise */
+    whole = whole < low ? low : whole > high ? high : whole;
+    return (uint8_t)((int32_t)whole + node->zero_point);
+}
+
+/* Which part of a node's output a thread computes: number `index` of `count`. */
+typedef struct {
+    int32_t index, count;
+} part;
+
+/* Where the share of a part begins in so many units; the next part's beginning is its end. */
+static inline int64_t share(int64_t units, part of) { return units * of.index / of.count; }
+static inline int64_t share_end(int64_t units, part of) {
+    return units * (of.index + 1) / of.count;
+}
+
 /* A checked node with numbers of its own. */
 typedef struct {
     qz_node node; /* its pointers lead into the model's memory */
@@ -35,11 +62,11 @@ typedef struct {
     float *addend;       /* [O], or NULL: the bias in steps of the output */
     float *affine;       /* gains, then offsets */
     struct fast *fast;   /* weights for fast kernels; NULL where plain C computes */
-    uint8_t table[256];
+    uint8_t *tables;     /* of table: [256]; of concat: what becomes of each input's bytes */
 } step;
 
 struct qz_model {
-    bool vnni, vbmi; /* which instructions this processor has */
+    const struct qz_kernels *kernels; /* NULL: plain C */
     int32_t count, channels;
     step *steps;
     size_t memory;
@@ -55,8 +82,9 @@ qz_status qz_fail(char *message, qz_status status, const char *format, ...);
 qz_status qz_output_size(const qz_model *model, int32_t number, const dims *sizes, dims images,
                          dims *output, char *message);
 
-/* Computes one node. */
-void qz_compute(const step *step, const view *inputs, const view *output, const qz_model *model);
+/* Computes a part of one node's output. */
+void qz_compute(const step *step, const view *inputs, const view *output, const qz_model *model,
+                part part);
 
 void qz_free_fast(struct fast *fast);
 

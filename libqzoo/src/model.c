@@ -220,6 +220,16 @@ static qz_status scale_inputs(qz_model *model, step *step, int32_t number, char 
         if (node->op == QZ_MUL) ratio *= (double)qz_grid_of(model, step->inputs[1])->scale;
         step->multiplier[i] = (float)(ratio / (double)node->scale);
     }
+    if (node->op != QZ_CONCAT) return QZ_OK;
+    step->tables = qz_allocate(model, (size_t)node->input_count, 256);
+    if (step->tables == NULL)
+        return qz_fail(message, QZ_NO_MEMORY, "no memory for node %d", number);
+    for (int32_t i = 0; i < node->input_count; i++) {
+        const int32_t zero = qz_grid_of(model, step->inputs[i])->zero_point;
+        for (int32_t byte = 0; byte < 256; byte++)
+            step->tables[256 * i + byte] =
+                qz_rounded((float)(byte - zero) * step->multiplier[i], node);
+    }
     return QZ_OK;
 }
 
@@ -248,7 +258,9 @@ static qz_status add_step(qz_model *model, const qz_node *node, int32_t number, 
         memcpy(step->affine, node->gain, count * sizeof(float));
         memcpy(step->affine + count, node->offset, count * sizeof(float));
     } else if (node->op == QZ_TABLE) {
-        memcpy(step->table, node->table, sizeof(step->table));
+        step->tables = qz_allocate(model, 1, 256);
+        if (step->tables == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for a node");
+        memcpy(step->tables, node->table, 256);
     } else if (!step->real) {
         status = scale_inputs(model, step, number, message);
     }
@@ -272,8 +284,7 @@ qz_status qz_model_create(const qz_node *nodes, int32_t count, int32_t channels,
     if (made == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for a model");
     made->memory = sizeof(*made);
     made->channels = channels;
-    made->vnni = !(options & QZ_PLAIN) && qz_has_avx512_vnni();
-    made->vbmi = made->vnni && qz_has_avx512_vbmi();
+    if (!(options & QZ_PLAIN)) made->kernels = qz_find_kernels((options >> 1) & 0xff);
     made->steps = qz_allocate(made, (size_t)count, sizeof(step));
     qz_status status = QZ_OK;
     if (made->steps == NULL) status = qz_fail(message, QZ_NO_MEMORY, "no memory for the nodes");
@@ -300,13 +311,24 @@ void qz_model_free(qz_model *model) {
         free(step->multiplier);
         free(step->addend);
         free(step->affine);
+        free(step->tables);
         qz_free_fast(step->fast);
     }
     free(model->steps);
     free(model);
 }
 
-const char *qz_instructions(void) { return qz_has_avx512_vnni() ? "AVX-512 VNNI" : "plain C"; }
+const qz_kernels *qz_find_kernels(int32_t skipped) {
+    const qz_kernels *found[] = {qz_avx512(), qz_avx2(), qz_neon_i8mm(), qz_neon_dot()};
+    for (size_t i = 0; i < sizeof(found) / sizeof(*found); i++)
+        if (found[i] != NULL && skipped-- <= 0) return found[i];
+    return NULL;
+}
+
+const char *qz_instructions(void) {
+    const qz_kernels *found = qz_find_kernels(0);
+    return found != NULL ? found->name : "plain C";
+}
 
 size_t qz_model_memory(const qz_model *model) { return model->memory; }
 

@@ -6,15 +6,6 @@
 #include <math.h>
 #include <string.h>
 
-/* Rounds float steps half to even, adds the zero point, and keeps within the bounds. */
-static inline uint8_t rounded(float steps, const qz_node *node) {
-    const float low = (float)(node->low - node->zero_point);
-    const float high = (float)(node->high - node->zero_point);
-    float whole = nearbyintf(steps); /* to even, as processors do unless told otherwise */
-    whole = whole < low ? low : whole > high ? high : whole;
-    return (uint8_t)((int32_t)whole + node->zero_point);
-}
-
 static inline uint8_t kept(uint8_t value, const qz_node *node) {
     return value < node->low    ? (uint8_t)node->low
            : value > node->high ? (uint8_t)node->high
@@ -33,23 +24,25 @@ static inline float *real(const view *v, int32_t c, int32_t y, int32_t x) {
     return (float *)v->data + place(v, c, y, x);
 }
 
-/* Goes through all elements of an output. */
+/* Goes through the elements of an output's part: some of its rows. */
 #define EACH(out)                                                                                  \
-    for (int32_t y = 0; y < (out)->size.height; y++)                                               \
+    for (int32_t y = (int32_t)share((out)->size.height, part),                                     \
+                 end = (int32_t)share_end((out)->size.height, part);                               \
+         y < end; y++)                                                                             \
         for (int32_t x = 0; x < (out)->size.width; x++)                                            \
             for (int32_t c = 0; c < (out)->size.c; c++)
 
-static void affine(const step *step, const view *in, const view *out) {
+static void affine(const step *step, const view *in, const view *out, part part) {
     const float *gain = step->affine, *offset = gain + step->node.affine_count;
     EACH(out) { *real(out, c, y, x) = *real(in, c, y, x) * gain[c] + offset[c]; }
 }
 
-static void quantize(const step *step, const view *in, const view *out) {
+static void quantize(const step *step, const view *in, const view *out, part part) {
     const float per_step = step->multiplier[0];
-    EACH(out) { *integer(out, c, y, x) = rounded(*real(in, c, y, x) * per_step, &step->node); }
+    EACH(out) { *integer(out, c, y, x) = qz_rounded(*real(in, c, y, x) * per_step, &step->node); }
 }
 
-static void dequantize(const view *in, const view *out, const qz_node *source) {
+static void dequantize(const view *in, const view *out, const qz_node *source, part part) {
     EACH(out) {
         *real(out, c, y, x) = (float)(*integer(in, c, y, x) - source->zero_point) * source->scale;
     }
@@ -81,14 +74,15 @@ static float window_sum(const step *step, const view *in, const qz_node *source,
     return step->weight != NULL ? (float)sum : (float)real_sum;
 }
 
-static void weighted(const step *step, const view *in, const view *out, const qz_node *source) {
+static void weighted(const step *step, const view *in, const view *out, const qz_node *source,
+                     part part) {
     const qz_node *node = &step->node;
     EACH(out) {
         const float sum = window_sum(step, in, source, c, y * node->stride[0] - node->padding[0],
                                      x * node->stride[1] - node->padding[1]);
         float steps = sum * step->multiplier[c];
         if (step->addend != NULL) steps += step->addend[c];
-        *integer(out, c, y, x) = rounded(steps, node);
+        *integer(out, c, y, x) = qz_rounded(steps, node);
     }
 }
 
@@ -100,36 +94,37 @@ static inline int32_t spread(const view *v, const qz_node *source, int32_t c, in
            source->zero_point;
 }
 
-static void add(const step *step, const view *in, const view *out, const qz_node *const *sources) {
+static void add(const step *step, const view *in, const view *out, const qz_node *const *sources,
+                part part) {
     EACH(out) {
         const float a = (float)spread(&in[0], sources[0], c, y, x) * step->multiplier[0];
         const float b = (float)spread(&in[1], sources[1], c, y, x) * step->multiplier[1];
-        *integer(out, c, y, x) = rounded(a + b, &step->node);
+        *integer(out, c, y, x) = qz_rounded(a + b, &step->node);
     }
 }
 
 static void multiply(const step *step, const view *in, const view *out,
-                     const qz_node *const *sources) {
+                     const qz_node *const *sources, part part) {
     EACH(out) {
         const int32_t product =
             spread(&in[0], sources[0], c, y, x) * spread(&in[1], sources[1], c, y, x);
-        *integer(out, c, y, x) = rounded((float)product * step->multiplier[0], &step->node);
+        *integer(out, c, y, x) = qz_rounded((float)product * step->multiplier[0], &step->node);
     }
 }
 
-static void concat(const step *step, const view *in, const view *out,
-                   const qz_node *const *sources) {
+static void concat(const step *step, const view *in, const view *out, const qz_node *const *sources,
+                   part part) {
     int32_t first = 0;
     for (int32_t i = 0; i < step->node.input_count; i++) {
         EACH(&in[i]) {
             const float value = (float)(*integer(&in[i], c, y, x) - sources[i]->zero_point);
-            *integer(out, first + c, y, x) = rounded(value * step->multiplier[i], &step->node);
+            *integer(out, first + c, y, x) = qz_rounded(value * step->multiplier[i], &step->node);
         }
         first += in[i].size.c;
     }
 }
 
-static void max_pool(const step *step, const view *in, const view *out) {
+static void max_pool(const step *step, const view *in, const view *out, part part) {
     const qz_node *node = &step->node;
     EACH(out) {
         uint8_t most = 0;
@@ -152,10 +147,11 @@ static void max_pool(const step *step, const view *in, const view *out) {
 static uint8_t averaged(const step *step, const qz_node *source, int64_t sum, int64_t number) {
     const float multiplier =
         (float)((double)source->scale / ((double)step->node.scale * (double)number));
-    return rounded((float)sum * multiplier, &step->node);
+    return qz_rounded((float)sum * multiplier, &step->node);
 }
 
-static void avg_pool(const step *step, const view *in, const view *out, const qz_node *source) {
+static void avg_pool(const step *step, const view *in, const view *out, const qz_node *source,
+                     part part) {
     const qz_node *node = &step->node;
     const int32_t height = in->size.height, width = in->size.width;
     /* How far beyond the image a place still counts. */
@@ -178,18 +174,19 @@ static void avg_pool(const step *step, const view *in, const view *out, const qz
     }
 }
 
-static void mean(const step *step, const view *in, const view *out, const qz_node *source) {
+static void mean(const step *step, const view *in, const view *out, const qz_node *source,
+                 part part) {
     const int64_t number = (int64_t)in->size.height * in->size.width;
-    for (int32_t c = 0; c < in->size.c; c++) {
+    for (int64_t c = share(in->size.c, part); c < share_end(in->size.c, part); c++) {
         int64_t sum = 0;
         for (int32_t y = 0; y < in->size.height; y++)
             for (int32_t x = 0; x < in->size.width; x++)
-                sum += *integer(in, c, y, x) - source->zero_point;
-        *integer(out, c, 0, 0) = averaged(step, source, sum, number);
+                sum += *integer(in, (int32_t)c, y, x) - source->zero_point;
+        *integer(out, (int32_t)c, 0, 0) = averaged(step, source, sum, number);
     }
 }
 
-static void channel_shuffle(const step *step, const view *in, const view *out) {
+static void channel_shuffle(const step *step, const view *in, const view *out, part part) {
     const int32_t groups = step->node.groups, each = in->size.c / groups;
     EACH(out) {
         *integer(out, c, y, x) =
@@ -197,21 +194,21 @@ static void channel_shuffle(const step *step, const view *in, const view *out) {
     }
 }
 
-static void slice(const step *step, const view *in, const view *out) {
+static void slice(const step *step, const view *in, const view *out, part part) {
     EACH(out) {
         *integer(out, c, y, x) = kept(*integer(in, step->node.start + c, y, x), &step->node);
     }
 }
 
-static void clip(const step *step, const view *in, const view *out) {
+static void clip(const step *step, const view *in, const view *out, part part) {
     EACH(out) { *integer(out, c, y, x) = kept(*integer(in, c, y, x), &step->node); }
 }
 
-static void table(const step *step, const view *in, const view *out) {
-    EACH(out) { *integer(out, c, y, x) = step->table[*integer(in, c, y, x)]; }
+static void table(const step *step, const view *in, const view *out, part part) {
+    EACH(out) { *integer(out, c, y, x) = step->tables[*integer(in, c, y, x)]; }
 }
 
-static void pad(const step *step, const view *in, const view *out) {
+static void pad(const step *step, const view *in, const view *out, part part) {
     const qz_node *node = &step->node;
     EACH(out) {
         const int32_t row = y - node->padding[0], column = x - node->padding[1];
@@ -223,9 +220,10 @@ static void pad(const step *step, const view *in, const view *out) {
 }
 
 /* Flatten and reshape: the elements in the order channel, row, column get other places. */
-static void reshape(const step *step, const view *in, const view *out) {
+static void reshape(const step *step, const view *in, const view *out, part part) {
     const int32_t height = in->size.height, width = in->size.width;
     int32_t at = 0;
+    if (part.index > 0) return; /* too little to share */
     for (int32_t c = 0; c < out->size.c; c++)
         for (int32_t y = 0; y < out->size.height; y++)
             for (int32_t x = 0; x < out->size.width; x++, at++) {
@@ -235,30 +233,31 @@ static void reshape(const step *step, const view *in, const view *out) {
             }
 }
 
-void qz_compute(const step *step, const view *in, const view *out, const qz_model *model) {
+void qz_compute(const step *step, const view *in, const view *out, const qz_model *model,
+                part part) {
     const qz_node *sources[QZ_MAX_INPUTS];
     for (int32_t i = 0; i < step->node.input_count; i++)
         sources[i] = qz_grid_of(model, step->inputs[i]);
-    if (qz_compute_rows(step, in, out, sources, model)) return;
+    if (qz_compute_rows(step, in, out, sources, model, part)) return;
     switch ((qz_op)step->node.op) {
-    case QZ_AFFINE: affine(step, in, out); break;
-    case QZ_QUANTIZE: quantize(step, in, out); break;
-    case QZ_DEQUANTIZE: dequantize(in, out, sources[0]); break;
+    case QZ_AFFINE: affine(step, in, out, part); break;
+    case QZ_QUANTIZE: quantize(step, in, out, part); break;
+    case QZ_DEQUANTIZE: dequantize(in, out, sources[0], part); break;
     case QZ_CONV2D:
-    case QZ_LINEAR: weighted(step, in, out, sources[0]); break;
-    case QZ_ADD: add(step, in, out, sources); break;
-    case QZ_MUL: multiply(step, in, out, sources); break;
-    case QZ_CONCAT: concat(step, in, out, sources); break;
-    case QZ_TABLE: table(step, in, out); break;
-    case QZ_CLIP: clip(step, in, out); break;
-    case QZ_MAX_POOL2D: max_pool(step, in, out); break;
-    case QZ_AVG_POOL2D: avg_pool(step, in, out, sources[0]); break;
-    case QZ_MEAN: mean(step, in, out, sources[0]); break;
-    case QZ_CHANNEL_SHUFFLE: channel_shuffle(step, in, out); break;
-    case QZ_SLICE: slice(step, in, out); break;
-    case QZ_PAD: pad(step, in, out); break;
+    case QZ_LINEAR: weighted(step, in, out, sources[0], part); break;
+    case QZ_ADD: add(step, in, out, sources, part); break;
+    case QZ_MUL: multiply(step, in, out, sources, part); break;
+    case QZ_CONCAT: concat(step, in, out, sources, part); break;
+    case QZ_TABLE: table(step, in, out, part); break;
+    case QZ_CLIP: clip(step, in, out, part); break;
+    case QZ_MAX_POOL2D: max_pool(step, in, out, part); break;
+    case QZ_AVG_POOL2D: avg_pool(step, in, out, sources[0], part); break;
+    case QZ_MEAN: mean(step, in, out, sources[0], part); break;
+    case QZ_CHANNEL_SHUFFLE: channel_shuffle(step, in, out, part); break;
+    case QZ_SLICE: slice(step, in, out, part); break;
+    case QZ_PAD: pad(step, in, out, part); break;
     case QZ_FLATTEN:
-    case QZ_RESHAPE: reshape(step, in, out); break;
+    case QZ_RESHAPE: reshape(step, in, out, part); break;
     case QZ_OPS: break;
     }
 }

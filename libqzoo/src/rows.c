@@ -1,93 +1,117 @@
-/* Operations without weights, row by row where the processor has AVX-512. */
-#include "rows.h"
+/* Operations without weights, by kernels: which pixels and rows they get. */
 #include "fast.h"
 
 #include <string.h>
 
-#if defined(__x86_64__)
-
 /* Of a window whose pixels are looked at together. */
 #define MOST_PIXELS 1024
-/* Pixels of one channel that are rounded before the channels are brought side by side. */
-#define STRIP 256
 
 static uint8_t *pixel(const view *v, int32_t y, int32_t x) {
     return (uint8_t *)v->data + y * v->row + x * v->column;
 }
 
-static int64_t bytes_of(const view *v) { return (int64_t)v->row * v->size.height; }
-
 static bool same_size(const view *a, const view *b) {
-    return bytes_of(a) == bytes_of(b) && a->size.c == b->size.c && a->size.height == b->size.height;
+    return a->size.c == b->size.c && a->size.height == b->size.height &&
+           a->size.width == b->size.width;
 }
 
-static bool quantize(const step *step, const view *in, const view *out) {
-    const qz_node *node = &step->node;
-    const float per_step = step->multiplier[0];
-    if (in->channel == 1) {
-        qz_quantize_row(in->data, bytes_of(in), per_step, node, out->data);
-        return true;
+/* The spans of a part of an output and of the same places of its inputs, one after the other: all
+ * bytes at once where nothing lies between them, else row by row. Begin with {0}. */
+typedef struct {
+    span span;
+    bool begun;
+    int32_t y, end;
+} spans;
+
+static bool next_span(spans *s, const view *a, const view *b, const view *out, part part) {
+    if (is_dense(a) && is_dense(b) && is_dense(out)) {
+        const int64_t bytes = (int64_t)out->size.c * out->size.height * out->size.width;
+        const int64_t units = (bytes + 63) / 64;
+        const int64_t from = share(units, part) * 64, to = share_end(units, part) * 64;
+        const uint8_t *const data_a = a->data, *const data_b = b->data;
+        s->span = (span){.pixels = 1,
+                         .count = (to < bytes ? to : bytes) - from,
+                         .a = data_a + from,
+                         .b = data_b + from,
+                         .out = (uint8_t *)out->data + from};
+        if (s->begun || s->span.count <= 0) return false;
+        return s->begun = true;
     }
-    const int32_t channels = in->size.c;
-    uint8_t strip[STRIP];
-    for (int32_t y = 0; y < in->size.height; y++)
-        for (int32_t c = 0; c < channels; c++)
-            for (int32_t x = 0; x < in->size.width; x += STRIP) {
-                const int32_t left = in->size.width - x, now = left < STRIP ? left : STRIP;
-                const float *from = (const float *)in->data + c * in->channel + y * in->row + x;
-                qz_quantize_row(from, now, per_step, node, strip);
-                uint8_t *to = pixel(out, y, x) + c;
-                for (int32_t i = 0; i < now; i++) to[i * channels] = strip[i];
-            }
+    if (!s->begun) {
+        s->begun = true;
+        s->y = (int32_t)share(out->size.height, part);
+        s->end = (int32_t)share_end(out->size.height, part);
+    }
+    if (s->y == s->end) return false;
+    s->span = (span){.pixels = out->size.width,
+                     .count = out->size.c,
+                     .a = pixel(a, s->y, 0),
+                     .b = pixel(b, s->y, 0),
+                     .out = pixel(out, s->y, 0),
+                     .a_step = a->column,
+                     .b_step = b->column,
+                     .out_step = out->column};
+    s->y++;
+    return true;
+}
+
+static bool quantize(const step *step, const view *in, const view *out, const qz_kernels *kernels,
+                     part part) {
+    if (in->channel == 1 || in->row != in->size.width || !is_dense(out)) return false;
+    const int64_t pixels = (int64_t)in->size.height * in->size.width, units = (pixels + 63) / 64;
+    const int64_t from = share(units, part) * 64, to = share_end(units, part) * 64;
+    const int64_t count = (to < pixels ? to : pixels) - from;
+    if (count > 0)
+        kernels->quantize((const float *)in->data + from, count, in->size.c, in->channel,
+                          step->multiplier[0], &step->node,
+                          (uint8_t *)out->data + from * in->size.c);
     return true;
 }
 
 static bool pointwise(const step *step, const view *in, const view *out,
-                      const qz_node *const *sources) {
+                      const qz_node *const *sources, const qz_kernels *kernels, part part) {
     const qz_node *node = &step->node;
-    const bool add = node->op == QZ_ADD;
+    spans s = {0};
     if (same_size(&in[0], &in[1])) {
-        const int64_t bytes = bytes_of(out);
-        if (add)
-            qz_add_row(in[0].data, in[1].data, bytes, sources, step->multiplier, node, out->data);
-        else
-            qz_multiply_row(in[0].data, in[1].data, bytes, sources, step->multiplier[0], node,
-                            out->data);
+        while (next_span(&s, &in[0], &in[1], out, part))
+            if (node->op == QZ_ADD)
+                kernels->add(&s.span, sources, step->multiplier, node);
+            else
+                kernels->multiply(&s.span, sources, step->multiplier[0], node);
         return true;
     }
     /* A factor for each channel, as squeeze and excitation has it; either input may be it. */
     const int k = in[0].size.height == 1 && in[0].size.width == 1 ? 0 : 1;
-    const view *each = &in[k], *whole = &in[1 - k];
-    if (add || each->size.height != 1 || each->size.width != 1 || each->size.c != whole->size.c)
+    const view *whole = &in[1 - k];
+    if (node->op == QZ_ADD || in[k].size.height != 1 || in[k].size.width != 1 ||
+        in[k].size.c != whole->size.c)
         return false;
     const qz_node *const ordered[2] = {sources[1 - k], sources[k]};
-    for (int32_t y = 0; y < out->size.height; y++)
-        for (int32_t x = 0; x < out->size.width; x++)
-            qz_multiply_row(pixel(whole, y, x), pixel(each, 0, 0), out->size.c, ordered,
-                            step->multiplier[0], node, pixel(out, y, x));
+    view each = in[k]; /* its pixel serves all */
+    each.row = each.column = 0;
+    while (next_span(&s, whole, &each, out, part))
+        kernels->multiply(&s.span, ordered, step->multiplier[0], node);
     return true;
 }
 
-static bool concat(const step *step, const view *in, const view *out,
-                   const qz_node *const *sources) {
+static void concat(const step *step, const view *in, const view *out, const qz_node *const *sources,
+                   const qz_kernels *kernels, part part) {
     const qz_node *node = &step->node;
-    int32_t first = 0;
+    view to = *out;
     for (int32_t i = 0; i < node->input_count; i++) {
-        const int32_t channels = in[i].size.c;
+        to.size.c = in[i].size.c;
         const bool same =
             sources[i]->scale == node->scale && sources[i]->zero_point == node->zero_point;
-        for (int32_t y = 0; y < out->size.height; y++)
-            for (int32_t x = 0; x < out->size.width; x++) {
-                const uint8_t *from = pixel(&in[i], y, x);
-                uint8_t *to = pixel(out, y, x) + first;
-                if (same)
-                    qz_keep_row(from, channels, node, to);
-                else
-                    qz_rescale_row(from, channels, sources[i], step->multiplier[i], node, to);
-            }
-        first += channels;
+        spans s = {0};
+        while (next_span(&s, &in[i], &in[i], &to, part))
+            if (same)
+                kernels->keep(&s.span, node);
+            else if (kernels->table != NULL)
+                kernels->table(&s.span, step->tables + 256 * i);
+            else
+                kernels->rescale(&s.span, sources[i], step->multiplier[i], node);
+        to.data = (uint8_t *)to.data + in[i].size.c;
     }
-    return true;
 }
 
 /* Collects the pixels of a window that lie in the image; returns how many. */
@@ -115,18 +139,20 @@ static int32_t counted(int32_t start, int32_t kernel, int32_t size, int32_t edge
     return to > from ? to - from : 0;
 }
 
-static bool pool(const step *step, const view *in, const view *out, const qz_node *source) {
+static bool pool(const step *step, const view *in, const view *out, const qz_node *source,
+                 const qz_kernels *kernels, part part) {
     const qz_node *node = &step->node;
     const uint8_t *taps[MOST_PIXELS];
     if ((int64_t)node->kernel[0] * node->kernel[1] > MOST_PIXELS) return false;
     const int32_t edge_y = node->count_include_pad ? node->padding[0] : 0;
     const int32_t edge_x = node->count_include_pad ? node->padding[1] : 0;
-    for (int32_t y = 0; y < out->size.height; y++)
+    const int32_t end = (int32_t)share_end(out->size.height, part);
+    for (int32_t y = (int32_t)share(out->size.height, part); y < end; y++)
         for (int32_t x = 0; x < out->size.width; x++) {
             const int32_t found = window_of(node, in, y, x, taps);
             uint8_t *to = pixel(out, y, x);
             if (node->op == QZ_MAX_POOL2D) {
-                qz_max_row(taps, found, out->size.c, node, to);
+                kernels->most(taps, found, out->size.c, node, to);
                 continue;
             }
             const int32_t top = y * node->stride[0] - node->padding[0];
@@ -135,74 +161,90 @@ static bool pool(const step *step, const view *in, const view *out, const qz_nod
                                   (double)counted(left, node->kernel[1], in->size.width, edge_x);
             const float multiplier =
                 (float)((double)source->scale / ((double)node->scale * number));
-            qz_average_row(taps, found, out->size.c, source->zero_point, multiplier, node, to);
+            kernels->average(taps, found, out->size.c, source->zero_point, multiplier, node, to);
         }
     return true;
 }
 
-static bool mean(const step *step, const view *in, const view *out, const qz_node *source) {
+static bool mean(const step *step, const view *in, const view *out, const qz_node *source,
+                 const qz_kernels *kernels, part part) {
     const int32_t height = in->size.height, width = in->size.width;
     const uint8_t *taps[MOST_PIXELS];
     if ((int64_t)height * width > MOST_PIXELS) return false;
     const double number = (double)height * (double)width;
     const float multiplier = (float)((double)source->scale / ((double)step->node.scale * number));
-    for (int32_t i = 0; i < height * width; i++) taps[i] = pixel(in, i / width, i % width);
-    qz_average_row(taps, height * width, in->size.c, source->zero_point, multiplier, &step->node,
-                   pixel(out, 0, 0));
+    const int64_t units = (in->size.c + 63) / 64, from = share(units, part) * 64;
+    const int64_t end = share_end(units, part) * 64, to = end < in->size.c ? end : in->size.c;
+    for (int32_t i = 0; i < height * width; i++) taps[i] = pixel(in, i / width, i % width) + from;
+    if (from < to)
+        kernels->average(taps, height * width, to - from, source->zero_point, multiplier,
+                         &step->node, pixel(out, 0, 0) + from);
     return true;
 }
 
-static bool by_pixel(const step *step, const view *in, const view *out) {
-    const qz_node *node = &step->node;
-    const bool slice = node->op == QZ_SLICE;
-    if (!slice && node->groups != 2) return false;
-    const int32_t half = in->size.c / 2;
-    for (int32_t y = 0; y < out->size.height; y++)
-        for (int32_t x = 0; x < out->size.width; x++) {
-            const uint8_t *from = pixel(in, y, x);
-            uint8_t *to = pixel(out, y, x);
-            if (slice)
-                qz_keep_row(from + node->start, out->size.c, node, to);
-            else
-                qz_interleave_row(from, from + half, half, node, to);
-        }
+static bool shuffle(const step *step, const view *in, const view *out, const qz_kernels *kernels,
+                    part part) {
+    if (step->node.groups != 2) return false;
+    view a = *in, b = *in, half = *out;
+    a.size.c = b.size.c = in->size.c / 2;
+    b.data = (uint8_t *)in->data + a.size.c;
+    half.size.c = a.size.c; /* of each input; the output's pixels are as far apart as they are */
+    spans s = {0};
+    while (next_span(&s, &a, &b, &half, part)) kernels->alternate(&s.span, &step->node);
+    return true;
+}
+
+void qz_alternate(const step *step, const view *in, const view *out, const qz_kernels *kernels,
+                  part part) {
+    view half = *out;
+    half.size.c = in[0].size.c;
+    spans s = {0};
+    while (next_span(&s, &in[0], &in[1], &half, part))
+        kernels->alternate_tables(&s.span, step->tables, step->tables + 256);
+}
+
+static void slice(const step *step, const view *in, const view *out, const qz_kernels *kernels,
+                  part part) {
+    view from = *in;
+    from.data = (uint8_t *)in->data + step->node.start;
+    from.size.c = out->size.c;
+    spans s = {0};
+    while (next_span(&s, &from, &from, out, part)) kernels->keep(&s.span, &step->node);
+}
+
+static bool reshape(const step *step, const view *in, const view *out, const qz_kernels *kernels,
+                    part part) {
+    if (in->size.height * in->size.width != 1 || out->size.height * out->size.width != 1)
+        return false;
+    const span all = {.pixels = 1, .count = in->size.c, .a = in->data, .out = out->data};
+    if (part.index == 0) kernels->keep(&all, &step->node);
     return true;
 }
 
 bool qz_compute_rows(const step *step, const view *in, const view *out,
-                     const qz_node *const *sources, const qz_model *model) {
-    if (!model->vnni) return false;
+                     const qz_node *const *sources, const qz_model *model, part part) {
+    const qz_kernels *kernels = model->kernels;
+    spans s = {0};
+    if (kernels == NULL) return false;
     switch ((qz_op)step->node.op) {
-    case QZ_QUANTIZE: return quantize(step, in, out);
+    case QZ_QUANTIZE: return quantize(step, in, out, kernels, part);
     case QZ_ADD:
-    case QZ_MUL: return pointwise(step, in, out, sources);
-    case QZ_CONCAT: return concat(step, in, out, sources);
+    case QZ_MUL: return pointwise(step, in, out, sources, kernels, part);
+    case QZ_CONCAT: concat(step, in, out, sources, kernels, part); return true;
     case QZ_MAX_POOL2D:
-    case QZ_AVG_POOL2D: return pool(step, in, out, sources[0]);
-    case QZ_MEAN: return mean(step, in, out, sources[0]);
-    case QZ_SLICE:
-    case QZ_CHANNEL_SHUFFLE: return by_pixel(step, in, out);
-    case QZ_CLIP: qz_keep_row(in->data, bytes_of(in), &step->node, out->data); return true;
+    case QZ_AVG_POOL2D: return pool(step, in, out, sources[0], kernels, part);
+    case QZ_MEAN: return mean(step, in, out, sources[0], kernels, part);
+    case QZ_SLICE: slice(step, in, out, kernels, part); return true;
+    case QZ_CHANNEL_SHUFFLE: return shuffle(step, in, out, kernels, part);
+    case QZ_CLIP:
+        while (next_span(&s, in, in, out, part)) kernels->keep(&s.span, &step->node);
+        return true;
     case QZ_TABLE:
-        if (!model->vbmi) return false;
-        qz_table_row(in->data, bytes_of(in), step->table, out->data);
+        if (kernels->table == NULL) return false;
+        while (next_span(&s, in, in, out, part)) kernels->table(&s.span, step->tables);
         return true;
     case QZ_FLATTEN:
-    case QZ_RESHAPE:
-        if (in->size.height * in->size.width != 1 || out->size.height * out->size.width != 1)
-            return false;
-        qz_keep_row(in->data, bytes_of(in), &step->node, out->data);
-        return true;
+    case QZ_RESHAPE: return reshape(step, in, out, kernels, part);
     default: return false;
     }
 }
-
-#else
-
-bool qz_compute_rows(const step *step, const view *in, const view *out,
-                     const qz_node *const *sources, const qz_model *model) {
-    (void)model, (void)step, (void)in, (void)out, (void)sources;
-    return false;
-}
-
-#endif

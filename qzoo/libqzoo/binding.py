@@ -91,9 +91,11 @@ def library() -> ctypes.CDLL:
         ("instructions", message, []),
         ("model_free", None, [pointer]),
         ("model_memory", ctypes.c_size_t, [pointer]),
-        ("session_create", whole, [pointer, whole, whole, whole, out, message]),
+        ("session_create", whole, [pointer, whole, whole, whole, whole, out, message]),
         ("session_free", None, [pointer]),
         ("session_run", None, [pointer, whole, pointer, pointer]),
+        ("session_run_bytes", None, [pointer, whole, pointer, pointer, pointer]),
+        ("session_times", whole, [pointer, pointer, message]),
         ("session_classes", whole, [pointer]),
         ("session_memory", ctypes.c_size_t, [pointer]),
         ("session_value", whole, [pointer, whole, pointer, ctypes.c_size_t, message]),
@@ -132,13 +134,14 @@ class Model:
     Args:
         graph: A checked graph.
         plain: Whether to compute in plain C, for comparing the fast kernels with it.
+        skip: How many of the best kernel sets that the processor has to leave out, for comparing.
 
     Raises:
         MissingDependencyError: The library is not there.
         ArtifactError: The library refuses the graph.
     """
 
-    def __init__(self, graph: Graph, plain: bool = False) -> None:
+    def __init__(self, graph: Graph, plain: bool = False, skip: int = 0) -> None:
         self.graph = graph
         self._library = library()
         kept: list[Any] = []  # arrays that the nodes point to
@@ -146,7 +149,9 @@ class Model:
         nodes = (_Node * len(graph.nodes))(
             *(_node(node, numbers, graph.tensors, kept) for node in graph.nodes)
         )
-        self._address = _create(self._library.qz_model_create, nodes, len(nodes), 3, int(plain))
+        self._address = _create(
+            self._library.qz_model_create, nodes, len(nodes), 3, int(plain) | skip << 1
+        )
 
     @property
     def memory(self) -> int:
@@ -154,18 +159,22 @@ class Model:
         size: int = self._library.qz_model_memory(self._address)
         return size
 
-    def session(self, height: int, width: int, keep: bool = False) -> Session:
+    def session(
+        self, height: int, width: int, threads: int = 1, keep: bool = False, times: bool = False
+    ) -> Session:
         """Makes the model ready for images of one size.
 
         Args:
             height: In pixels.
             width: In pixels.
+            threads: How many compute a call, the caller's included.
             keep: Whether all nodes' integers can be read after a run.
+            times: Whether the time of each node is taken.
 
         Raises:
             ArgumentError: The model takes no such images.
         """
-        return Session(self, height, width, keep)
+        return Session(self, (height, width), threads, keep, times)
 
     def __del__(self) -> None:
         if address := getattr(self, "_address", None):
@@ -175,11 +184,14 @@ class Model:
 class Session:
     """A model made ready; see `Model.session`. It runs one call at a time."""
 
-    def __init__(self, model: Model, height: int, width: int, keep: bool) -> None:
-        self.model, self.size = model, (height, width)
+    def __init__(
+        self, model: Model, size: tuple[int, int], threads: int, keep: bool, times: bool
+    ) -> None:
+        self.model, self.size = model, size
         self._library = model._library
+        options = int(keep) | int(times) << 1
         self._address = _create(
-            self._library.qz_session_create, model._address, height, width, int(keep)
+            self._library.qz_session_create, model._address, *size, threads, options
         )
         self.classes: int = self._library.qz_session_classes(self._address)
 
@@ -204,17 +216,47 @@ class Session:
         )
         return logits
 
+    def run_bytes(self, pictures: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Returns logits, float32 [N, classes], of pictures: as `run` of `values` of their bytes.
+
+        Args:
+            pictures: uint8 [N, height, width, 3] of the session's size, in one piece of memory.
+            values: float32 [3, 256]: the real number that each byte of a channel stands for.
+        """
+        assert pictures.shape[1:] == (*self.size, 3)
+        assert values.shape == (3, 256)
+        assert (pictures.dtype, values.dtype) == (np.uint8, np.float32)
+        assert pictures.flags.c_contiguous
+        assert values.flags.c_contiguous
+        logits = np.empty((len(pictures), self.classes), np.float32)
+        self._library.qz_session_run_bytes(
+            self._address, len(pictures), pictures.ctypes.data, values.ctypes.data,
+            logits.ctypes.data,
+        )  # fmt: skip
+        return logits
+
+    def times(self) -> np.ndarray:
+        """Returns the seconds that each node of the graph took for the last image, float64 [nodes].
+
+        A node that is computed with another, or needs no computing, has 0.
+        """
+        seconds = np.empty(len(self.model.graph.nodes))
+        self._check(self._library.qz_session_times, seconds.ctypes.data)
+        return seconds
+
+    def _check(self, function: Any, *arguments: Any) -> None:
+        message = ctypes.create_string_buffer(_MESSAGE)
+        if status := function(self._address, *arguments, message):
+            raise _ERRORS[status](f"libqzoo: {message.value.decode('ascii', 'replace')}.")
+
     def value(self, name: str) -> np.ndarray:
         """Returns the integers that a node gave for the last image, uint8, without the batch."""
         nodes = [node.name for node in self.model.graph.nodes]
         shape: Any = self.model.graph.sized(*self.size)[name][1:]
         result = np.empty(shape, np.uint8)
-        message = ctypes.create_string_buffer(_MESSAGE)
-        status = self._library.qz_session_value(
-            self._address, nodes.index(name), result.ctypes.data, result.nbytes, message
+        self._check(
+            self._library.qz_session_value, nodes.index(name), result.ctypes.data, result.nbytes
         )
-        if status:
-            raise _ERRORS[status](f"libqzoo: {message.value.decode('ascii', 'replace')}.")
         return result
 
     def __del__(self) -> None:

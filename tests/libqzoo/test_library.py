@@ -29,19 +29,26 @@ EMBEDDED = sorted((PACKAGE / "embedded").glob("*.safetensors"))
 
 
 def differing(graph: Graph, x: np.ndarray, plain: bool) -> list[str]:
-    """Returns the nodes whose integers are not the interpreter's for a batch of one image."""
-    session = binding.Model(graph, plain).session(x.shape[2], x.shape[3], keep=True)
-    logits = session.run(x)
+    """Returns the nodes whose integers are not the interpreter's for a batch of one image.
+
+    Sessions that keep everything, that share memory, and that share the work out, all must agree.
+    """
+    model = binding.Model(graph, plain)
     seen: dict[str, np.ndarray] = {}
     wanted = interpret(graph, x, lambda name, value: seen.update({name: value}))
-    assert logits.dtype == np.float32
-    bad = [
-        node.name
-        for node in graph.nodes
-        if node.grid is not None
-        and not np.array_equal(session.value(node.name), seen[node.name][0])
-    ]
-    return bad + ["logits"] * (not np.array_equal(logits, wanted))
+    bad = []
+    for threads in (1, 2, 3):
+        session = model.session(*x.shape[2:], threads=threads, keep=True)
+        logits = [session.run(x), model.session(*x.shape[2:], threads=threads).run(x)]
+        assert logits[0].dtype == np.float32
+        bad += [
+            node.name
+            for node in graph.nodes
+            if node.grid is not None
+            and not np.array_equal(session.value(node.name), seen[node.name][0])
+        ]
+        bad += [f"logits {threads} {i}" for i in (0, 1) if not np.array_equal(logits[i], wanted)]
+    return bad
 
 
 def image(seed: int, height: int, width: int) -> np.ndarray:
