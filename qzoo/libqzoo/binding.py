@@ -68,22 +68,34 @@ def libqzoo_files() -> list[Path]:
     return sorted(Path(__file__).parent.glob("_qzoo.*"))
 
 
-@functools.cache
+def missing_library() -> str | None:
+    """Returns what the library is that was not built or cannot be loaded, what to do; or None."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
 def library() -> ctypes.CDLL:
-    """Loads the library that was built with the package.
+    """Returns the library that was built with the package.
 
     Raises:
         MissingDependencyError: It was not built here, or cannot be loaded.
     """
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise MissingDependencyError(f"libqzoo {loaded}.")
+    return loaded
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    """Loads the library, or returns what keeps it from that and what to do."""
     files = libqzoo_files()
     if not files:
-        raise MissingDependencyError(
-            f"This installation of qzoo was built without libqzoo: {BUILD_LIBQZOO}."
-        )
+        return f"was not built with this installation of qzoo: {BUILD_LIBQZOO}"
     try:
         loaded = ctypes.CDLL(str(files[0]))
     except OSError as error:
-        raise MissingDependencyError(f"libqzoo cannot be loaded ({error}).") from None
+        return f"cannot be loaded ({error})"
     pointer, whole, message = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
     out = ctypes.POINTER(pointer)
     for name, result, arguments in (
@@ -100,7 +112,10 @@ def library() -> ctypes.CDLL:
         ("session_memory", ctypes.c_size_t, [pointer]),
         ("session_value", whole, [pointer, whole, pointer, ctypes.c_size_t, message]),
     ):
-        function = getattr(loaded, f"qz_{name}")
+        try:
+            function = getattr(loaded, f"qz_{name}")
+        except AttributeError:
+            return f"is not that of this version of qzoo: {BUILD_LIBQZOO}"
         function.restype, function.argtypes = result, arguments
     return loaded
 

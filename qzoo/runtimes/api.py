@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -14,8 +15,8 @@ from .._core.optional import INSTALL_TORCH, install, torch_folders
 from .._core.threads import usable_cores
 from ..artifact.format import Artifact
 from ..artifact.given import Int8Model, as_artifact
-from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean
-from ..libqzoo.binding import BUILD_LIBQZOO, PLAIN, instructions, libqzoo_files
+from ..errors import ArgumentError, MissingDependencyError, UnknownNameError, did_you_mean, warn
+from ..libqzoo.binding import PLAIN, instructions, missing_library
 from .base import CompiledModel, Setting
 from .choice import Choice
 from .measure import choose
@@ -58,11 +59,20 @@ class Runtime:
                 )
         if self.needs_torch_ao and not _has_torch_ao():
             return "needs torch.ao, which this PyTorch no longer has"
-        if self.needs_library and not libqzoo_files():
-            return f"needs libqzoo, which this installation was built without: {BUILD_LIBQZOO}"
+        if self.needs_library and (missing := missing_library()) is not None:
+            return f"needs libqzoo, which {missing}"
         if self.needs_compiler and not has_compiler():
             return f"needs a C++ compiler: {INSTALL_COMPILER}"
         return None
+
+
+@functools.cache
+def _library_missing() -> bool:
+    """Whether libqzoo cannot run here, which is said once: it comes with every installation."""
+    if (missing := missing_library()) is None:
+        return False
+    warn(f"libqzoo {missing}. qzoo works without it, on other runtimes.", UserWarning)
+    return True
 
 
 def _has_torch_ao() -> bool:
@@ -117,7 +127,7 @@ def runtime_for(pictures: int) -> str:
     Choosing the fastest takes seconds, which only many pictures bring in again; for them, and where
     libqzoo has no fast kernels, it is "auto".
     """
-    quick = libqzoo_files() and instructions() != PLAIN
+    quick = not _library_missing() and instructions() != PLAIN
     return "libqzoo" if quick and pictures < FEW else "auto"
 
 
@@ -234,6 +244,8 @@ def _candidates(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]
     for name, row in RUNTIMES.items():
         if (missing := row.missing()) is not None:
             skipped[name] = missing
+            if row.needs_library:
+                _library_missing()
         elif row.slow:
             skipped[name] = f"takes long to compile; ask for it with candidates=[..., {name!r}]"
         elif row.needs_library and instructions() == PLAIN:

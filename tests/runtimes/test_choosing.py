@@ -229,7 +229,8 @@ def test_with_one_runtime_there_is_nothing_to_measure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(api.importlib.util, "find_spec", lambda package: None)
-    monkeypatch.setattr(api, "libqzoo_files", list)
+    monkeypatch.setattr(api, "missing_library", lambda: "is not there")
+    monkeypatch.setattr(api, "_library_missing", lambda: True)
     monkeypatch.setattr(torch_native, "available_engines", lambda: ["onednn"])
     model = auto()
     assert model.runtime == "torch" and model.why is not None
