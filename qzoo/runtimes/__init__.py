@@ -6,8 +6,9 @@ from .._core.lazy import module_getattr
 from .api import available_runtimes, compile
 from .base import CompiledModel
 from .choice import Choice
+from .profile import NodeProfile, Profile
 
-__all__ = ["Choice", "CompiledModel", "available_runtimes", "compile"]
+__all__ = ["Choice", "CompiledModel", "NodeProfile", "Profile", "available_runtimes", "compile"]
 
 if not TYPE_CHECKING:
     __getattr__ = module_getattr(__name__, __path__)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from .choice import Choice
+    from .profile import Profile
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,27 @@ class CompiledModel(Labelled, abc.ABC):
             ArgumentError: Neither of them, another dtype, layout, device or shape, another batch
                 size than the model was compiled for, or values that are NaN or infinite.
         """
-        if is_tensor(x):
-            self._check_tensor(x)
-        return alike(self._run(self._checked(as_array(x) if is_tensor(x) else x)), x)
+        return alike(self._run(self._checked(x)), x)
+
+    def profile(self, images: np.ndarray | Tensor | None = None, repeats: int = 20) -> Profile:
+        """Measures where the time of an image goes, node by node; only "libqzoo" can tell.
+
+        Args:
+            images: What a call takes; each is timed by itself. None takes a random one.
+            repeats: How often each image is timed, after one round that is not.
+
+        Returns:
+            Time, products and share of the machine's peak of each node: `print` it to see the
+            table, and `plot("profile.png")` it to see a chart.
+
+        Raises:
+            QzooError: The model runs on another runtime.
+            ArgumentError: Images that the model does not take, or `repeats` below 1.
+        """
+        raise QzooError(
+            f"The runtime {self.runtime!r} does not tell what its time goes to: compile with "
+            'runtime="libqzoo" for a profile.'
+        )
 
     def _model_info(self) -> ModelInfo:
         return self.artifact.info
@@ -210,7 +229,10 @@ class CompiledModel(Labelled, abc.ABC):
             )
 
     def _checked(self, x: Any) -> np.ndarray:
-        """Checks an array, and copies it where a runtime could not read it as it is."""
+        """Checks the input, and returns an array that a runtime can read as it is."""
+        if is_tensor(x):
+            self._check_tensor(x)
+            x = as_array(x)
         if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray):
             raise ArgumentError(
                 f"The input must be a NumPy array or a torch tensor, not {type(x).__name__}."

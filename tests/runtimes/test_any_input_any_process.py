@@ -48,7 +48,7 @@ def make(kind: str, artifact: qzoo.Artifact) -> Callable[[Tensor], Tensor]:
 
 KINDS = [
     *(f"{name} {engine}" for name in ("native", "torch") for engine in zoo.ENGINES),
-    *("reference", "reference ste", "onnxruntime", "openvino"),
+    *("reference", "reference ste", "libqzoo", "onnxruntime", "openvino"),
     *LONG,
 ]
 
@@ -79,7 +79,7 @@ def test_nan_and_infinity_are_refused(kind: str, artifact: qzoo.Artifact) -> Non
         assert torch.equal(model(images), expected)
 
 
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("runtime", ["libqzoo", "torch", "onnxruntime", "openvino"])
 def test_compiled_models_are_copied_whole(runtime: str, artifact: qzoo.Artifact) -> None:
     if runtime not in qzoo.available_runtimes():
         pytest.skip(f"{runtime} is not installed")
@@ -102,7 +102,7 @@ def _answer(model: Any, images: Any, answers: Any) -> None:
 
 
 @pytest.mark.extended
-@pytest.mark.parametrize("kind", ["native", "torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("kind", ["native", "libqzoo", "torch", "onnxruntime", "openvino"])
 def test_models_go_to_spawned_processes(kind: str, artifact: qzoo.Artifact) -> None:
     if kind != "native" and kind not in qzoo.available_runtimes():
         pytest.skip(f"{kind} is not installed")
@@ -128,7 +128,7 @@ import qzoo
 warnings.simplefilter("ignore")
 model = qzoo.shufflenet_v2_x0_5(quantize=True, num_classes=4)
 images = torch.zeros(8, 3, 64, 64)
-compiled = qzoo.compile(model, sys.argv[1], threads=1, input_size=64)
+compiled = qzoo.compile(model, sys.argv[1], threads=int(sys.argv[2]), input_size=64)
 compiled(images)
 child = os.fork()
 if not child:
@@ -141,14 +141,17 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 @pytest.mark.extended
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
-def test_models_with_one_thread_outlive_a_fork(runtime: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("runtime", "threads"),
+    [("libqzoo", 2), ("libqzoo", 1), ("torch", 1), ("onnxruntime", 1), ("openvino", 1)],
+)
+def test_models_outlive_a_fork(runtime: str, threads: int, tmp_path: Path) -> None:
     if runtime not in qzoo.available_runtimes():
         pytest.skip(f"{runtime} is not installed")
     script = tmp_path / "fork.py"
     script.write_text(FORK, encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "QZOO_HOME": str(tmp_path)}
-    command = [sys.executable, str(script), runtime]
+    command = [sys.executable, str(script), runtime, str(threads)]
     subprocess.run(command, env=environment, timeout=120, check=True)
 
 

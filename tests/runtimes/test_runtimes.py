@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import qzoo
 from qzoo.export.onnx import onnx_bytes
+from qzoo.libqzoo.binding import libqzoo_files
 from qzoo.native.model import from_native
 from qzoo.pictures.images import load_image
 from qzoo.reference import build_reference
@@ -37,7 +38,7 @@ from tests.helpers.zoo import (
 )
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-QUICK = ("torch", "onnxruntime", "openvino")
+QUICK = (*(["libqzoo"] if libqzoo_files() else []), "torch", "onnxruntime", "openvino")
 LONG = [pytest.param(name, marks=pytest.mark.extended) for name in ("inductor", "executorch")]
 #: Single steps that runtimes round apart grow over up to 150 layers; tests/export looks at each
 #: layer by itself.
