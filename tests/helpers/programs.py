@@ -1,0 +1,46 @@
+"""Programs in C that tests compile, with the compiler that libqzoo is built with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from qzoo.libqzoo.build import FLAGS, BuildError, compiler, sources
+
+
+def program(
+    target: Path, source: Path, *flags: str, command: Sequence[str] = (), library: bool = False
+) -> Path:
+    """Compiles a C file, skipping the test where there is no compiler.
+
+    Args:
+        target: The file to write.
+        source: The C file.
+        *flags: Further flags.
+        command: The compiler; that of libqzoo's build where none is given.
+        library: Whether to compile libqzoo into it.
+
+    Returns:
+        `target`.
+    """
+    if not command:
+        try:
+            command = compiler()
+        except BuildError as error:
+            pytest.skip(f"needs a C compiler: {error}")
+    files = [source, *(sorted((sources() / "src").glob("*.c")) if library else ())]
+    more = [f"-I{sources()}", f"-I{sources() / 'include'}", "-pthread", *flags]
+    # ziglang's own cache would stay behind.
+    caches = {f"ZIG_{kind}_CACHE_DIR": str(target.parent) for kind in ("GLOBAL", "LOCAL")}
+    done = subprocess.run(
+        [*command, *FLAGS, *more, *map(str, files), "-o", str(target), "-lm"],
+        env={**os.environ, **caches},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return target
