@@ -103,3 +103,41 @@ def changed(made: Maker, node: str, /, **fields: object) -> list[Node]:
     nodes = dict(made.nodes)
     nodes[node] = dataclasses.replace(nodes[node], **fields)  # type: ignore[arg-type]
     return list(nodes.values())
+
+
+def every_operation() -> qzoo.Artifact:
+    """Returns an artifact with every operation, and tensors in all the forms that there are."""
+    m = Maker(5)
+    m.add("scaled", "affine", "input", gain=[1, 0.5, 1.5e-3], offset=[0, -0.25, 1e-9])
+    m.add("q", "quantize", "scaled", Grid(0.02, 120))
+    m.conv("zeros", "q", (8, 3, 3, 3), Grid(0.03, 100), stride=[2, 1], padding=[0, 2, 1, 1])
+    m.tensors["zeros.weight_zero_point"] = np.arange(-4, 4, dtype=np.int8)
+    m.conv("double", "zeros", (8, 4, 1, 1), Grid(0.03, 100), groups=2)
+    m.tensors["double.weight_scale"] = np.array(0.1234567890123)
+    m.conv("faint", "double", (8, 8, 1, 1), Grid(0.03, 3, 3, 200), relu=True)
+    m.tensors["faint.weight_scale"][[1, 5]] = 2.0**-43, 2e-38
+    m.tensors["faint.weight_zero_point"] = np.full(8, 7, np.int8)
+    del m.tensors["faint.bias"]
+    m.add("wide", "pad", "faint", Grid(0.03, 3, 3, 200), padding=[1, 0, 2, 1])
+    m.add("mixed", "channel_shuffle", "wide", Grid(0.03, 3, 3, 200), groups=4)
+    m.add("part", "slice", "mixed", Grid(0.03, 3, 3, 200), start=1, stop=5)
+    m.add("both", "concat", "part mixed", Grid(0.04, 99))
+    window = {"kernel": [3, 2], "stride": [2, 1], "padding": [1, 0], "ceil_mode": True}
+    m.add("most", "max_pool2d", "both", Grid(0.04, 99), **window, dilation=[1, 2])
+    m.add("about", "avg_pool2d", "most", Grid(0.03, 88), **window, count_include_pad=False)
+    m.add("curve", "table", "about", Grid(0.02, 9), function="gelu")
+    m.add("cut", "clip", "curve", Grid(0.02, 9, 2, 250))
+    m.add("mean", "mean", "cut", Grid(0.02, 30), keep_dimensions=True)
+    m.add("gated", "mul", "mean cut", Grid(0.02, 30))
+    m.add("sum", "add", "gated cut", Grid(0.02, 30, 30), relu=True)
+    m.add("mean2", "mean", "sum", Grid(0.02, 30), keep_dimensions=True)
+    m.add("pairs", "reshape", "mean2", Grid(0.02, 30), shape=[6, 2])
+    m.add("flat", "flatten", "pairs", Grid(0.02, 30))
+    m.conv("head", "flat", (5, 12), Grid(0.02, 128))
+    m.tensors["head.weight"] = m.random.normal(size=(5, 12)).astype(np.float32)
+    del m.tensors["head.weight_scale"]
+    m.nodes["head"] = dataclasses.replace(m.nodes["head"], float=True)
+    m.add("logits", "dequantize", "head")
+    names = ["tench", "Gruß", "魚", '"quoted"', "a\nb"]
+    info = ModelInfo(None, backend="onednn", transforms=PRESET, classes=names)
+    return qzoo.Artifact.from_graph(m.nodes.values(), m.tensors, info, input_size=(32, 48))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qzoo.libqzoo.build import FLAGS, BuildError, compiler, sources
+from qzoo.libqzoo.build import FLAGS, BuildError, compiler, sources, this_machine
 
 
 def program(
@@ -29,7 +29,7 @@ def program(
     """
     if not command:
         try:
-            command = compiler()
+            command, _ = compiler(this_machine())
         except BuildError as error:
             pytest.skip(f"needs a C compiler: {error}")
     files = [source, *(sorted((sources() / "src").glob("*.c")) if library else ())]
