@@ -122,11 +122,14 @@ def put(path: Path, rows: Sequence[Row], key: Sequence[str], *, keep: bool = Tru
         rows: The rows, all with the same columns.
         key: The columns that say which measurement a row is.
         keep: Whether the file's rows of other measurements stay. The new ones then stand where
-            those of the same measurements stood, or at the end.
+            those of the same measurements stood, or at the end. Columns that only some rows have
+            are empty in the others.
     """
     new = {tuple(str(row[k]) for k in key) for row in rows}
     old = read_rows(path) if keep else []
     known = [tuple(row[k] for k in key) in new for row in old]
     place = known.index(True) if True in known else len(old)
     kept = [row for row, same in zip(old, known, strict=True) if not same]
-    write_csv(path, [*kept[:place], *rows, *kept[place:]])
+    table = [*kept[:place], *rows, *kept[place:]]
+    columns = dict.fromkeys(name for row in [*rows, *table] for name in row)
+    write_csv(path, [dict.fromkeys(columns, "") | row for row in table])

@@ -1,18 +1,23 @@
-"""Writes the tables of docs/latency.md from benchmarks/results/*.csv.
+"""Writes the tables of docs/latency.md, and README.md's on speed, from benchmarks/results/*.csv.
 
-python benchmarks/latency_page.py          # rewrites docs/latency.md
-python benchmarks/latency_page.py --check  # exit code 1 if it is out of date
+python benchmarks/latency_page.py          # rewrites the pages
+python benchmarks/latency_page.py --check  # exit code 1 if one is out of date
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from pages import DOCS, RESULTS, Row, places_measured, read_rows, rewrite
+from pages import DOCS, RESULTS, ROOT, Row, places_measured, read_rows, rewrite
 
 #: Batch sizes and threads, in the order of the columns.
 COLUMNS = (("1", "1"), ("1", "2"), ("32", "1"), ("32", "2"))
-AUTO = "qzoo auto"
+AUTO, LIBQZOO = "qzoo auto", "qzoo libqzoo"
+#: It has a row, but no part in the means: no builder makes it.
+FOREIGN = "efficientnet_lite0"
+#: What benchmarks/latency.py measured.
+LATENCY = RESULTS / "latency.csv"
 #: What benchmarks/native.py measured.
 NATIVE = RESULTS / "native.csv"
 #: What benchmarks/imports.py measured.
@@ -28,7 +33,14 @@ def by_configuration(rows: list[Row]) -> dict[tuple[str, str, str], dict[str, Ro
     return found
 
 
-def _table(title: str, rows: list[Row], cell: str) -> str:
+#: Candidates of one configuration by name.
+Candidates = dict[str, Row]
+#: Returns what a cell says of a configuration, and the number that the mean is of.
+Cell = Callable[[Candidates], tuple[str, float]]
+
+
+def _table(title: str, rows: list[Row], candidate: str, cell: Cell) -> str:
+    """Returns a row per model and a column per configuration; without the candidate, no cell."""
     columns = " | ".join(f"batch {b}, {t} thread{'s' * (t != '1')}" for b, t in COLUMNS)
     lines = [f"| {title} | {columns} |", "|---|" + "---:|" * len(COLUMNS)]
     found = by_configuration(rows)
@@ -36,14 +48,15 @@ def _table(title: str, rows: list[Row], cell: str) -> str:
     for model in dict.fromkeys(row["model"] for row in rows):
         cells = []
         for column in COLUMNS:
-            row = found.get((model, *column))
-            text, ratio = _CELLS[cell](row) if row else ("", None)
+            here = found.get((model, *column), {})
+            text, value = cell(here) if candidate in here else ("", math.nan)
             cells.append(text)
-            if ratio:
-                values[column].append(ratio)
-        lines.append(f"| `{model}` | {' | '.join(cells)} |")
-    means = [f"**{geometric_mean(values[column]):.2f}**" for column in COLUMNS]
-    return "\n".join([*lines, f"| geometric mean | {' | '.join(means)} |"])
+            if text and model != FOREIGN:
+                values[column].append(value)
+        if any(cells):
+            lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    means = [f"**{geometric_mean(v):.2f}**" if v else "" for v in values.values()]
+    return "\n".join([*lines, f"| geometric mean of the builders | {' | '.join(means)} |"])
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -53,29 +66,74 @@ def geometric_mean(values: list[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def _auto(row: dict[str, Row]) -> tuple[str, float]:
-    own, best = row[AUTO], row[row[AUTO]["best_peer"]]
-    ratio = float(own["ratio"])
+def _ratio(row: Row) -> str:
+    """Returns a ratio, and how far apart two readings of one candidate were in the same run."""
+    ratio = f"{float(row['ratio']):.2f}"
+    return f"{ratio} ±{float(row['noise']):.2f}" if row.get("noise") else ratio
+
+
+def _auto(here: Candidates) -> tuple[str, float]:
+    own, best = here[AUTO], here[here[AUTO]["best_peer"]]
     times = f"{float(own['median_ms']):.3g} / {float(best['median_ms']):.3g} ms"
-    return f"{ratio:.2f} ({own['executes']} {times})", ratio
+    return f"{_ratio(own)} ({own['executes']} {times})", float(own["ratio"])
 
 
-def _default(row: dict[str, Row]) -> tuple[str, float]:
-    ratio = float(row["qzoo"]["ratio"])
+def _libqzoo(here: Candidates) -> tuple[str, float]:
+    own = here[LIBQZOO]
+    return f"{_ratio(own)} ({float(own['median_ms']):.3g} ms)", float(own["ratio"])
+
+
+def _share(here: Candidates) -> tuple[str, float]:
+    own, best = here[LIBQZOO], here[here[LIBQZOO]["best_peer"]]
+    shares = [float(row["share_of_peak"]) for row in (own, best)]
+    return f"{shares[0]:.2f} (peer {shares[1]:.2f})", shares[0]
+
+
+def _default(here: Candidates) -> tuple[str, float]:
+    ratio = float(here["qzoo"]["ratio"])
     return f"{ratio:.2f}", ratio
-
-
-_CELLS = {"auto": _auto, "default": _default}
 
 
 def auto_table(rows: list[Row]) -> str:
     """Returns the time of `auto` over that of the fastest peer, which is in milliseconds too."""
-    return _table("`auto` / fastest peer", rows, "auto")
+    return _table("`auto` / fastest peer", rows, AUTO, _auto)
+
+
+def libqzoo_table(rows: list[Row]) -> str:
+    """Returns the time of libqzoo over that of the fastest peer."""
+    return _table("libqzoo / fastest peer", rows, LIBQZOO, _libqzoo)
+
+
+def share_table(rows: list[Row]) -> str:
+    """Returns how much of the machine's int8 matrix product libqzoo and the fastest peer reach."""
+    return _table("libqzoo / int8 matrix product", rows, LIBQZOO, _share)
 
 
 def default_table(rows: list[Row]) -> str:
     """Returns the time of `quantize=True` over that of torchvision's faster int8 engine."""
-    return _table("`quantize=True` / torchvision int8", rows, "default")
+    return _table("`quantize=True` / torchvision int8", rows, "qzoo", _default)
+
+
+def speed_table(rows: list[Row]) -> str:
+    """Returns for the README what one picture takes, in qzoo and in the fastest peer."""
+    found = by_configuration(rows)
+    lines = [
+        "| one picture | 1 thread: qzoo, ms | fastest peer, ms | ratio "
+        "| 2 threads: qzoo, ms | fastest peer, ms | ratio |",
+        "|---|" + "---:|" * 6,
+    ]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells: list[str] = []
+        for threads in ("1", "2"):
+            here = found.get((model, "1", threads))
+            if here is None:
+                cells += [""] * 3
+                continue
+            own, best = here[AUTO], here[here[AUTO]["best_peer"]]
+            times = [f"{float(row['median_ms']):.3g}" for row in (own, best)]
+            cells += [*times, f"{float(own['ratio']):.2f}"]
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def peers_table(rows: list[Row]) -> str:
@@ -108,6 +166,8 @@ def where(rows: list[Row]) -> str:
 
 TABLES = {
     "auto": auto_table,
+    "libqzoo": libqzoo_table,
+    "share": share_table,
     "default": lambda _: default_table(read_rows(NATIVE)),
     "peers": peers_table,
     "where": where,
@@ -115,4 +175,5 @@ TABLES = {
 }
 
 if __name__ == "__main__":
-    rewrite(DOCS / "latency.md", RESULTS / "latency.csv", TABLES)
+    rewrite(DOCS / "latency.md", LATENCY, TABLES)
+    rewrite(ROOT / "README.md", LATENCY, {"speed": speed_table})

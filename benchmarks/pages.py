@@ -11,7 +11,8 @@ Row = dict[str, str]
 Tables = Mapping[str, Callable[[list[Row]], str]]
 
 RESULTS = Path(__file__).resolve().parent / "results"
-DOCS = RESULTS.parent.parent / "docs"
+ROOT = RESULTS.parent.parent
+DOCS = ROOT / "docs"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -54,8 +55,10 @@ def rewrite(page: Path, results: Path | None, tables: Tables) -> None:
     """
     before = page.read_text(encoding="utf-8")
     after = render(before, read_rows(results) if results else [], tables, page.name)
+    if before == after:
+        return
     if "--check" in sys.argv[1:]:
-        sys.exit(f"{page.name} is out of date." if before != after else 0)
+        sys.exit(f"{page.name} is out of date.")
     page.write_text(after, encoding="utf-8")
 
 

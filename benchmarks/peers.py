@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import efficientnet
 import numpy as np
 import torch
 import torchvision
@@ -27,19 +28,21 @@ AUX = ("googlenet", "inception_v3")
 
 @functools.lru_cache(maxsize=1)  # the large ones take 350 MB each
 def float_model(name: str) -> nn.Module:
-    """Returns torchvision's quantizable float model with random weights, in eval mode.
+    """Returns a float model with random weights, in eval mode: torchvision's quantizable one.
 
     Its batch norms have seen a batch, as after training: signals that fade from layer to layer
     would end in zero points and ranges that no real model has, and those do cost time.
     """
-    builder = getattr(torchvision.models.quantization, name)
     kwargs: dict[str, Any] = {}
     if name in AUX:
         kwargs = {"init_weights": False, "aux_logits": False}
     torch.manual_seed(0)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        model = builder(weights=None, quantize=False, **kwargs).train()
+        if name == efficientnet.NAME:
+            model: nn.Module = efficientnet.EfficientNetLite0().train()
+        else:
+            model = getattr(torchvision.models.quantization, name)(weights=None, **kwargs).train()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
@@ -51,7 +54,7 @@ class Peers:
     """The peers of one model.
 
     Args:
-        name: torchvision's builder.
+        name: A name of `float_model`.
         side: Height and width of the pictures, in pixels.
         folder: Where built files are kept.
         skipped: Filled with what could not be built, and why.
@@ -109,6 +112,8 @@ class Peers:
     def _quantize_eagerly(self, engine: str) -> nn.Module:
         from torch.ao.quantization import convert, get_default_qconfig, prepare
 
+        if self.name == efficientnet.NAME:
+            raise LookupError("torchvision has no quantizable model of this name")
         model = copy.deepcopy(float_model(self.name))
         model.fuse_model(is_qat=False)  # type: ignore[operator]
         model.qconfig = get_default_qconfig(engine)

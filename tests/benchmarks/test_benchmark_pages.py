@@ -37,7 +37,10 @@ def test_changed_figures_and_missing_tables_are_noticed(modules: dict[str, Modul
 def test_ratios_are_those_of_the_times(modules: dict[str, ModuleType]) -> None:
     rows = modules["pages"].read_rows(BENCHMARKS / "results" / "latency.csv")
     found = modules["latency_page"].by_configuration(rows)
-    assert len(found) == 48, "twelve models, batch 1 and 32, 1 and 2 threads"
+    models = {model for model, _, _ in found}
+    assert len(models) >= 12
+    for batch in {batch for _, batch, _ in found}:
+        assert {(model, batch, threads) for model in models for threads in "12"} <= found.keys()
     for candidates in found.values():
         own = candidates["qzoo auto"]
         peers = [float(r["median_ms"]) for r in candidates.values() if r["group"] == "peer"]
@@ -47,7 +50,8 @@ def test_ratios_are_those_of_the_times(modules: dict[str, ModuleType]) -> None:
     native = modules["latency_page"].by_configuration(
         modules["pages"].read_rows(modules["latency_page"].NATIVE)
     )
-    assert native.keys() == found.keys()
+    foreign = modules["latency_page"].FOREIGN  # which has no module with int8 layers
+    assert native.keys() >= {key for key in found if key[0] != foreign}
     for candidates in native.values():
         own, *theirs = (float(candidates[n]["median_ms"]) for n in ("qzoo", *TORCHVISION))
         assert float(candidates["qzoo"]["ratio"]) == pytest.approx(own / min(theirs), abs=2e-4)

@@ -49,6 +49,20 @@ def test_rows_stand_where_those_of_the_same_measurement_stood(
     assert put(("d", 1, 1), keep=False) == [("d", "1", "1")]
 
 
+def test_rows_of_other_columns_stand_beside_each_other(common: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "r.csv"
+    common.put(path, [{"model": "a", "ms": 1}], ("model",))
+    common.put(path, [{"model": "b", "noise": None, "ms": 2}], ("model",))
+    common.put(path, [{"model": "c", "ms": 3}], ("model",))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert sorted(lines[0].split(",")) == ["model", "ms", "noise"]
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["model"], r["ms"], r["noise"]) for r in rows] == [
+        ("a", "1", ""), ("b", "2", ""), ("c", "3", "")
+    ]  # fmt: skip
+
+
 def test_a_command_that_fails_ends_the_measurement_of_imports(common: ModuleType) -> None:
     imports = importlib.import_module("imports")
     wall, cpu = imports.run(["-c", "pass"])

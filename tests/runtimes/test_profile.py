@@ -150,9 +150,9 @@ def test_sessions_get_the_threads(
     monkeypatch.setattr(libqzoo, "usable_cores", lambda: 5)
     make, seen = binding.Model.session, []
 
-    def session(self: binding.Model, *size: int, threads: int = 1, **more: bool) -> object:
+    def session(self: binding.Model, height: int, width: int, threads: int = 1) -> object:
         seen.append(threads)
-        return make(self, *size, threads=threads, **more)
+        return make(self, height, width, threads)
 
     monkeypatch.setattr(binding.Model, "session", session)
     model = qzoo.compile(INT8, "libqzoo", threads=threads, input_size=32)
