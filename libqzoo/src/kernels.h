@@ -98,8 +98,10 @@ const qz_kernels *qz_find_kernels(int32_t skipped);
 
 /* Of each file of kernels: NULL where the processor lacks the instructions. */
 const qz_kernels *qz_avx512(void);
+const qz_kernels *qz_avx_vnni(void);
 const qz_kernels *qz_avx2(void);
 const qz_kernels *qz_neon_i8mm(void);
 const qz_kernels *qz_neon_dot(void);
+const qz_kernels *qz_neon(void);
 
 #endif

@@ -319,7 +319,8 @@ void qz_model_free(qz_model *model) {
 }
 
 const qz_kernels *qz_find_kernels(int32_t skipped) {
-    const qz_kernels *found[] = {qz_avx512(), qz_avx2(), qz_neon_i8mm(), qz_neon_dot()};
+    const qz_kernels *found[] = {qz_avx512(),    qz_avx_vnni(), qz_avx2(),
+                                 qz_neon_i8mm(), qz_neon_dot(), qz_neon()};
     for (size_t i = 0; i < sizeof(found) / sizeof(*found); i++)
         if (found[i] != NULL && skipped-- <= 0) return found[i];
     return NULL;
