@@ -366,7 +366,7 @@ int main(void) {
                 dense(channels, pixels);
                 depthwise(channels, pixels);
             }
-        for (int32_t round = 0; round < 10; round++)
+        for (int32_t round = 0; round < 4; round++)
             for (int32_t count = 1; count <= 140; count++) {
                 spans(count);
                 windows(count);

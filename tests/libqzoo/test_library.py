@@ -28,12 +28,12 @@ KINDS = pytest.mark.parametrize("plain", [False, True], ids=["fast kernels", "pl
 EMBEDDED = sorted((PACKAGE / "embedded").glob("*.safetensors"))
 
 
-def differing(graph: Graph, x: np.ndarray, plain: bool) -> list[str]:
+def differing(graph: Graph, x: np.ndarray, plain: bool, skip: int = 0) -> list[str]:
     """Returns the nodes whose integers are not the interpreter's for a batch of one image.
 
     Sessions that keep everything, that share memory, and that share the work out, all must agree.
     """
-    model = binding.Model(graph, plain)
+    model = binding.Model(graph, plain, skip)
     seen: dict[str, np.ndarray] = {}
     wanted = interpret(graph, x, lambda name, value: seen.update({name: value}))
     bad = []
