@@ -18,6 +18,7 @@
 typedef struct {
     __m512i zero; /* the zero point, 32 times 16 bits */
     __m512i low, high;
+    bool from_zero; /* zero point and low are 0, as behind a ReLU */
 } bounds;
 
 INLINE bounds bounds_of(const qz_node *node) {
@@ -25,6 +26,7 @@ INLINE bounds bounds_of(const qz_node *node) {
     b.zero = _mm512_set1_epi16((short)node->zero_point);
     b.low = _mm512_set1_epi8((char)node->low);
     b.high = _mm512_set1_epi8((char)node->high);
+    b.from_zero = node->zero_point == 0 && node->low == 0;
     return b;
 }
 
@@ -36,10 +38,12 @@ INLINE __m512i steps_of(__m512i sums, const float *multiplier, const float *adde
 
 /* Four vectors of steps to 64 bytes; within each 128 bits, vector j holds numbers 4 j to 4 j + 3.
  */
-INLINE __m512i bytes_of(__m512i a, __m512i b, __m512i c, __m512i d, const bounds *by) {
-    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(a, b), by->zero);
-    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(c, d), by->zero);
-    const __m512i bytes = _mm512_packus_epi16(first, second);
+INLINE __m512i bytes_of(__m512i a, __m512i b, __m512i c, __m512i d, const bounds *by,
+                        const bool from_zero) {
+    const __m512i first = _mm512_packs_epi32(a, b), second = _mm512_packs_epi32(c, d);
+    if (from_zero) return _mm512_min_epu8(_mm512_packus_epi16(first, second), by->high);
+    const __m512i bytes = _mm512_packus_epi16(_mm512_adds_epi16(first, by->zero),
+                                              _mm512_adds_epi16(second, by->zero));
     return _mm512_max_epu8(_mm512_min_epu8(bytes, by->high), by->low);
 }
 
@@ -63,16 +67,13 @@ INLINE void store(const int pixels, const int vectors, const dense_tile *t, __m5
                            ? steps_of(sums[pixel][v], t->multiplier + 16 * v, t->addend + 16 * v)
                            : _mm512_setzero_si512();
         }
-        __m512i bytes = bytes_of(steps[0], steps[1], steps[2], steps[3], by);
+        __m512i bytes = bytes_of(steps[0], steps[1], steps[2], steps[3], by, by->from_zero);
         if (vectors < 4) /* four bytes of each vector in turn: bring each vector's together */
             bytes = _mm512_permutexvar_epi32(
                 _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
         uint8_t *to = out + p * t->out_step;
         if (vectors >= 3) {
-            if (t->channels == 64)
-                _mm512_storeu_si512(to, bytes);
-            else
-                _mm512_mask_storeu_epi8(to, mask, bytes);
+            _mm512_mask_storeu_epi8(to, mask, bytes);
         } else if (vectors == 2) {
             _mm256_mask_storeu_epi8(to, (__mmask32)mask, _mm512_castsi512_si256(bytes));
             if (p + 1 < pixels)
@@ -187,33 +188,31 @@ static void interleave(const uint8_t *const rows[4], ptrdiff_t step, int32_t col
         interleave64(rows, step, columns, channels, vector, strip);
 }
 
-/* Writes a vector of outputs: one pixel, two or four of them. */
+/* Writes a vector of outputs, as many pixels of it as there are. Without branches: compilers move
+ * no loads across them, and keep what they have loaded on the stack. */
 INLINE void store_pixels(__m512i bytes, int width, int32_t pixels, const depthwise_tile *t,
                          __mmask64 mask, uint8_t *out) {
+    const ptrdiff_t step = t->out_step;
+#define MASK(p) (pixels > (p) ? mask : 0)
     if (width == 64) {
-        if (t->channels == 64)
-            _mm512_storeu_si512(out, bytes);
-        else
-            _mm512_mask_storeu_epi8(out, mask, bytes);
+        _mm512_mask_storeu_epi8(out, MASK(0), bytes);
     } else if (width == 32) {
-        _mm256_mask_storeu_epi8(out, (__mmask32)mask, _mm512_castsi512_si256(bytes));
-        if (pixels > 1)
-            _mm256_mask_storeu_epi8(out + t->out_step, (__mmask32)mask,
-                                    _mm512_extracti64x4_epi64(bytes, 1));
+        _mm256_mask_storeu_epi8(out, (__mmask32)MASK(0), _mm512_castsi512_si256(bytes));
+        _mm256_mask_storeu_epi8(out + step, (__mmask32)MASK(1),
+                                _mm512_extracti64x4_epi64(bytes, 1));
     } else {
-        const __mmask16 few = (__mmask16)mask;
-        _mm_mask_storeu_epi8(out, few, _mm512_castsi512_si128(bytes));
-        if (pixels > 1)
-            _mm_mask_storeu_epi8(out + t->out_step, few, _mm512_extracti32x4_epi32(bytes, 1));
-        if (pixels > 2)
-            _mm_mask_storeu_epi8(out + 2 * t->out_step, few, _mm512_extracti32x4_epi32(bytes, 2));
-        if (pixels > 3)
-            _mm_mask_storeu_epi8(out + 3 * t->out_step, few, _mm512_extracti32x4_epi32(bytes, 3));
+        _mm_mask_storeu_epi8(out, (__mmask16)MASK(0), _mm512_castsi512_si128(bytes));
+        _mm_mask_storeu_epi8(out + step, (__mmask16)MASK(1), _mm512_extracti32x4_epi32(bytes, 1));
+        _mm_mask_storeu_epi8(out + 2 * step, (__mmask16)MASK(2),
+                             _mm512_extracti32x4_epi32(bytes, 2));
+        _mm_mask_storeu_epi8(out + 3 * step, (__mmask16)MASK(3),
+                             _mm512_extracti32x4_epi32(bytes, 3));
     }
+#undef MASK
 }
 
 /* TOGETHER vectors of outputs from COUNT quads each. */
-INLINE void columns_of(const int together, const int count, const int width,
+INLINE void columns_of(const int together, const int count, const int width, const bool from_zero,
                        const depthwise_tile *t, const uint8_t *strip, uint8_t *out, int32_t pixels,
                        const bounds *by) {
     __m512i sums[4][4];
@@ -240,19 +239,27 @@ INLINE void columns_of(const int together, const int count, const int width,
         store_pixels(bytes_of(steps_of(sums[p][0], t->multiplier, t->addend),
                               steps_of(sums[p][1], t->multiplier + 16, t->addend + 16),
                               steps_of(sums[p][2], t->multiplier + 32, t->addend + 32),
-                              steps_of(sums[p][3], t->multiplier + 48, t->addend + 48), by),
+                              steps_of(sums[p][3], t->multiplier + 48, t->addend + 48), by,
+                              from_zero),
                      width, pixels - each * p, t, mask, out + each * p * t->out_step);
+}
+
+INLINE void row_of(const int count, const int width, const bool from_zero, const depthwise_tile *t,
+                   const uint8_t *strip, uint8_t *out, int32_t pixels, const bounds *by) {
+    const int each = 64 / width;
+    for (; pixels > each; pixels -= 4 * each, strip += 256, out += 4 * each * t->out_step)
+        columns_of(4, count, width, from_zero, t, strip, out, pixels, by);
+    if (pixels > 0) columns_of(1, count, width, from_zero, t, strip, out, pixels, by);
 }
 
 #define COLUMNS(NAME, COUNT, WIDTH)                                                                \
     WITH_VNNI static void NAME(const depthwise_tile *t, const uint8_t *strip, uint8_t *out,        \
                                int32_t pixels, const qz_node *node) {                              \
         const bounds by = bounds_of(node);                                                         \
-        const int each = 64 / WIDTH;                                                               \
-        for (; pixels > 3 * each; pixels -= 4 * each, strip += 256, out += 4 * each * t->out_step) \
-            columns_of(4, COUNT, WIDTH, t, strip, out, pixels, &by);                               \
-        for (; pixels > 0; pixels -= each, strip += 64, out += each * t->out_step)                 \
-            columns_of(1, COUNT, WIDTH, t, strip, out, pixels, &by);                               \
+        if (by.from_zero)                                                                          \
+            row_of(COUNT, WIDTH, true, t, strip, out, pixels, &by);                                \
+        else                                                                                       \
+            row_of(COUNT, WIDTH, false, t, strip, out, pixels, &by);                               \
     }
 COLUMNS(depthwise64_3, 3, 64)
 COLUMNS(depthwise64, t->count, 64)

@@ -31,7 +31,7 @@ INLINE __mmask64 first64(int64_t count) {
     return count >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << count) - 1;
 }
 
-/* The lanes of 64 numbers, 16 to a vector, whose 8 bits are 4 by 4 in wrong order after packing. */
+/* Bytes that were packed from four vectors of 16 numbers, brought into their order. */
 INLINE __m512i in_order(__m512i bytes) {
     return _mm512_permutexvar_epi32(
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes);
@@ -43,24 +43,27 @@ INLINE __m512i whole(__m512 steps, const ends *e) {
     return _mm512_cvtps_epi32(_mm512_min_ps(steps, e->high));
 }
 
-/* 64 whole steps to bytes. */
+/* 64 whole steps to bytes, in the order in which `spread` has brought them. */
 INLINE __m512i bytes_of(const __m512i steps[4], const ends *e) {
     const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(steps[0], steps[1]), e->zero);
     const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(steps[2], steps[3]), e->zero);
-    const __m512i bytes = in_order(_mm512_packus_epi16(first, second));
+    const __m512i bytes = _mm512_packus_epi16(first, second);
     return _mm512_max_epu8(_mm512_min_epu8(bytes, e->most), e->least);
 }
 
-INLINE __m512i quarter(__m512i bytes, int q) {
-    return _mm512_cvtepu8_epi32(q == 0   ? _mm512_castsi512_si128(bytes)
-                                : q == 1 ? _mm512_extracti32x4_epi32(bytes, 1)
-                                : q == 2 ? _mm512_extracti32x4_epi32(bytes, 2)
-                                         : _mm512_extracti32x4_epi32(bytes, 3));
+/* 64 bytes to four vectors of 32 bits; instructions that pack undo the order. */
+INLINE void spread(__m512i bytes, __m512i parts[4]) {
+    const __m512i none = _mm512_setzero_si512();
+    const __m512i low = _mm512_unpacklo_epi8(bytes, none), high = _mm512_unpackhi_epi8(bytes, none);
+    parts[0] = _mm512_unpacklo_epi16(low, none);
+    parts[1] = _mm512_unpackhi_epi16(low, none);
+    parts[2] = _mm512_unpacklo_epi16(high, none);
+    parts[3] = _mm512_unpackhi_epi16(high, none);
 }
 
-/* 16 of 64 bytes less their zero point, times a number. */
-INLINE __m512 scaled(__m512i bytes, int q, __m512i zero, __m512 by) {
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(quarter(bytes, q), zero)), by);
+/* Bytes less their zero point, times a number. */
+INLINE __m512 scaled(__m512i part, __m512i zero, __m512 by) {
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(part, zero)), by);
 }
 
 /* Goes through the bytes of a span, 64 at a time: x and y are those of its inputs. */
@@ -81,8 +84,9 @@ WITH_AVX512 void qz_rescale_avx512(const span *s, const qz_node *source, float m
         const __mmask64 mask = first64(s->count - i);
         const __m512i x = BYTES(a);
         __m512i steps[4];
+        spread(x, steps);
 #pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) steps[q] = whole(scaled(x, q, zero, m), &e);
+        for (int q = 0; q < 4; q++) steps[q] = whole(scaled(steps[q], zero, m), &e);
         _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
     (void)b;
@@ -97,10 +101,13 @@ WITH_AVX512 void qz_add_avx512(const span *s, const qz_node *const *sources,
     EACH(s) {
         const __mmask64 mask = first64(s->count - i);
         const __m512i x = BYTES(a), y = BYTES(b);
-        __m512i steps[4];
+        __m512i steps[4], others[4];
+        spread(x, steps);
+        spread(y, others);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++)
-            steps[q] = whole(_mm512_add_ps(scaled(x, q, zero_a, m), scaled(y, q, zero_b, k)), &e);
+            steps[q] = whole(
+                _mm512_add_ps(scaled(steps[q], zero_a, m), scaled(others[q], zero_b, k)), &e);
         _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
 }
@@ -108,21 +115,27 @@ WITH_AVX512 void qz_add_avx512(const span *s, const qz_node *const *sources,
 WITH_AVX512 void qz_multiply_avx512(const span *s, const qz_node *const *sources, float multiplier,
                                     const qz_node *node) {
     const ends e = ends_of(node);
-    const __m512i zero_a = _mm512_set1_epi32(sources[0]->zero_point);
-    const __m512i zero_b = _mm512_set1_epi32(sources[1]->zero_point);
-    const __m512i lower = _mm512_set1_epi32(0xffff);
+    const __m512i zero_a = _mm512_set1_epi16((short)sources[0]->zero_point);
+    const __m512i zero_b = _mm512_set1_epi16((short)sources[1]->zero_point);
+    const __m512i none = _mm512_setzero_si512();
     const __m512 m = _mm512_set1_ps(multiplier);
     EACH(s) {
         const __mmask64 mask = first64(s->count - i);
         const __m512i x = BYTES(a), y = BYTES(b);
         __m512i steps[4];
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) { /* a product of the lower halves, and of 0 with the upper */
-            const __m512i product =
-                _mm512_madd_epi16(_mm512_and_si512(_mm512_sub_epi32(quarter(x, q), zero_a), lower),
-                                  _mm512_sub_epi32(quarter(y, q), zero_b));
-            steps[q] = whole(_mm512_mul_ps(_mm512_cvtepi32_ps(product), m), &e);
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) { /* products as lower and upper 16 bits */
+            const __m512i p = _mm512_sub_epi16(
+                h ? _mm512_unpackhi_epi8(x, none) : _mm512_unpacklo_epi8(x, none), zero_a);
+            const __m512i q = _mm512_sub_epi16(
+                h ? _mm512_unpackhi_epi8(y, none) : _mm512_unpacklo_epi8(y, none), zero_b);
+            const __m512i low = _mm512_mullo_epi16(p, q), high = _mm512_mulhi_epi16(p, q);
+            steps[2 * h] = _mm512_unpacklo_epi16(low, high);
+            steps[2 * h + 1] = _mm512_unpackhi_epi16(low, high);
         }
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+            steps[q] = whole(_mm512_mul_ps(_mm512_cvtepi32_ps(steps[q]), m), &e);
         _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
 }
@@ -137,7 +150,7 @@ INLINE __m512i quantized(const float *in, int64_t count, __m512 per_step, __m512
         const __m512 x = _mm512_maskz_loadu_ps((__mmask16)(mask >> 16 * q), in + 16 * q);
         steps[q] = whole(_mm512_max_ps(_mm512_mul_ps(x, per_step), low), e);
     }
-    return bytes_of(steps, e);
+    return in_order(bytes_of(steps, e));
 }
 
 WITH_AVX512 void qz_quantize_avx512(const float *in, int64_t count, int32_t channels,
@@ -197,8 +210,10 @@ WITH_AVX512 void qz_average_avx512(const uint8_t *const *taps, int32_t tap_count
         for (int q = 0; q < 4; q++) sums[q] = _mm512_setzero_si512();
         for (int32_t k = 0; k < tap_count; k++) {
             const __m512i x = _mm512_maskz_loadu_epi8(mask, taps[k] + i);
+            __m512i parts[4];
+            spread(x, parts);
 #pragma GCC unroll 4
-            for (int q = 0; q < 4; q++) sums[q] = _mm512_add_epi32(sums[q], quarter(x, q));
+            for (int q = 0; q < 4; q++) sums[q] = _mm512_add_epi32(sums[q], parts[q]);
         }
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++)

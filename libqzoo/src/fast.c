@@ -352,11 +352,11 @@ static void make_strip(const step *step, const view *in, const qz_kernels *kerne
                               ? at_most((in->size.width - start - 1) / stride + 1, all)
                               : 0;
             end = end > before ? end : before;
-            for (int32_t v = 0; v < 4; v++) {
-                memset(to + v * t->vector, (int)zeros[0], (size_t)(before * t->width));
-                memset(to + v * t->vector + end * t->width, (int)zeros[0],
-                       (size_t)((all - end) * t->width));
-            }
+            const size_t behind = (size_t)((all - end) * t->width);
+            for (int32_t v = 0; v < 4 && before > 0; v++)
+                memset(to + v * t->vector, zeros[0], (size_t)(before * t->width));
+            for (int32_t v = 0; v < 4 && behind > 0; v++)
+                memset(to + v * t->vector + end * t->width, zeros[0], behind);
             if (end == before) continue;
             const ptrdiff_t skip = (start + before * stride) * in->column;
             const uint8_t *const from[4] = {rows[0] + skip, rows[1] + skip, rows[2] + skip,
