@@ -14,8 +14,8 @@ void qz_keep_avx512(const span *span, const qz_node *node);
 void qz_alternate_avx512(const span *span, const qz_node *node);
 void qz_quantize_avx512(const float *in, int64_t count, int32_t channels, ptrdiff_t plane,
                         float per_step, const qz_node *node, uint8_t *out);
-void qz_most_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
-                    const qz_node *node, uint8_t *out);
+void qz_most_avx512(const span *span, const uint8_t *const *taps, int32_t tap_count,
+                    const qz_node *node);
 void qz_average_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
                        int32_t zero_point, float multiplier, const qz_node *node, uint8_t *out);
 /* With VBMI besides. */

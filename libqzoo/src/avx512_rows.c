@@ -106,8 +106,8 @@ WITH_AVX512 void qz_add_avx512(const span *s, const qz_node *const *sources,
         spread(y, others);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++)
-            steps[q] = whole(
-                _mm512_add_ps(scaled(steps[q], zero_a, m), scaled(others[q], zero_b, k)), &e);
+            steps[q] =
+                whole(_mm512_add_ps(scaled(steps[q], zero_a, m), scaled(others[q], zero_b, k)), &e);
         _mm512_mask_storeu_epi8(out + i, mask, bytes_of(steps, &e));
     }
 }
@@ -184,18 +184,24 @@ WITH_AVX512 void qz_keep_avx512(const span *s, const qz_node *node) {
     (void)b;
 }
 
-WITH_AVX512 void qz_most_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
-                                const qz_node *node, uint8_t *out) {
+WITH_AVX512 void qz_most_avx512(const span *s, const uint8_t *const *taps, int32_t tap_count,
+                                const qz_node *node) {
     const __m512i low = _mm512_set1_epi8((char)node->low),
                   high = _mm512_set1_epi8((char)node->high);
-    for (int64_t i = 0; i < count; i += 64) {
-        const __mmask64 mask = first64(count - i);
-        __m512i most = _mm512_setzero_si512();
-        for (int32_t k = 0; k < tap_count; k++)
-            most = _mm512_max_epu8(most, _mm512_maskz_loadu_epi8(mask, taps[k] + i));
-        _mm512_mask_storeu_epi8(out + i, mask, _mm512_max_epu8(_mm512_min_epu8(most, high), low));
-    }
+    uint8_t *out = s->out;
+    for (int64_t p = 0; p < s->pixels; p++, out += s->out_step)
+        for (int64_t i = 0; i < s->count; i += 64) {
+            const __mmask64 mask = first64(s->count - i);
+            __m512i most = low;
+            for (int32_t k = 0; k < tap_count; k++)
+                most = _mm512_max_epu8(most,
+                                       _mm512_maskz_loadu_epi8(mask, taps[k] + p * s->a_step + i));
+            _mm512_mask_storeu_epi8(out + i, mask, _mm512_min_epu8(most, high));
+        }
 }
+
+/* Bytes whose sum fits into 16 bits. */
+#define FEW 256
 
 WITH_AVX512 void qz_average_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
                                    int32_t zero_point, float multiplier, const qz_node *node,
@@ -203,17 +209,22 @@ WITH_AVX512 void qz_average_avx512(const uint8_t *const *taps, int32_t tap_count
     const ends e = ends_of(node);
     const __m512 m = _mm512_set1_ps(multiplier);
     const __m512i zeros = _mm512_set1_epi32(zero_point * tap_count);
+    const __m512i none = _mm512_setzero_si512();
     for (int64_t i = 0; i < count; i += 64) {
         const __mmask64 mask = first64(count - i);
-        __m512i sums[4];
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) sums[q] = _mm512_setzero_si512();
-        for (int32_t k = 0; k < tap_count; k++) {
-            const __m512i x = _mm512_maskz_loadu_epi8(mask, taps[k] + i);
-            __m512i parts[4];
-            spread(x, parts);
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; q++) sums[q] = _mm512_add_epi32(sums[q], parts[q]);
+        __m512i sums[4] = {none, none, none, none};
+        for (int32_t first = 0; first < tap_count; first += FEW) {
+            const int32_t end = tap_count - first < FEW ? tap_count : first + FEW;
+            __m512i low = none, high = none;
+            for (int32_t k = first; k < end; k++) {
+                const __m512i x = _mm512_maskz_loadu_epi8(mask, taps[k] + i);
+                low = _mm512_add_epi16(low, _mm512_unpacklo_epi8(x, none));
+                high = _mm512_add_epi16(high, _mm512_unpackhi_epi8(x, none));
+            }
+            sums[0] = _mm512_add_epi32(sums[0], _mm512_unpacklo_epi16(low, none));
+            sums[1] = _mm512_add_epi32(sums[1], _mm512_unpackhi_epi16(low, none));
+            sums[2] = _mm512_add_epi32(sums[2], _mm512_unpacklo_epi16(high, none));
+            sums[3] = _mm512_add_epi32(sums[3], _mm512_unpackhi_epi16(high, none));
         }
 #pragma GCC unroll 4
         for (int q = 0; q < 4; q++)

@@ -6,6 +6,8 @@
 
 /* Of a window. */
 #define MOST_TAPS 1024
+/* Bytes of a line of the caches: loads within one are faster than across two. */
+#define LINE 64
 /* Bytes that a strip of a depthwise layer's quads takes at most, so that it stays in the nearest
  * cache. */
 #define STRIP 16384
@@ -15,6 +17,7 @@ struct fast {
     int32_t
         width; /* channels of a tile at most; of a grouped layer, whole groups or parts of one */
     int32_t padded; /* output channels, rounded up to whole tiles */
+    void *memory;   /* of what follows, which begins at lines of the caches */
     int8_t *weights;
     int32_t *start;
     float *multiplier, *addend;
@@ -169,13 +172,16 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
         f->quads = round_up(inputs * (f->merged ? shape[3] : 1), 4) / 4;
         per_channel = (size_t)f->runs * (size_t)f->quads * 4;
     }
-    const size_t channels = (size_t)f->padded;
-    f->weights = qz_allocate(model, channels * per_channel + 64, 1);
-    f->start = qz_allocate(model, channels, sizeof(int32_t));
-    f->multiplier = qz_allocate(model, channels, sizeof(float));
-    f->addend = qz_allocate(model, channels, sizeof(float));
-    if (!f->weights || !f->start || !f->multiplier || !f->addend)
+    const size_t numbers = ((size_t)f->padded * sizeof(float) + LINE - 1) / LINE * LINE;
+    const size_t weights = (size_t)f->padded * per_channel;
+    f->memory = qz_allocate(model, weights + 3 * numbers + 2 * LINE, 1);
+    if (f->memory == NULL)
         return qz_fail(message, QZ_NO_MEMORY, "no memory for the weights of node %d", number);
+    int8_t *first = (int8_t *)f->memory + (LINE - (uintptr_t)f->memory % LINE);
+    f->start = (int32_t *)(void *)first;
+    f->multiplier = (float *)(void *)(first + numbers);
+    f->addend = (float *)(void *)(first + 2 * numbers);
+    f->weights = first + 3 * numbers;
     (depthwise ? pack_depthwise : pack_dense)(f, step, kernels,
                                               kernels->shift - source->zero_point);
     return QZ_OK;
@@ -183,10 +189,7 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
 
 void qz_free_fast(struct fast *f) {
     if (f == NULL) return;
-    free(f->weights);
-    free(f->start);
-    free(f->multiplier);
-    free(f->addend);
+    free(f->memory);
     free(f);
 }
 
@@ -335,6 +338,7 @@ static void make_strip(const step *step, const view *in, const qz_kernels *kerne
     const int32_t spread = (node->weight_shape[3] - 1) * node->dilation[1];
     const int32_t left = x * stride - node->padding[1];
     const int32_t columns = (pixels - 1) * stride + spread + 1;
+    const uint8_t *const outside[4] = {zeros, zeros, zeros, zeros};
     for (int32_t four = 0; four < f->fours; four++) {
         const uint8_t *rows[4];
         for (int32_t i = 0; i < 4; i++) {
@@ -352,11 +356,11 @@ static void make_strip(const step *step, const view *in, const qz_kernels *kerne
                               ? at_most((in->size.width - start - 1) / stride + 1, all)
                               : 0;
             end = end > before ? end : before;
-            const size_t behind = (size_t)((all - end) * t->width);
-            for (int32_t v = 0; v < 4 && before > 0; v++)
-                memset(to + v * t->vector, zeros[0], (size_t)(before * t->width));
-            for (int32_t v = 0; v < 4 && behind > 0; v++)
-                memset(to + v * t->vector + end * t->width, zeros[0], behind);
+            if (before > 0)
+                kernels->interleave(outside, 0, before, t->channels, t->width, t->vector, to);
+            if (end < all)
+                kernels->interleave(outside, 0, all - end, t->channels, t->width, t->vector,
+                                    to + end * t->width);
             if (end == before) continue;
             const ptrdiff_t skip = (start + before * stride) * in->column;
             const uint8_t *const from[4] = {rows[0] + skip, rows[1] + skip, rows[2] + skip,

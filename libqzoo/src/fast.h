@@ -15,7 +15,10 @@ void qz_compute_fast(const step *step, const view *in, const view *out, const qz
 
 /* Computes a part of an operation without weights where kernels can; says whether they could. */
 bool qz_compute_rows(const step *step, const view *in, const view *out,
-                     const qz_node *const *sources, const qz_model *model, part part);
+                     const qz_node *const *sources, const qz_model *model, part part,
+                     uint8_t *scratch);
+/* How many bytes of scratch memory that needs in one thread. */
+size_t qz_rows_scratch(const step *step, const view *in, const view *out);
 
 /* Computes a part of a concatenation of two inputs whose channels take turns in the output. */
 void qz_alternate(const step *step, const view *in, const view *out, const qz_kernels *kernels,

@@ -82,9 +82,9 @@ qz_status qz_fail(char *message, qz_status status, const char *format, ...);
 qz_status qz_output_size(const qz_model *model, int32_t number, const dims *sizes, dims images,
                          dims *output, char *message);
 
-/* Computes a part of one node's output. */
+/* Computes a part of one node's output; scratch is memory of the thread's own. */
 void qz_compute(const step *step, const view *inputs, const view *output, const qz_model *model,
-                part part);
+                part part, uint8_t *scratch);
 
 void qz_free_fast(struct fast *fast);
 

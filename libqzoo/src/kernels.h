@@ -85,9 +85,10 @@ typedef struct qz_kernels {
      * the channels side by side. */
     void (*quantize)(const float *in, int64_t count, int32_t channels, ptrdiff_t plane,
                      float per_step, const qz_node *node, uint8_t *out);
-    /* The greatest of some bytes, for each of `count` places. */
-    void (*most)(const uint8_t *const *taps, int32_t tap_count, int64_t count, const qz_node *node,
-                 uint8_t *out);
+    /* The greatest of some bytes. taps: those of the first pixel of the span, which has no inputs
+     * of its own but their step, a_step. */
+    void (*most)(const span *span, const uint8_t *const *taps, int32_t tap_count,
+                 const qz_node *node);
     /* multiplier: of the sum of the taps less their zero points. */
     void (*average)(const uint8_t *const *taps, int32_t tap_count, int64_t count,
                     int32_t zero_point, float multiplier, const qz_node *node, uint8_t *out);

@@ -233,12 +233,12 @@ static void reshape(const step *step, const view *in, const view *out, part part
             }
 }
 
-void qz_compute(const step *step, const view *in, const view *out, const qz_model *model,
-                part part) {
+void qz_compute(const step *step, const view *in, const view *out, const qz_model *model, part part,
+                uint8_t *scratch) {
     const qz_node *sources[QZ_MAX_INPUTS];
     for (int32_t i = 0; i < step->node.input_count; i++)
         sources[i] = qz_grid_of(model, step->inputs[i]);
-    if (qz_compute_rows(step, in, out, sources, model, part)) return;
+    if (qz_compute_rows(step, in, out, sources, model, part, scratch)) return;
     switch ((qz_op)step->node.op) {
     case QZ_AFFINE: affine(step, in, out, part); break;
     case QZ_QUANTIZE: quantize(step, in, out, part); break;

@@ -117,14 +117,12 @@ static void concat(const step *step, const view *in, const view *out, const qz_n
 /* Collects the pixels of a window that lie in the image; returns how many. */
 static int32_t window_of(const qz_node *node, const view *in, int32_t y, int32_t x,
                          const uint8_t **taps) {
-    const bool max = node->op == QZ_MAX_POOL2D;
-    const int32_t down = max ? node->dilation[0] : 1, right = max ? node->dilation[1] : 1;
     int32_t found = 0;
     for (int32_t i = 0; i < node->kernel[0]; i++) {
-        const int32_t row = y * node->stride[0] - node->padding[0] + i * down;
+        const int32_t row = y * node->stride[0] - node->padding[0] + i;
         if (row < 0 || row >= in->size.height) continue;
         for (int32_t j = 0; j < node->kernel[1]; j++) {
-            const int32_t column = x * node->stride[1] - node->padding[1] + j * right;
+            const int32_t column = x * node->stride[1] - node->padding[1] + j;
             if (column < 0 || column >= in->size.width) continue;
             taps[found++] = pixel(in, row, column);
         }
@@ -139,8 +137,54 @@ static int32_t counted(int32_t start, int32_t kernel, int32_t size, int32_t edge
     return to > from ? to - from : 0;
 }
 
-static bool pool(const step *step, const view *in, const view *out, const qz_node *source,
-                 const qz_kernels *kernels, part part) {
+/* Bytes of a row that a max pool's windows reach, those beyond the image included. */
+static size_t reach(const qz_node *node, const view *in, const view *out) {
+    const size_t columns = (size_t)(out->size.width - 1) * (size_t)node->stride[1] +
+                           (size_t)(node->kernel[1] - 1) * (size_t)node->dilation[1] + 1;
+    const size_t least = (size_t)node->padding[1] + (size_t)in->size.width;
+    return (columns > least ? columns : least) * (size_t)in->size.c;
+}
+
+size_t qz_rows_scratch(const step *step, const view *in, const view *out) {
+    return step->node.op == QZ_MAX_POOL2D ? reach(&step->node, in, out) : 0;
+}
+
+/* The greatest of each window: of its columns first, which neighbouring windows share. */
+static bool max_pool(const step *step, const view *in, const view *out, const qz_kernels *kernels,
+                     part part, uint8_t *scratch) {
+    const qz_node *node = &step->node;
+    const int32_t channels = in->size.c, *kernel = node->kernel;
+    const uint8_t *taps[MOST_PIXELS];
+    if (in->column != channels || kernel[0] > MOST_PIXELS || kernel[1] > MOST_PIXELS) return false;
+    memset(scratch, 0, reach(node, in, out)); /* beyond the image: less than anything */
+    uint8_t *inside = scratch + (ptrdiff_t)node->padding[1] * channels;
+    const span columns = {.pixels = 1, .count = (int64_t)in->size.width * channels, .out = inside};
+    const int32_t end = (int32_t)share_end(out->size.height, part);
+    for (int32_t y = (int32_t)share(out->size.height, part); y < end; y++) {
+        int32_t found = 0;
+        for (int32_t i = 0; i < kernel[0]; i++) {
+            const int32_t row = y * node->stride[0] - node->padding[0] + i * node->dilation[0];
+            if (row >= 0 && row < in->size.height) taps[found++] = pixel(in, row, 0);
+        }
+        kernels->most(&columns, taps, found, node);
+        for (int32_t j = 0; j < kernel[1]; j++)
+            taps[j] = scratch + (ptrdiff_t)j * node->dilation[1] * channels;
+        span row = {.pixels = out->size.width,
+                    .count = channels,
+                    .out = pixel(out, y, 0),
+                    .a_step = (ptrdiff_t)node->stride[1] * channels,
+                    .out_step = out->column};
+        if (row.a_step == channels && row.out_step == channels) { /* nothing lies between them */
+            row.count *= row.pixels;
+            row.pixels = 1;
+        }
+        kernels->most(&row, taps, kernel[1], node);
+    }
+    return true;
+}
+
+static bool average_pool(const step *step, const view *in, const view *out, const qz_node *source,
+                         const qz_kernels *kernels, part part) {
     const qz_node *node = &step->node;
     const uint8_t *taps[MOST_PIXELS];
     if ((int64_t)node->kernel[0] * node->kernel[1] > MOST_PIXELS) return false;
@@ -151,10 +195,6 @@ static bool pool(const step *step, const view *in, const view *out, const qz_nod
         for (int32_t x = 0; x < out->size.width; x++) {
             const int32_t found = window_of(node, in, y, x, taps);
             uint8_t *to = pixel(out, y, x);
-            if (node->op == QZ_MAX_POOL2D) {
-                kernels->most(taps, found, out->size.c, node, to);
-                continue;
-            }
             const int32_t top = y * node->stride[0] - node->padding[0];
             const int32_t left = x * node->stride[1] - node->padding[1];
             const double number = (double)counted(top, node->kernel[0], in->size.height, edge_y) *
@@ -222,7 +262,8 @@ static bool reshape(const step *step, const view *in, const view *out, const qz_
 }
 
 bool qz_compute_rows(const step *step, const view *in, const view *out,
-                     const qz_node *const *sources, const qz_model *model, part part) {
+                     const qz_node *const *sources, const qz_model *model, part part,
+                     uint8_t *scratch) {
     const qz_kernels *kernels = model->kernels;
     spans s = {0};
     if (kernels == NULL) return false;
@@ -231,8 +272,8 @@ bool qz_compute_rows(const step *step, const view *in, const view *out,
     case QZ_ADD:
     case QZ_MUL: return pointwise(step, in, out, sources, kernels, part);
     case QZ_CONCAT: concat(step, in, out, sources, kernels, part); return true;
-    case QZ_MAX_POOL2D:
-    case QZ_AVG_POOL2D: return pool(step, in, out, sources[0], kernels, part);
+    case QZ_MAX_POOL2D: return max_pool(step, in, out, kernels, part, scratch);
+    case QZ_AVG_POOL2D: return average_pool(step, in, out, sources[0], kernels, part);
     case QZ_MEAN: return mean(step, in, out, sources[0], kernels, part);
     case QZ_SLICE: slice(step, in, out, kernels, part); return true;
     case QZ_CHANNEL_SHUFFLE: return shuffle(step, in, out, kernels, part);

@@ -196,8 +196,11 @@ static qz_status plan(qz_session *session, char *message) {
     if (status != QZ_OK) return status;
     for (int32_t i = 0; i < model->count; i++) {
         const int32_t from = model->steps[i].inputs[0];
-        const size_t size =
-            from < 0 ? 0 : qz_fast_scratch(&model->steps[i], &session->outputs[from].view);
+        if (from < 0) continue;
+        const view *in = &outputs[from].view;
+        const size_t fast = qz_fast_scratch(&model->steps[i], in);
+        const size_t rows = qz_rows_scratch(&model->steps[i], in, &outputs[i].view);
+        const size_t size = fast > rows ? fast : rows;
         if (size > session->scratch) session->scratch = size;
     }
     /* Kernels may read a few bytes beyond a tensor. */
@@ -332,7 +335,7 @@ static void compute(const qz_session *session, int32_t i, const view *inputs, co
     } else if (step->fast != NULL) {
         qz_compute_fast(step, inputs, out, model, part, scratch);
     } else {
-        qz_compute(step, inputs, out, model, part);
+        qz_compute(step, inputs, out, model, part, scratch);
     }
 }
 

@@ -240,7 +240,8 @@ class Session:
         """
         assert pictures.shape[1:] == (*self.size, 3)
         assert values.shape == (3, 256)
-        assert (pictures.dtype, values.dtype) == (np.uint8, np.float32)
+        assert pictures.dtype == np.uint8
+        assert values.dtype == np.float32
         assert pictures.flags.c_contiguous
         assert values.flags.c_contiguous
         logits = np.empty((len(pictures), self.classes), np.float32)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import os
 import threading
 from typing import Any
 
@@ -37,9 +39,10 @@ def differing(graph: Graph, x: np.ndarray, plain: bool, skip: int = 0) -> list[s
     seen: dict[str, np.ndarray] = {}
     wanted = interpret(graph, x, lambda name, value: seen.update({name: value}))
     bad = []
+    height, width = x.shape[2:]
     for threads in (1, 2, 3):
-        session = model.session(*x.shape[2:], threads=threads, keep=True)
-        logits = [session.run(x), model.session(*x.shape[2:], threads=threads).run(x)]
+        session = model.session(height, width, threads, keep=True)
+        logits = [session.run(x), model.session(height, width, threads).run(x)]
         assert logits[0].dtype == np.float32
         bad += [
             node.name
@@ -241,11 +244,64 @@ def test_random_graphs(drawn: tuple[Graph, np.ndarray]) -> None:
         assert not differing(*drawn, plain)
 
 
-def test_batches_are_images_one_by_one() -> None:
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_batches_are_images_one_by_one(threads: int) -> None:
+    """Several threads get an image each; those that are left over are shared out."""
     graph = Artifact.read(EMBEDDED[0]).graph
-    session = binding.Model(graph).session(64, 64)
-    x = np.concatenate([image(seed, 64, 64) for seed in range(3)])
+    session = binding.Model(graph).session(64, 64, threads)
+    x = np.concatenate([image(seed, 64, 64) for seed in range(5)])
     assert np.array_equal(session.run(x), np.concatenate([session.run(one[None]) for one in x]))
+
+
+@KINDS
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(graphs(), st.booleans())
+def test_pictures_as_bytes(plain: bool, drawn: tuple[Graph, np.ndarray], affine: bool) -> None:
+    """They give what the numbers that their bytes stand for give, with an affine in between too."""
+    graph, x = drawn
+    random = np.random.default_rng(0)
+    if affine:
+        numbers = {key: [float(v) for v in random.normal(size=3)] for key in ("gain", "offset")}
+        first = Node("affine", "affine", ("input",), None, numbers)
+        rest = [
+            dataclasses.replace(n, inputs=tuple("affine" if i == "input" else i for i in n.inputs))
+            for n in graph.nodes
+        ]
+        graph = Graph.of([first, *rest], graph.tensors)
+    pictures = random.integers(0, 256, (3, *x.shape[2:], 3)).astype(np.uint8)
+    values = random.normal(size=(3, 256)).astype(np.float32)
+    images = np.stack([values[c][pictures[..., c]] for c in range(3)], axis=1)
+    for threads in (1, 2):
+        session = binding.Model(graph, plain).session(x.shape[2], x.shape[3], threads)
+        got = session.run_bytes(pictures, values)
+        assert np.array_equal(got, session.run(np.ascontiguousarray(images)))
+
+
+def test_times_of_nodes() -> None:
+    graph = Artifact.read(EMBEDDED[0]).graph
+    session = binding.Model(graph).session(64, 64, times=True)
+    session.run(image(0, 64, 64))
+    times = dict(zip([node.name for node in graph.nodes], session.times(), strict=True))
+    assert all(times[n.name] > 0 for n in graph.nodes if n.op == "conv2d")
+    assert min(times.values()) >= 0
+    with pytest.raises(ArgumentError, match="no times"):
+        binding.Model(graph).session(64, 64).times()
+
+
+def _logits_of(session: binding.Session, x: np.ndarray, wanted: np.ndarray) -> int:
+    return 0 if np.array_equal(session.run(x), wanted) else 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_goes_on_computing() -> None:
+    session = binding.Model(Artifact.read(EMBEDDED[0]).graph).session(64, 64, threads=2)
+    x = image(0, 64, 64)
+    wanted = session.run(x)
+    child = os.fork()
+    if child == 0:
+        os._exit(_logits_of(session, x, wanted))
+    assert os.waitpid(child, 0)[1] == 0
+    assert np.array_equal(session.run(x), wanted)
 
 
 def test_threads_with_sessions_of_their_own() -> None:
