@@ -326,14 +326,16 @@ KERNEL void quantize(const float *in, int64_t count, int32_t channels, ptrdiff_t
     }
 }
 
-KERNEL void most(const uint8_t *const *taps, int32_t tap_count, int64_t count, const qz_node *node,
-                 uint8_t *out) {
+KERNEL void most(const span *s, const uint8_t *const *taps, int32_t tap_count,
+                 const qz_node *node) {
     const grid g = grid_of(node);
-    for (int64_t i = 0; i < count; i += 16) {
-        bytes x = {0};
-        for (int32_t k = 0; k < tap_count; k++) x = larger(x, load(taps[k] + i, count - i));
-        store(out + i, kept(x, &g), count - i);
-    }
+    for (int64_t p = 0; p < s->pixels; p++)
+        for (int64_t i = 0, left = s->count; left > 0; i += 16, left -= 16) {
+            bytes x = {0};
+            for (int32_t k = 0; k < tap_count; k++)
+                x = larger(x, load(taps[k] + p * s->a_step + i, left));
+            store(s->out + p * s->out_step + i, kept(x, &g), left);
+        }
 }
 
 KERNEL void average(const uint8_t *const *taps, int32_t tap_count, int64_t count,

@@ -312,15 +312,27 @@ static void windows(int32_t count) {
     const uint8_t *taps[MOST_TAPS];
     const int32_t tap_count = between(1, MOST_TAPS);
     fill(in, sizeof(in));
-    for (int32_t k = 0; k < tap_count; k++) taps[k] = exact(in + 100 * k, n);
+    const span s = {.pixels = between(1, 3),
+                    .count = count,
+                    .out = out,
+                    .a_step = between(0, 300),
+                    .out_step = count + between(0, 9)};
+    const size_t all = (size_t)((s.pixels - 1) * s.a_step + count);
+    for (int32_t k = 0; k < tap_count; k++) taps[k] = exact(in + 100 * k, all);
+    memset(out, 77, sizeof(out));
+    memset(wanted, 77, sizeof(wanted));
+    set->most(&s, taps, tap_count, &node);
+    for (int64_t p = 0; p < s.pixels; p++)
+        for (int64_t i = 0; i < s.count; i++) {
+            uint8_t most = 0;
+            for (int32_t k = 0; k < tap_count; k++) {
+                const uint8_t x = taps[k][p * s.a_step + i];
+                most = x > most ? x : most;
+            }
+            wanted[p * s.out_step + i] = kept(most, &node);
+        }
+    compare("most", out, wanted, (size_t)(3 * s.out_step) + 64);
     uint8_t *y = exact(out, n);
-    set->most(taps, tap_count, count, &node, y);
-    for (int32_t i = 0; i < count; i++) {
-        uint8_t most = 0;
-        for (int32_t k = 0; k < tap_count; k++) most = taps[k][i] > most ? taps[k][i] : most;
-        wanted[i] = kept(most, &node);
-    }
-    compare("most", y, wanted, n);
     set->average(taps, tap_count, count, source.zero_point, multiplier, &node, y);
     for (int32_t i = 0; i < count; i++) {
         int32_t sum = 0;
