@@ -4,7 +4,7 @@
 #if defined(__AARCH64EL__)
 
 #define NAME "NEON with dot products"
-#define TARGET "+dotprod"
+#define TARGET "arch=armv8.2-a+dotprod"
 #define DOT 1
 #define I8MM 0
 #include "neon.h"

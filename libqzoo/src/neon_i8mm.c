@@ -4,7 +4,7 @@
 #if defined(__AARCH64EL__)
 
 #define NAME "NEON with I8MM"
-#define TARGET "+dotprod+i8mm"
+#define TARGET "arch=armv8.2-a+dotprod+i8mm"
 #define DOT 1
 #define I8MM 1
 #include "neon.h"
