@@ -208,15 +208,18 @@ def uncalibrated(name: str, **kwargs: Any) -> nn.Module:
         return qzoo.get_model(name, quantize=True, **kwargs)
 
 
-def calibrated(name: str, images: int = 4, size: int = 64) -> tuple[Any, Tensor]:
+def calibrated(
+    name: str, images: int = 4, size: int = 64, slim: bool = False
+) -> tuple[Any, Tensor]:
     """Returns an artifact for oneDNN and the images that it was calibrated with.
 
     Args:
         name: The model.
         images: How many.
         size: Their height and width in pixels; inception_v3 takes 75 at least.
+        slim: Whether the largest models may be narrow ones.
     """
     size = 75 if name == "inception_v3" else size
     x = torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(5))
     kwargs = {"aux_logits": False} if name in WITH_AUX else {}
-    return qzoo.as_artifact(eager_ptq(float_model(name, **kwargs), x, "onednn")), x
+    return qzoo.as_artifact(eager_ptq(float_model(name, slim=slim, **kwargs), x, "onednn")), x
