@@ -24,6 +24,9 @@ from typing import Any, NamedTuple
 FLAGS = (
     "-std=c11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC",
     "-Wall", "-Wextra",
+    # What some compilers only warn of.
+    "-Werror=incompatible-pointer-types", "-Werror=int-conversion",
+    "-Werror=implicit-function-declaration",
 )  # fmt: skip
 
 
@@ -140,8 +143,9 @@ def build(made: Path, machine: str, *more: str) -> str:
         except OSError as error:
             raise BuildError(f"{command[0]} cannot be run ({error})") from None
         if done.returncode or not fresh.is_file():
-            last = (done.stderr.strip() or "no output").splitlines()[-1][:300]
-            raise BuildError(f"{shlex.join(command)} failed: {last}")
+            lines = (done.stderr.strip() or "no output").splitlines()
+            why = next((line for line in lines if "error" in line.lower()), lines[-1])
+            raise BuildError(f"{shlex.join(command)} failed: {why[:300]}")
         beside = made.with_name(f".{made.name}.{os.getpid()}")
         shutil.copyfile(fresh, beside)
         beside.replace(made)

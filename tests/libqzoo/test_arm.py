@@ -24,7 +24,11 @@ from tests.helpers.zoo import BUILDERS, calibrated
 
 pytestmark = pytest.mark.extended
 #: Processors that qemu 7.2 knows, and which instructions the library uses on them.
-PROCESSORS = {"cortex-a53": "plain C", "neoverse-n1": "plain C", "max": "plain C"}
+PROCESSORS = {
+    "cortex-a53": "NEON",
+    "neoverse-n1": "NEON with dot products",
+    "max": "NEON with I8MM",
+}
 
 
 @pytest.fixture(scope="module")

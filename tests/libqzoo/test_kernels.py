@@ -16,8 +16,9 @@ from qzoo.artifact.graph import Graph, Node
 from qzoo.artifact.grid import Grid
 from qzoo.libqzoo import binding
 from qzoo.libqzoo.build import sources
+from tests.helpers.drawn import graphs, image
 from tests.helpers.programs import program
-from tests.libqzoo.test_library import differing, graphs, image
+from tests.libqzoo.test_library import differing
 
 needs_library = pytest.mark.skipif(
     not binding.libqzoo_files(), reason="this installation was built without libqzoo"

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qzoo.artifact.format import Artifact
-from qzoo.artifact.graph import Graph
+from qzoo.artifact.graph import Graph, Node
 from qzoo.artifact.interpret import interpret
 from qzoo.errors import ArgumentError, ArtifactError
 from qzoo.libqzoo import binding
