@@ -67,9 +67,10 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def _ratio(row: Row) -> str:
-    """Returns a ratio, and how far apart two readings of one candidate were in the same run."""
-    ratio = f"{float(row['ratio']):.2f}"
-    return f"{ratio} ±{float(row['noise']):.2f}" if row.get("noise") else ratio
+    """Returns a ratio, and by how much two readings of one thing differed in the same run."""
+    ratio = float(row["ratio"])
+    noise = f" ±{ratio * float(row['noise']):.2f}" if row.get("noise") else ""
+    return f"{ratio:.2f}{noise}"
 
 
 def _auto(here: Candidates) -> tuple[str, float]:

@@ -83,7 +83,7 @@ def test_a_configuration_has_a_row_for_each_candidate(
         assert row["noise"] == pytest.approx(noise, abs=2e-3)
         per_second = gmacs / (row["median_ms"] / 1e3)
         share = per_second / row["int8_peak_gmacs"]
-        assert row["share_of_peak"] == pytest.approx(share, rel=0.01, abs=1e-4)
+        assert row["share_of_peak"] == pytest.approx(share, rel=0.1, abs=1e-4)  # of rounded figures
         assert row["mega_cycles"] == "" or row["mega_cycles"] > 0
 
 
@@ -189,15 +189,15 @@ def test_tables_of_the_page(modules: dict[str, ModuleType]) -> None:
         ]
 
     rows = [
-        *rows_of("resnet18", "1", "0.5", "0.013"),
+        *rows_of("resnet18", "1", "0.5", "0.05"),
         *rows_of("resnet50", "1", "2.0", ""),  # of a run that had no second reading
         *rows_of("efficientnet_lite0", "1", "9.0", "0.2"),
     ]
     *_, first, second, foreign, mean = page.auto_table(rows).splitlines()
-    assert first == "| `resnet18` | 0.50 ±0.01 (libqzoo 1 / 2 ms) |  |  |  |"
+    assert first == "| `resnet18` | 0.50 ±0.03 (libqzoo 1 / 2 ms) |  |  |  |"
     assert "| 2.00 (libqzoo 1 / 2 ms) |" in second and "9.00" in foreign
     assert mean == "| geometric mean of the builders | **1.00** |  |  |  |"
-    assert "| `resnet18` | 0.50 ±0.01 (1 ms) |" in page.libqzoo_table(rows)
+    assert "| `resnet18` | 0.50 ±0.03 (1 ms) |" in page.libqzoo_table(rows)
     assert "| `resnet18` | 0.25 (peer 0.25) |" in page.share_table(rows)
     without = [row for row in rows if row["candidate"] != "qzoo libqzoo"]
     assert "resnet18" not in page.libqzoo_table(without)
