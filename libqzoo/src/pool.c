@@ -29,7 +29,8 @@ typedef pthread_cond_t condition;
 typedef pthread_t thread;
 #endif
 
-/* How often a thread looks before it lets others run: they may need its core. */
+/* How often a thread looks for something to do before it lets others run: they may need its core.
+ */
 #define LOOKS 2000
 /* How long it goes on looking for the next call before it sleeps, in times of LOOKS. */
 #define PATIENCE 8
@@ -41,21 +42,25 @@ typedef struct {
 
 struct qz_pool {
     int32_t threads, started;
-    bool stop;
     lock mutex;
     condition wake;
-    atomic_uint calls;   /* how many there have been */
+    /* The upper half is the number of a step, counted over all calls; the lower half is the next of
+     * its parts. Where that is no part, there is nothing to take at the moment. */
+    atomic_uint_least64_t next;
+    atomic_int done;     /* parts of this step */
     atomic_int sleeping; /* workers that must be woken */
-    atomic_int arrived;  /* threads that wait in qz_pool_meet */
-    atomic_uint meetings;
-    void (*work)(void *context, int32_t index);
-    void *context;
+    atomic_bool stop;
+    const qz_work *work;
+    atomic_int parts; /* of the work: read before a part is taken, when it may go any moment */
+    uint32_t first;   /* number of the work's first step */
     worker *workers;
     thread *handles;
 #if !defined(_WIN32)
     pid_t process; /* a forked one has no workers */
 #endif
 };
+
+#define CLOSED UINT32_MAX
 
 static inline void pause_a_little(void) {
 #if defined(__x86_64__)
@@ -65,46 +70,49 @@ static inline void pause_a_little(void) {
 #endif
 }
 
-void qz_pool_meet(qz_pool *pool) {
-    const unsigned meeting = atomic_load_explicit(&pool->meetings, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) + 1 == pool->threads) {
-        atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->meetings, meeting + 1, memory_order_release);
-        return;
+static uint64_t ticket(uint32_t step, uint32_t part) { return (uint64_t)step << 32 | part; }
+
+/* Takes a part and computes it; says whether there was one. */
+static bool take(qz_pool *pool, int32_t thread) {
+    uint64_t seen = atomic_load_explicit(&pool->next, memory_order_acquire);
+    if ((uint32_t)seen == CLOSED ||
+        !atomic_compare_exchange_strong(&pool->next, &seen,
+                                        (uint32_t)seen + 1 == (uint32_t)pool->parts
+                                            ? ticket((uint32_t)(seen >> 32), CLOSED)
+                                            : seen + 1))
+        return false;
+    /* The work stays until this part is done. */
+    const qz_work *work = pool->work;
+    const uint32_t number = (uint32_t)(seen >> 32), step = number - pool->first;
+    work->compute(work->context, (int32_t)step, (int32_t)(uint32_t)seen, thread);
+    if (atomic_fetch_add(&pool->done, 1) + 1 == work->parts) {
+        atomic_store(&pool->done, 0);
+        const bool last = step + 1 == (uint32_t)work->steps;
+        atomic_store_explicit(&pool->next, ticket(number + 1, last ? CLOSED : 0),
+                              memory_order_release);
     }
-    for (int looks = 0; atomic_load_explicit(&pool->meetings, memory_order_acquire) == meeting;
-         looks++) {
-        if (looks < LOOKS)
-            pause_a_little();
-        else
-            GIVE_WAY();
-    }
+    return true;
 }
 
-/* Waits for a call after the one that was seen; returns its number. */
-static unsigned next_call(qz_pool *pool, unsigned seen) {
-    for (int looks = 0; looks < LOOKS * PATIENCE; looks++) {
-        const unsigned calls = atomic_load_explicit(&pool->calls, memory_order_acquire);
-        if (calls != seen) return calls;
-        pause_a_little();
-        if (looks % LOOKS == LOOKS - 1) GIVE_WAY();
-    }
-    LOCK(&pool->mutex);
-    atomic_fetch_add(&pool->sleeping, 1);
-    while (atomic_load(&pool->calls) == seen) WAIT(&pool->wake, &pool->mutex);
-    atomic_fetch_sub(&pool->sleeping, 1);
-    UNLOCK(&pool->mutex);
-    return atomic_load(&pool->calls);
-}
-
+/* Takes parts until the pool ends. */
 static void serve(worker *self) {
     qz_pool *pool = self->pool;
-    unsigned seen = 0;
-    for (;;) {
-        seen = next_call(pool, seen);
-        if (pool->stop) return;
-        pool->work(pool->context, self->index);
-        qz_pool_meet(pool);
+    int looks = 0;
+    while (!atomic_load(&pool->stop)) {
+        if (take(pool, self->index)) {
+            looks = 0;
+            continue;
+        }
+        pause_a_little();
+        if (++looks % LOOKS == 0) GIVE_WAY();
+        if (looks < LOOKS * PATIENCE) continue;
+        LOCK(&pool->mutex);
+        atomic_fetch_add(&pool->sleeping, 1);
+        while ((uint32_t)atomic_load(&pool->next) == CLOSED && !atomic_load(&pool->stop))
+            WAIT(&pool->wake, &pool->mutex);
+        atomic_fetch_sub(&pool->sleeping, 1);
+        UNLOCK(&pool->mutex);
+        looks = 0;
     }
 }
 
@@ -132,8 +140,27 @@ static bool start(qz_pool *pool, int32_t index) {
 static void finish(thread handle) { pthread_join(handle, NULL); }
 #endif
 
-/* Starts the workers; says whether all could be. */
-static bool start_all(qz_pool *pool) {
+static bool is_forked(const qz_pool *pool) {
+#if defined(_WIN32)
+    (void)pool;
+    return false;
+#else
+    return pool->process != getpid();
+#endif
+}
+
+static void wake_all(qz_pool *pool) {
+    if (atomic_load(&pool->sleeping) == 0) return;
+    LOCK(&pool->mutex);
+    WAKE(&pool->wake);
+    UNLOCK(&pool->mutex);
+}
+
+qz_pool *qz_pool_create(int32_t threads) {
+    qz_pool *pool = calloc(1, sizeof(*pool));
+    if (pool == NULL) return NULL;
+    pool->threads = threads;
+    atomic_init(&pool->next, CLOSED);
 #if defined(_WIN32)
     InitializeSRWLock(&pool->mutex);
     InitializeConditionVariable(&pool->wake);
@@ -142,64 +169,50 @@ static bool start_all(qz_pool *pool) {
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
 #endif
-    atomic_init(&pool->calls, 0);
-    atomic_init(&pool->sleeping, 0);
-    atomic_init(&pool->arrived, 0);
-    atomic_init(&pool->meetings, 0);
-    for (pool->started = 1; pool->started < pool->threads; pool->started++) {
-        pool->workers[pool->started] = (worker){pool, pool->started};
-        if (!start(pool, pool->started)) return false;
-    }
-    return true;
-}
-
-static void call(qz_pool *pool) {
-    atomic_fetch_add(&pool->calls, 1);
-    if (atomic_load(&pool->sleeping) > 0) {
-        LOCK(&pool->mutex);
-        WAKE(&pool->wake);
-        UNLOCK(&pool->mutex);
-    }
-}
-
-qz_pool *qz_pool_create(int32_t threads) {
-    qz_pool *pool = calloc(1, sizeof(*pool));
-    if (pool == NULL) return NULL;
-    pool->threads = threads;
+    pool->started = 1;
     pool->workers = calloc((size_t)threads, sizeof(worker));
     pool->handles = calloc((size_t)threads, sizeof(thread));
-    if (pool->workers != NULL && pool->handles != NULL && start_all(pool)) return pool;
+    bool good = pool->workers != NULL && pool->handles != NULL;
+    while (good && pool->started < threads) {
+        pool->workers[pool->started] = (worker){pool, pool->started};
+        good = start(pool, pool->started);
+        if (good) pool->started++;
+    }
+    if (good) return pool;
     qz_pool_free(pool);
     return NULL;
 }
 
 void qz_pool_free(qz_pool *pool) {
     if (pool == NULL) return;
-#if !defined(_WIN32)
-    const bool here = pool->process == getpid();
-#else
-    const bool here = true;
-#endif
-    if (here && pool->started > 1) {
-        pool->stop = true;
-        call(pool);
+    if (!is_forked(pool)) {
+        atomic_store(&pool->stop, true);
+        wake_all(pool);
         for (int32_t i = 1; i < pool->started; i++) finish(pool->handles[i]);
+#if !defined(_WIN32)
+        pthread_mutex_destroy(&pool->mutex);
+        pthread_cond_destroy(&pool->wake);
+#endif
     }
     free(pool->workers);
     free(pool->handles);
     free(pool);
 }
 
-int32_t qz_pool_threads(const qz_pool *pool) { return pool->threads; }
-
-void qz_pool_run(qz_pool *pool, void (*work)(void *context, int32_t index), void *context) {
-#if !defined(_WIN32)
-    /* A forked process lacks the workers. */
-    if (pool->process != getpid() && !start_all(pool)) pool->threads = pool->started;
-#endif
+void qz_pool_run(qz_pool *pool, const qz_work *work) {
     pool->work = work;
-    pool->context = context;
-    call(pool);
-    work(context, 0);
-    qz_pool_meet(pool);
+    pool->parts = work->parts;
+    pool->first = (uint32_t)(atomic_load(&pool->next) >> 32);
+    const uint32_t end = pool->first + (uint32_t)work->steps;
+    atomic_store_explicit(&pool->next, ticket(pool->first, 0), memory_order_seq_cst);
+    if (!is_forked(pool)) wake_all(pool);
+    for (int looks = 0;
+         (uint32_t)(atomic_load_explicit(&pool->next, memory_order_acquire) >> 32) != end;) {
+        if (take(pool, 0)) {
+            looks = 0;
+            continue;
+        }
+        pause_a_little();
+        if (++looks % LOOKS == 0) GIVE_WAY();
+    }
 }

@@ -39,6 +39,8 @@ struct qz_session {
     qz_pool *pool; /* NULL for one thread */
     view input;    /* without data, which each run brings */
     output *outputs;
+    int32_t *order; /* of the nodes that compute something */
+    int32_t computed;
     uint8_t *memory;
     size_t arena, scratch; /* bytes of tensors, and of what a thread needs besides */
     uint8_t *tables;       /* of each quantization of the images, [channels][256] */
@@ -50,12 +52,10 @@ struct qz_session {
 /* What a call computes. */
 typedef struct {
     qz_session *session;
-    int32_t count;
     const float *images;
     const uint8_t *pictures; /* instead of images, or NULL */
     float *logits;
-    int32_t first; /* image */
-    bool together; /* whether all threads compute one image */
+    int32_t image; /* that all threads compute together */
 } job;
 
 /* Lays a tensor out: row by row, the channels of a pixel side by side. */
@@ -192,6 +192,8 @@ static qz_status plan(qz_session *session, char *message) {
             }
     }
     share_memory(session);
+    for (int32_t i = 0; i < model->count; i++)
+        if (outputs[i].manner != THERE) session->order[session->computed++] = i;
     const qz_status status = place(session, message);
     if (status != QZ_OK) return status;
     for (int32_t i = 0; i < model->count; i++) {
@@ -266,10 +268,12 @@ qz_status qz_session_create(const qz_model *model, int32_t height, int32_t width
     const ptrdiff_t plane = (ptrdiff_t)height * width;
     made->input = (view){NULL, plane, width, 1, {4, model->channels, height, width}};
     made->outputs = calloc(count, sizeof(output));
+    made->order = calloc(count, sizeof(int32_t));
     if (options & QZ_TIMES) made->times = calloc(count, sizeof(double));
-    made->size = sizeof(*made) + count * sizeof(output);
+    made->size = sizeof(*made) + count * (sizeof(output) + sizeof(int32_t));
     qz_status status = QZ_OK;
-    if (made->outputs == NULL || ((options & QZ_TIMES) && made->times == NULL))
+    if (made->outputs == NULL || made->order == NULL ||
+        ((options & QZ_TIMES) && made->times == NULL))
         status = qz_fail(message, QZ_NO_MEMORY, "no memory for a session");
     if (status == QZ_OK) status = size_up(made, made->input.size, message);
     if (status == QZ_OK) status = plan(made, message);
@@ -287,6 +291,7 @@ void qz_session_free(qz_session *session) {
     if (session == NULL) return;
     qz_pool_free(session->pool);
     free(session->outputs);
+    free(session->order);
     free(session->memory);
     free(session->tables);
     free(session->times);
@@ -322,85 +327,88 @@ static void quantize_picture(const qz_session *session, const output *out, const
             to[i * channels + c] = tables[256 * c + picture[i * channels + c]];
 }
 
-static void compute(const qz_session *session, int32_t i, const view *inputs, const view *out,
-                    const job *job, int32_t image, uint8_t *scratch, part part) {
+/* Computes a part of one node for one image. */
+static void compute(const job *job, int32_t i, int32_t image, uint8_t *arena, uint8_t *scratch,
+                    part part) {
+    const qz_session *session = job->session;
     const qz_model *model = session->model;
     const step *step = &model->steps[i];
     const output *output = &session->outputs[i];
-    if (job->pictures != NULL && output->tables >= 0) {
-        const size_t size = (size_t)session->input.channel * (size_t)model->channels;
-        quantize_picture(session, output, job->pictures + (size_t)image * size, out->data, part);
-    } else if (output->manner == ALTERNATING) {
-        qz_alternate(step, inputs, out, model->kernels, part);
-    } else if (step->fast != NULL) {
-        qz_compute_fast(step, inputs, out, model, part, scratch);
-    } else {
-        qz_compute(step, inputs, out, model, part, scratch);
-    }
-}
-
-/* Computes a thread's part of one image. */
-static void run_image(const job *job, int32_t image, uint8_t *arena, uint8_t *scratch, part part) {
-    qz_session *session = job->session;
-    const qz_model *model = session->model;
     const size_t values = (size_t)session->input.channel * (size_t)model->channels;
-    const size_t classes = (size_t)qz_session_classes(session);
-    view inputs[QZ_MAX_INPUTS];
-    const bool timed = session->times != NULL && part.index == 0;
-    for (int32_t i = 0; i < model->count; i++) {
-        const step *step = &model->steps[i];
-        const output *output = &session->outputs[i];
-        const double before = timed ? seconds() : 0.0;
-        if (timed) session->times[i] = 0.0;
-        /* Tables hold what an affine does to pictures. */
-        const bool skipped = job->pictures != NULL && step->node.op == QZ_AFFINE;
-        if (output->manner == THERE || skipped) continue;
-        for (int32_t k = 0; k < step->node.input_count; k++) {
-            const int32_t from = step->inputs[k];
-            inputs[k] = from < 0 ? session->input : session->outputs[from].view;
-            if (from >= 0)
-                inputs[k].data = arena + session->outputs[from].start;
-            else if (job->images != NULL) /* only read */
-                inputs[k].data = (void *)(uintptr_t)(job->images + (size_t)image * values);
-        }
-        view out = output->view;
-        out.data = arena + output->start;
-        if (i == model->count - 1) out.data = job->logits + (size_t)image * classes;
-        compute(session, i, inputs, &out, job, image, scratch, part);
-        if (part.count > 1) qz_pool_meet(session->pool);
-        if (timed) session->times[i] = seconds() - before;
+    view inputs[QZ_MAX_INPUTS], out = output->view;
+    out.data = arena + output->start;
+    if (i == model->count - 1)
+        out.data = job->logits + (size_t)image * (size_t)qz_session_classes(session);
+    if (job->pictures != NULL && output->tables >= 0) {
+        quantize_picture(session, output, job->pictures + (size_t)image * values, out.data, part);
+        return;
     }
+    /* Tables hold what an affine does to pictures. */
+    if (job->pictures != NULL && step->node.op == QZ_AFFINE) return;
+    for (int32_t k = 0; k < step->node.input_count; k++) {
+        const int32_t from = step->inputs[k];
+        inputs[k] = from < 0 ? session->input : session->outputs[from].view;
+        if (from >= 0)
+            inputs[k].data = arena + session->outputs[from].start;
+        else /* only read */
+            inputs[k].data = (void *)(uintptr_t)(job->images + (size_t)image * values);
+    }
+    if (output->manner == ALTERNATING)
+        qz_alternate(step, inputs, &out, model->kernels, part);
+    else if (step->fast != NULL)
+        qz_compute_fast(step, inputs, &out, model, part, scratch);
+    else
+        qz_compute(step, inputs, &out, model, part, scratch);
 }
 
-static void work(void *context, int32_t index) {
+/* Computes one image in one thread. */
+static void run_alone(void *context, int32_t step, int32_t image, int32_t thread) {
     const job *job = context;
     const qz_session *session = job->session;
-    uint8_t *own = arena_of(session, index), *scratch = own + session->arena;
-    const int32_t threads = session->pool == NULL ? 1 : qz_pool_threads(session->pool);
-    if (job->together) {
-        run_image(job, job->first, arena_of(session, 0), scratch, (part){index, threads});
-        return;
+    uint8_t *arena = arena_of(session, thread);
+    (void)step;
+    const bool timed = session->times != NULL && thread == 0;
+    double before = timed ? seconds() : 0.0;
+    for (int32_t k = 0; k < session->computed; k++) {
+        compute(job, session->order[k], image, arena, arena + session->arena, (part){0, 1});
+        if (!timed) continue;
+        const double now = seconds();
+        session->times[session->order[k]] = now - before;
+        before = now;
     }
-    for (int32_t n = job->first + index; n < job->count; n += threads)
-        run_image(job, n, own, scratch, (part){0, 1});
 }
 
-static void run(job *job) {
-    qz_session *session = job->session;
+/* Computes a part of a node for the image that all threads compute. */
+static void run_part(void *context, int32_t step, int32_t index, int32_t thread) {
+    const job *job = context;
+    const qz_session *session = job->session;
+    const int32_t node = session->order[step];
+    const double before = session->times != NULL && index == 0 ? seconds() : 0.0;
+    compute(job, node, job->image, arena_of(session, 0), arena_of(session, thread) + session->arena,
+            (part){index, session->threads});
+    if (session->times != NULL && index == 0) session->times[node] = seconds() - before;
+}
+
+static void run(job *job, int32_t count) {
+    const qz_session *session = job->session;
+    const int32_t threads = session->threads;
     if (session->pool == NULL) {
-        work(job, 0);
+        for (int32_t n = 0; n < count; n++) run_alone(job, 0, n, 0);
         return;
     }
-    const int32_t all = job->count, threads = qz_pool_threads(session->pool);
-    job->count = all / threads * threads; /* as many for each thread */
-    if (job->count > 0) qz_pool_run(session->pool, work, job);
-    job->together = true;
-    for (job->first = job->count; job->first < all; job->first++)
-        qz_pool_run(session->pool, work, job);
+    const int32_t alone = count / threads * threads; /* as many for each thread */
+    if (alone > 0)
+        qz_pool_run(session->pool,
+                    &(qz_work){.compute = run_alone, .context = job, .steps = 1, .parts = alone});
+    for (job->image = alone; job->image < count; job->image++)
+        qz_pool_run(session->pool, &(qz_work){.compute = run_part,
+                                              .context = job,
+                                              .steps = session->computed,
+                                              .parts = threads});
 }
 
 void qz_session_run(qz_session *session, int32_t count, const float *images, float *logits) {
-    run(&(job){.session = session, .count = count, .images = images, .logits = logits});
+    run(&(job){.session = session, .images = images, .logits = logits}, count);
 }
 
 /* What a chain of affines makes of a number. */
@@ -427,7 +435,7 @@ void qz_session_run_bytes(qz_session *session, int32_t count, const uint8_t *pic
                     qz_rounded(value * step->multiplier[0], &step->node);
             }
     }
-    run(&(job){.session = session, .count = count, .pictures = pictures, .logits = logits});
+    run(&(job){.session = session, .pictures = pictures, .logits = logits}, count);
 }
 
 int32_t qz_session_classes(const qz_session *session) {
