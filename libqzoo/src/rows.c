@@ -256,7 +256,8 @@ static bool reshape(const step *step, const view *in, const view *out, const qz_
                     part part) {
     if (in->size.height * in->size.width != 1 || out->size.height * out->size.width != 1)
         return false;
-    const span all = {.pixels = 1, .count = in->size.c, .a = in->data, .out = out->data};
+    const span all = {
+        .pixels = 1, .count = in->size.c, .a = in->data, .b = in->data, .out = out->data};
     if (part.index == 0) kernels->keep(&all, &step->node);
     return true;
 }
