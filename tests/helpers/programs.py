@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qzoo.libqzoo.binding import libqzoo_files
 from qzoo.libqzoo.build import FLAGS, BuildError, compiler, sources, this_machine
 
 
@@ -22,20 +23,26 @@ def program(
         source: The C file.
         *flags: Further flags.
         command: The compiler; that of libqzoo's build where none is given.
-        library: Whether to compile libqzoo into it.
+        library: Whether it needs libqzoo: the one that was built, and where there is none, or for
+            a compiler of its own, its sources.
 
     Returns:
         `target`.
     """
+    needed: list[Path] = []
+    if library:
+        built = [] if command else libqzoo_files()
+        needed = built or sorted((sources() / "src").glob("*.c"))
     if not command:
         try:
             command, _ = compiler(this_machine())
         except BuildError as error:
             pytest.skip(f"needs a C compiler: {error}")
-    files = [source, *(sorted((sources() / "src").glob("*.c")) if library else ())]
-    more = [f"-I{sources()}", f"-I{sources() / 'include'}", "-pthread", *flags]
-    # ziglang's own cache would stay behind.
-    caches = {f"ZIG_{kind}_CACHE_DIR": str(target.parent) for kind in ("GLOBAL", "LOCAL")}
+    files = [source, *needed]
+    more = [f"-I{sources()}", f"-I{sources() / 'include'}", "-pthread", "-O1", *flags]
+    # ziglang's own cache would stay behind; this one goes with all temporary folders of the tests.
+    cache = str(target.parent.parent / "ziglang")
+    caches = {"ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
     done = subprocess.run(
         [*command, *FLAGS, *more, *map(str, files), "-o", str(target), "-lm"],
         env={**os.environ, **caches},
