@@ -23,7 +23,8 @@ from tests.helpers.places import ROOT
 from tests.helpers.zoo import BUILDERS, calibrated
 
 pytestmark = pytest.mark.extended
-#: Processors that qemu 7.2 knows, and which instructions the library uses on them.
+#: Processors that qemu 7.2 knows, and which instructions the library uses on them; each has those
+#: of the ones before, too.
 PROCESSORS = {
     "cortex-a53": "NEON",
     "neoverse-n1": "NEON with dot products",
@@ -92,3 +93,14 @@ def test_random_graphs(runner: Path, drawn: tuple[Graph, np.ndarray]) -> None:
 def test_a_graph_of_no_builder(runner: Path, tmp_path: Path) -> None:
     for threads in (1, 3):
         compare(runner, any_artifact(), image(3, 32, 32), threads, tmp_path)
+
+
+def test_each_function_over_all_remainders(tmp_path: Path) -> None:
+    test = ROOT / "libqzoo" / "tests" / "kernels.c"
+    program = arm_program(tmp_path / "kernels", test, library=True)
+    known: list[str] = []
+    for processor, instructions in PROCESSORS.items():
+        known.insert(0, instructions)
+        lines = run_arm(processor, program).splitlines()
+        assert [line.split(":")[0] for line in lines] == known
+        assert all(line.endswith(", all equal") for line in lines)
