@@ -247,9 +247,9 @@ INLINE void columns_of(const int together, const int count, const int width, con
 INLINE void row_of(const int count, const int width, const bool from_zero, const depthwise_tile *t,
                    const uint8_t *strip, uint8_t *out, int32_t pixels, const bounds *by) {
     const int each = 64 / width;
-    for (; pixels > each; pixels -= 4 * each, strip += 256, out += 4 * each * t->out_step)
+    for (; pixels > 2 * each; pixels -= 4 * each, strip += 256, out += 4 * each * t->out_step)
         columns_of(4, count, width, from_zero, t, strip, out, pixels, by);
-    if (pixels > 0) columns_of(1, count, width, from_zero, t, strip, out, pixels, by);
+    if (pixels > 0) columns_of(2, count, width, from_zero, t, strip, out, pixels, by);
 }
 
 #define COLUMNS(NAME, COUNT, WIDTH)                                                                \

@@ -102,7 +102,15 @@ static void pack_dense(struct fast *f, const step *step, const qz_kernels *kerne
             const size_t run = (size_t)(f->merged ? k / shape[3] : k);
             int8_t *to = tile + run * (size_t)f->quads * quad + (size_t)lane * 4;
             size_t byte = (size_t)(f->merged ? k % shape[3] * shape[1] : before);
-            for (int32_t i = 0; i < shape[1]; i++, byte++) {
+            int32_t i = 0;
+            if (byte % 4 == 0) /* whole quads, which are most */
+                for (; i + 4 <= shape[1]; i += 4, byte += 4) {
+                    const int8_t four[4] = {(int8_t)weights[i], (int8_t)weights[i + 1],
+                                            (int8_t)weights[i + 2], (int8_t)weights[i + 3]};
+                    memcpy(to + (byte >> 2) * quad, four, 4);
+                    sum += four[0] + four[1] + four[2] + four[3];
+                }
+            for (; i < shape[1]; i++, byte++) {
                 to[(byte >> 2) * quad + (byte & 3)] = (int8_t)weights[i];
                 sum += weights[i];
             }

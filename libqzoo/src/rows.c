@@ -69,7 +69,8 @@ static bool quantize(const step *step, const view *in, const view *out, const qz
 }
 
 static bool pointwise(const step *step, const view *in, const view *out,
-                      const qz_node *const *sources, const qz_kernels *kernels, part part) {
+                      const qz_node *const *sources, const qz_kernels *kernels, part part,
+                      uint8_t *scratch) {
     const qz_node *node = &step->node;
     spans s = {0};
     if (same_size(&in[0], &in[1])) {
@@ -87,8 +88,22 @@ static bool pointwise(const step *step, const view *in, const view *out,
         in[k].size.c != whole->size.c)
         return false;
     const qz_node *const ordered[2] = {sources[1 - k], sources[k]};
-    view each = in[k]; /* its pixel serves all */
-    each.row = each.column = 0;
+    view each = in[k];
+    each.row = each.column = 0;             /* its pixel serves all */
+    if (is_dense(whole) && is_dense(out)) { /* a row of it does, without bytes left over */
+        const int32_t width = whole->size.width;
+        for (int32_t x = 0; x < width; x++)
+            memcpy(scratch + (ptrdiff_t)x * each.size.c, each.data, (size_t)each.size.c);
+        const int64_t end = share_end(out->size.height, part);
+        for (int64_t y = share(out->size.height, part); y < end; y++)
+            kernels->multiply(&(span){.pixels = 1,
+                                      .count = (int64_t)width * each.size.c,
+                                      .a = pixel(whole, (int32_t)y, 0),
+                                      .b = scratch,
+                                      .out = pixel(out, (int32_t)y, 0)},
+                              ordered, step->multiplier[0], node);
+        return true;
+    }
     while (next_span(&s, whole, &each, out, part))
         kernels->multiply(&s.span, ordered, step->multiplier[0], node);
     return true;
@@ -146,6 +161,7 @@ static size_t reach(const qz_node *node, const view *in, const view *out) {
 }
 
 size_t qz_rows_scratch(const step *step, const view *in, const view *out) {
+    if (step->node.op == QZ_MUL) return (size_t)out->size.width * (size_t)out->size.c;
     return step->node.op == QZ_MAX_POOL2D ? reach(&step->node, in, out) : 0;
 }
 
@@ -271,7 +287,7 @@ bool qz_compute_rows(const step *step, const view *in, const view *out,
     switch ((qz_op)step->node.op) {
     case QZ_QUANTIZE: return quantize(step, in, out, kernels, part);
     case QZ_ADD:
-    case QZ_MUL: return pointwise(step, in, out, sources, kernels, part);
+    case QZ_MUL: return pointwise(step, in, out, sources, kernels, part, scratch);
     case QZ_CONCAT: concat(step, in, out, sources, kernels, part); return true;
     case QZ_MAX_POOL2D: return max_pool(step, in, out, kernels, part, scratch);
     case QZ_AVG_POOL2D: return average_pool(step, in, out, sources[0], kernels, part);

@@ -26,6 +26,21 @@ def public_modules(path: Iterable[str]) -> set[str]:
 
 
 @functools.cache
+def _stub(package: str, folder: Path) -> tuple[dict[str, str], list[tuple[str, Path]]]:
+    """Returns a stub's own names, each with its module, and the modules whose `__all__` it takes."""
+    own: dict[str, str] = {}
+    stars = []
+    for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            module = f"{package}.{node.module}"
+            if node.names[0].name == "*":
+                stars.append((module, folder.joinpath(*node.module.split("."))))
+            else:
+                own |= dict.fromkeys([alias.name for alias in node.names], module)
+    return own, stars
+
+
+@functools.cache
 def stub_names(package: str, folder: Path) -> dict[str, str]:
     """Returns the names in a package's stub, each with the module that defines it; imports nothing.
 
@@ -33,14 +48,8 @@ def stub_names(package: str, folder: Path) -> dict[str, str]:
         package: The package's name.
         folder: Where its stub lies.
     """
-    found: dict[str, str] = {}
-    for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.module:
-            module = f"{package}.{node.module}"
-            for alias in node.names:
-                stars = _star_names(module, folder.joinpath(*node.module.split(".")))
-                found |= dict.fromkeys(stars if alias.name == "*" else [alias.name], module)
-    return found
+    own, stars = _stub(package, folder)
+    return own | {name: module for module, path in stars for name in _star_names(module, path)}
 
 
 def _star_names(module: str, path: Path) -> list[str]:
@@ -106,9 +115,14 @@ def attach(package: str, path: list[str]) -> tuple[Callable[[str], Any], Callabl
     def getattr_(name: str) -> Any:
         if name == "__all__":
             return sorted(names())
-        if name.startswith("_") or name not in names():
-            return submodule(name)  # or says that there is none
-        value = getattr(_imported(names()[name]), name)
+        if name.startswith("_"):
+            return submodule(name)  # says that there is none
+        # What a star stands for is in many files: looked up only for the names that need it.
+        own, _ = _stub(package, Path(path[0]))
+        module = own.get(name) or names().get(name)
+        if module is None:
+            return submodule(name)
+        value = getattr(_imported(module), name)
         setattr(sys.modules[package], name, value)
         return value
 
