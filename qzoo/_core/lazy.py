@@ -27,7 +27,7 @@ def public_modules(path: Iterable[str]) -> set[str]:
 
 @functools.cache
 def _stub(package: str, folder: Path) -> tuple[dict[str, str], list[tuple[str, Path]]]:
-    """Returns a stub's own names, each with its module, and the modules whose `__all__` it takes."""
+    """Returns a stub's own names, each with its module, and the modules it takes `__all__` of."""
     own: dict[str, str] = {}
     stars = []
     for node in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:

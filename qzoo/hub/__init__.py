@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from urllib.request import url2pathname
 
 from ..errors import DownloadError
 from . import cache, disk, http, huggingface, settings
@@ -131,6 +130,8 @@ def _path_of(url: str) -> Path:
     parts = settings.split_url(url)
     if parts.hostname not in (None, "localhost"):
         raise DownloadError(f"{url!r} is on another machine; write file:///path/to/file.")
+    from urllib.request import url2pathname  # with http.client and email: only where it is used
+
     return Path(url2pathname(parts.path))
 
 
