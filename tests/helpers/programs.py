@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -14,7 +15,11 @@ from qzoo.libqzoo.build import FLAGS, BuildError, compiler, sources, this_machin
 
 
 def program(
-    target: Path, source: Path, *flags: str, command: Sequence[str] = (), library: bool = False
+    target: Path,
+    source: Path,
+    *flags: str,
+    command: Sequence[str] = (),
+    library: Literal["none", "built", "sources"] = "none",
 ) -> Path:
     """Compiles a C file, skipping the test where there is no compiler.
 
@@ -23,15 +28,15 @@ def program(
         source: The C file.
         *flags: Further flags.
         command: The compiler; that of libqzoo's build where none is given.
-        library: Whether it needs libqzoo: the one that was built, and where there is none, or for
-            a compiler of its own, its sources.
+        library: What of libqzoo it needs: the one that was built (where there is none, and for a
+            compiler of its own, the sources), or its sources, with all that is not exported.
 
     Returns:
         `target`.
     """
     needed: list[Path] = []
-    if library:
-        built = [] if command else libqzoo_files()
+    if library != "none":
+        built = [] if command or library == "sources" else libqzoo_files()
         needed = built or sorted((sources() / "src").glob("*.c"))
     if not command:
         try:

@@ -29,7 +29,7 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Returns what runs examples/classify.c."""
     source = sources() / "examples" / "classify.c"
     target = tmp_path_factory.mktemp("classify") / "classify"
-    path = program(target, source, library=True)
+    path = program(target, source, library="built")
 
     def run(*arguments: object) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run([str(path), *map(str, arguments)], capture_output=True)

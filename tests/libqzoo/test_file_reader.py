@@ -186,7 +186,7 @@ def of_tensor(name: str, change: Callable[[Any], Any]) -> Callable[[Parts], None
     return lambda parts: parts.tensors.update({name: change(parts.tensors[name])})
 
 
-def without(name: str) -> Callable[[Parts], None]:
+def without(name: str) -> Callable[[Parts], Any]:
     return lambda parts: (parts.tensors if "." in name else parts.header).pop(name)
 
 

@@ -60,7 +60,7 @@ def test_each_function_over_all_remainders(flags: tuple[str, ...], tmp_path: Pat
             pytest.skip("there is no compiler cc here")
         command = ("cc",)
     test = sources() / "tests" / "kernels.c"
-    path = program(tmp_path / "kernels", test, *flags, command=command, library=True)
+    path = program(tmp_path / "kernels", test, *flags, command=command, library="sources")
     done = subprocess.run([str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     if Path("/proc/cpuinfo").exists() and platform.machine() in ("x86_64", "aarch64"):

@@ -82,7 +82,7 @@ def system_compiler(flags: Sequence[str], folder: Path) -> list[str]:
 def test_sanitizers_find_nothing(name: str, models: list[Path], tmp_path: Path) -> None:
     flags, environment = SANITIZERS[name]
     command = system_compiler(flags, tmp_path)
-    path = program(tmp_path / "drive", DRIVE, "-g", *flags, command=command, library=True)
+    path = program(tmp_path / "drive", DRIVE, "-g", *flags, command=command, library="built")
     few = models if "memory" in name else models[::4]
     drive(path, "compare", *few, INT8, **environment)
     drive(path, "together", *models[:10], INT8, **environment)
@@ -91,7 +91,7 @@ def test_sanitizers_find_nothing(name: str, models: list[Path], tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def plain_drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return program(tmp_path_factory.mktemp("drive") / "drive", DRIVE, library=True)
+    return program(tmp_path_factory.mktemp("drive") / "drive", DRIVE, library="built")
 
 
 def test_threads_at_once(plain_drive: Path, models: list[Path]) -> None:
