@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -24,7 +25,9 @@ def _qemu() -> str:
     return found
 
 
-def arm_program(target: Path, source: Path, *flags: str, library: bool = False) -> Path:
+def arm_program(
+    target: Path, source: Path, *flags: str, library: Literal["none", "sources"] = "none"
+) -> Path:
     """Compiles a C file for 64-bit ARM; skips the test where that or running it is not possible.
 
     Arguments and result are those of `program`.

@@ -16,6 +16,7 @@ from qzoo.artifact.graph import Graph, Node
 from qzoo.artifact.grid import Grid
 from qzoo.libqzoo import binding
 from qzoo.libqzoo.build import sources
+from tests.helpers.arm import arm_program, run_arm
 from tests.helpers.drawn import graphs, image
 from tests.helpers.programs import program
 from tests.libqzoo.test_library import differing
@@ -23,6 +24,7 @@ from tests.libqzoo.test_library import differing
 needs_library = pytest.mark.skipif(
     not binding.libqzoo_files(), reason="this installation was built without libqzoo"
 )
+TEST = sources() / "tests" / "kernels.c"
 #: Sets of kernels that are left out: on x86-64, 1 leaves AVX2 where there is AVX-512; beyond the
 #: last set, plain C computes.
 SKIPS = (0, 1, 2)
@@ -46,10 +48,10 @@ def sets(output: str) -> list[str]:
 @pytest.mark.parametrize(
     "flags",
     [
-        ("-O1",),
-        pytest.param((), marks=pytest.mark.extended),
+        (),
+        pytest.param(("-O3",), marks=pytest.mark.extended),
         pytest.param(("-DQZ_AVX512_FORMS",), marks=pytest.mark.extended),
-        pytest.param(("-O1", "-g", "-fsanitize=address,undefined"), marks=pytest.mark.extended),
+        pytest.param(("-g", "-fsanitize=address,undefined"), marks=pytest.mark.extended),
     ],
     ids=["quickly compiled", "as built", "AVX-VNNI as AVX-512 encodes it", "with sanitizers"],
 )
@@ -59,8 +61,7 @@ def test_each_function_over_all_remainders(flags: tuple[str, ...], tmp_path: Pat
         if shutil.which("cc") is None:
             pytest.skip("there is no compiler cc here")
         command = ("cc",)
-    test = sources() / "tests" / "kernels.c"
-    path = program(tmp_path / "kernels", test, *flags, command=command, library="sources")
+    path = program(tmp_path / "kernels", TEST, *flags, command=command, library="sources")
     done = subprocess.run([str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     if Path("/proc/cpuinfo").exists() and platform.machine() in ("x86_64", "aarch64"):
@@ -69,6 +70,25 @@ def test_each_function_over_all_remainders(flags: tuple[str, ...], tmp_path: Pat
         if "-DQZ_AVX512_FORMS" in flags and "avx512_vnni" in words:
             wanted = wanted - {"AVX-VNNI"} | {"AVX-VNNI in the forms of AVX-512"}
         assert set(sets(done.stdout)) == wanted
+
+
+#: Processors that qemu 7.2 knows, and the sets that each of them has.
+ARM = {"cortex-a53": ["asimd"], "neoverse-n1": ["asimddp", "asimd"]}
+ARM["max"] = ["i8mm", *ARM["neoverse-n1"]]
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("compiler", ["ziglang", "aarch64-linux-gnu-gcc"])
+def test_each_function_on_arm(compiler: str, tmp_path: Path) -> None:
+    path = tmp_path / "kernels"
+    if compiler == "ziglang":
+        arm_program(path, TEST, "-O3", library="sources")
+    elif shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler} here: apt-get install gcc-aarch64-linux-gnu")
+    else:
+        program(path, TEST, "-O3", command=(compiler,), library="sources")
+    for processor, words in ARM.items():
+        assert sets(run_arm(processor, path)) == [KERNELS[word] for word in words]
 
 
 @needs_library
