@@ -198,8 +198,8 @@ static void build(builder *b, qz_node *node, const qz_node *nodes, int32_t i, in
     const int32_t channels = i == 0 ? 3 : b->c[known];
     node->groups = 1;
     if (op == QZ_CHANNEL_SHUFFLE)
-        for (int32_t g = whole(b, 1, 4); g > 1; g--)
-            if (channels % g == 0) node->groups = g;
+        for (int32_t g = whole(b, 1, 4), least = g > 9 ? g : 2; g >= least; g--)
+            if (channels % g == 0 || g > 9) node->groups = g;
     node->ceil_mode = whole(b, 0, 1);
     node->count_include_pad = whole(b, 0, 1);
     node->keep_dimensions = whole(b, 0, 3) > 0;
