@@ -81,13 +81,14 @@ static bool take(qz_pool *pool, int32_t thread) {
                                             ? ticket((uint32_t)(seen >> 32), CLOSED)
                                             : seen + 1))
         return false;
-    /* The work stays until this part is done. */
+    /* The work stays until this part is done, and no longer: what is asked then is read now. */
     const qz_work *work = pool->work;
+    const int32_t parts = work->parts, steps = work->steps;
     const uint32_t number = (uint32_t)(seen >> 32), step = number - pool->first;
     work->compute(work->context, (int32_t)step, (int32_t)(uint32_t)seen, thread);
-    if (atomic_fetch_add(&pool->done, 1) + 1 == work->parts) {
+    if (atomic_fetch_add(&pool->done, 1) + 1 == parts) {
         atomic_store(&pool->done, 0);
-        const bool last = step + 1 == (uint32_t)work->steps;
+        const bool last = step + 1 == (uint32_t)steps;
         atomic_store_explicit(&pool->next, ticket(number + 1, last ? CLOSED : 0),
                               memory_order_release);
     }
