@@ -97,7 +97,7 @@ def test_a_graph_of_no_builder(runner: Path, tmp_path: Path) -> None:
 
 def test_each_function_over_all_remainders(tmp_path: Path) -> None:
     test = ROOT / "libqzoo" / "tests" / "kernels.c"
-    program = arm_program(tmp_path / "kernels", test, library=True)
+    program = arm_program(tmp_path / "kernels", test, library="sources")
     known: list[str] = []
     for processor, instructions in PROCESSORS.items():
         known.insert(0, instructions)
