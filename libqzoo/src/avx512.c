@@ -297,7 +297,8 @@ static bool has_vbmi(void) {
     .name = "AVX-512 VNNI", .interleaved = true, .narrow = true, .dense = dense,                   \
     .interleave = interleave, .depthwise = depthwise, .rescale = qz_rescale_avx512,                \
     .add = qz_add_avx512, .multiply = qz_multiply_avx512, .keep = qz_keep_avx512,                  \
-    .most = qz_most_avx512, .average = qz_average_avx512, .alternate = qz_alternate_avx512
+    .most = qz_most_avx512, .average = qz_average_avx512, .alternate = qz_alternate_avx512,        \
+    .sum_reals = qz_sum_reals_avx512
 
 const qz_kernels *qz_avx512(void) {
     static const qz_kernels usual = {KERNELS, .quantize = qz_quantize_avx512};

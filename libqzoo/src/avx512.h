@@ -18,6 +18,8 @@ void qz_most_avx512(const span *span, const uint8_t *const *taps, int32_t tap_co
                     const qz_node *node);
 void qz_average_avx512(const uint8_t *const *taps, int32_t tap_count, int64_t count,
                        int32_t zero_point, float multiplier, const qz_node *node, uint8_t *out);
+void qz_sum_reals_avx512(const float *weights, const double *values, int64_t count, int64_t step,
+                         int32_t lanes, double *sums);
 /* With VBMI besides. */
 void qz_quantize_vbmi(const float *in, int64_t count, int32_t channels, ptrdiff_t plane,
                       float per_step, const qz_node *node, uint8_t *out);

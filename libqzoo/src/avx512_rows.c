@@ -200,6 +200,11 @@ WITH_AVX512 void qz_most_avx512(const span *s, const uint8_t *const *taps, int32
         }
 }
 
+WITH_AVX512 void qz_sum_reals_avx512(const float *weights, const double *values, int64_t count,
+                                     int64_t step, int32_t lanes, double *sums) {
+    qz_sum_reals(weights, values, count, step, lanes, sums);
+}
+
 /* Bytes whose sum fits into 16 bits. */
 #define FEW 256
 

@@ -12,8 +12,10 @@
  * cache. */
 #define STRIP 16384
 
+typedef enum { DENSE, DEPTHWISE, REAL } kind;
+
 struct fast {
-    bool depthwise;
+    kind kind;
     int32_t
         width; /* channels of a tile at most; of a grouped layer, whole groups or parts of one */
     int32_t padded; /* output channels, rounded up to whole tiles */
@@ -26,6 +28,8 @@ struct fast {
     int32_t runs, quads;
     /* Depthwise: output rows at a time, and fours of input rows that they read. */
     int32_t rows, fours;
+    /* Real, for layers that are kept in float: [groups][window][inputs][outputs of a group]. */
+    float *reals;
 };
 
 static int32_t round_up(int32_t value, int32_t to) { return (value + to - 1) / to * to; }
@@ -148,6 +152,26 @@ static void pack_depthwise(struct fast *f, const step *step, const qz_kernels *k
     }
 }
 
+/* Packs a layer that is kept in float: the outputs side by side, so that several are summed up at
+ * once, each in the order of plain C. */
+static qz_status pack_real(qz_model *model, step *step, int32_t number, char *message) {
+    const int32_t *shape = step->node.weight_shape;
+    const int64_t count = (int64_t)shape[1] * shape[2] * shape[3];
+    const int64_t each = shape[0] / step->node.groups;
+    struct fast *f = calloc(1, sizeof(*f));
+    if (f == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for node %d", number);
+    step->fast = f;
+    f->kind = REAL;
+    f->memory = qz_allocate(model, (size_t)(shape[0] * count), sizeof(float));
+    if (f->memory == NULL)
+        return qz_fail(message, QZ_NO_MEMORY, "no memory for the weights of node %d", number);
+    f->reals = f->memory;
+    for (int64_t o = 0; o < shape[0]; o++)
+        for (int64_t k = 0; k < count; k++)
+            f->reals[(o / each * count + k) * each + o % each] = step->float_weight[o * count + k];
+    return QZ_OK;
+}
+
 qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32_t number,
                        char *message) {
     const qz_node *node = &step->node;
@@ -156,6 +180,9 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
     const int32_t area = shape[2] * shape[3];
     const bool depthwise = node->groups == shape[0] && shape[1] == 1 && shape[0] > 1;
     const int32_t width = depthwise ? QZ_WIDTH : width_of(node);
+    /* Of a group with few outputs, hardly any are summed up at once. */
+    if (step->float_weight != NULL && kernels != NULL && shape[0] / node->groups >= 8)
+        return pack_real(model, step, number, message);
     const bool wide = depthwise && (int64_t)(shape[3] - 1) * node->dilation[1] > MOST_TAPS;
     if (step->weight == NULL || kernels == NULL || width == 0 || area > MOST_TAPS || wide ||
         !fits(step, (int64_t)shape[1] * area))
@@ -163,7 +190,7 @@ qz_status qz_pack_fast(qz_model *model, step *step, const qz_node *source, int32
     struct fast *f = calloc(1, sizeof(*f));
     if (f == NULL) return qz_fail(message, QZ_NO_MEMORY, "no memory for node %d", number);
     step->fast = f;
-    f->depthwise = depthwise;
+    f->kind = depthwise ? DEPTHWISE : DENSE;
     f->width = width;
     f->padded = round_up(shape[0], depthwise ? QZ_WIDTH : 16);
     size_t per_channel;
@@ -234,7 +261,10 @@ size_t qz_fast_scratch(const step *step, const view *in) {
     const qz_node *node = &step->node;
     const struct fast *f = step->fast;
     if (f == NULL) return 0;
-    if (f->depthwise)
+    if (f->kind == REAL)
+        return sizeof(double) * (size_t)node->weight_shape[1] * (size_t)node->weight_shape[2] *
+               (size_t)node->weight_shape[3];
+    if (f->kind == DEPTHWISE)
         return (size_t)(strip_vector(node, strip_pixels(f, node)) * 4 * f->fours) +
                (size_t)(in->size.width * in->column) + QZ_WIDTH;
     if (!is_copied(step, in)) return 0;
@@ -422,8 +452,51 @@ static void compute_depthwise(const step *step, const view *in, const view *out,
     }
 }
 
+static void compute_real(const step *step, const view *in, const view *out, const qz_model *model,
+                         part part, uint8_t *scratch) {
+    const qz_node *node = &step->node, *source = qz_grid_of(model, step->inputs[0]);
+    const int32_t *shape = node->weight_shape, each = shape[0] / node->groups;
+    const int64_t count = (int64_t)shape[1] * shape[2] * shape[3];
+    double *values = (double *)(void *)scratch, sums[QZ_WIDTH];
+    const int32_t end = (int32_t)share_end(out->size.height, part);
+    for (int32_t y = (int32_t)share(out->size.height, part); y < end; y++)
+        for (int32_t x = 0; x < out->size.width; x++)
+            for (int32_t group = 0; group < node->groups; group++) {
+                double *value = values; /* 0 outside the image */
+                for (int32_t k = 0; k < shape[2] * shape[3]; k++, value += shape[1]) {
+                    const int32_t row =
+                        y * node->stride[0] - node->padding[0] + k / shape[3] * node->dilation[0];
+                    const int32_t column =
+                        x * node->stride[1] - node->padding[1] + k % shape[3] * node->dilation[1];
+                    const bool inside =
+                        row >= 0 && row < in->size.height && column >= 0 && column < in->size.width;
+                    const uint8_t *from = (const uint8_t *)in->data + group * shape[1];
+                    if (inside) from += row * in->row + column * in->column;
+                    for (int32_t c = 0; c < shape[1]; c++)
+                        value[c] =
+                            inside ? (double)((float)(from[c] - source->zero_point) * source->scale)
+                                   : 0.0;
+                }
+                for (int32_t first = 0; first < each; first += QZ_WIDTH) {
+                    const int32_t lanes = at_most(each - first, QZ_WIDTH);
+                    const int32_t o = group * each + first;
+                    model->kernels->sum_reals(step->fast->reals + group * count * each + first,
+                                              values, count, each, lanes, sums);
+                    uint8_t *to = (uint8_t *)out->data + y * out->row + x * out->column + o;
+                    for (int32_t i = 0; i < lanes; i++) {
+                        float steps = (float)sums[i] * step->multiplier[o + i];
+                        if (step->addend != NULL) steps += step->addend[o + i];
+                        to[i] = qz_rounded(steps, node);
+                    }
+                }
+            }
+}
+
 void qz_compute_fast(const step *step, const view *in, const view *out, const qz_model *model,
                      part part, uint8_t *scratch) {
-    (step->fast->depthwise ? compute_depthwise : compute_dense)(step, in, out, model, part,
-                                                                scratch);
+    switch (step->fast->kind) {
+    case DENSE: compute_dense(step, in, out, model, part, scratch); break;
+    case DEPTHWISE: compute_depthwise(step, in, out, model, part, scratch); break;
+    case REAL: compute_real(step, in, out, model, part, scratch); break;
+    }
 }

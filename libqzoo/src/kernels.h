@@ -66,6 +66,11 @@ typedef struct qz_kernels {
     void (*depthwise)(const depthwise_tile *tile, const uint8_t *strip, uint8_t *out,
                       int32_t pixels, const qz_node *node);
 
+    /* Sums of real products, in the order of the values, which are as many as `count`: each of
+     * `lanes` outputs, 64 at most, has weights `step` numbers apart. */
+    void (*sum_reals)(const float *weights, const double *values, int64_t count, int64_t step,
+                      int32_t lanes, double *sums);
+
     /* On spans: */
     void (*rescale)(const span *span, const qz_node *source, float multiplier, const qz_node *node);
     void (*add)(const span *span, const qz_node *const *sources, const float *multiplier,
@@ -93,6 +98,29 @@ typedef struct qz_kernels {
     void (*average)(const uint8_t *const *taps, int32_t tap_count, int64_t count,
                     int32_t zero_point, float multiplier, const qz_node *node, uint8_t *out);
 } qz_kernels;
+
+/* `sum_reals` for a set of kernels to have compiled with its own instructions. */
+static inline __attribute__((always_inline)) void qz_sum_reals(const float *weights,
+                                                               const double *values, int64_t count,
+                                                               int64_t step, int32_t lanes,
+                                                               double *sums) {
+    double own[QZ_WIDTH] = {0};
+#define QZ_SUM(LANES)                                                                              \
+    for (int64_t k = 0; k < count; k++)                                                            \
+        for (int32_t i = 0; i < (LANES); i++) own[i] += values[k] * (double)weights[k * step + i];
+    /* Of numbers that compilers know, the sums stay in registers. */
+    if (lanes == 64) {
+        QZ_SUM(64)
+    } else if (lanes == 32) {
+        QZ_SUM(32)
+    } else if (lanes == 16) {
+        QZ_SUM(16)
+    } else {
+        QZ_SUM(lanes)
+    }
+#undef QZ_SUM
+    for (int32_t i = 0; i < lanes; i++) sums[i] = own[i];
+}
 
 /* Returns the best kernels that this processor has but `skipped`, or NULL for plain C. */
 const qz_kernels *qz_find_kernels(int32_t skipped);

@@ -201,9 +201,12 @@ static qz_status pack(qz_model *model, step *step, int32_t number, char *message
     }
     const qz_status status = qz_pack_fast(model, step, source, number, message);
     if (step->fast != NULL) {
-        model->memory -= (size_t)(shape[0] * row) * sizeof(int16_t);
+        model->memory -=
+            (size_t)(shape[0] * row) * (step->weight != NULL ? sizeof(int16_t) : sizeof(float));
         free(step->weight);
+        free(step->float_weight);
         step->weight = NULL;
+        step->float_weight = NULL;
     }
     return status;
 }

@@ -11,7 +11,7 @@
  */
 #if defined(__linux__)
 #include <sys/auxv.h>
-#define HAS(ENTRY, BIT, APPLE_NAME) (getauxval(ENTRY) >> (BIT)&1)
+#define HAS(ENTRY, BIT, APPLE_NAME) (getauxval(ENTRY) >> (BIT) & 1)
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 static inline bool has_named(const char *name) {

@@ -358,6 +358,11 @@ KERNEL void average(const uint8_t *const *taps, int32_t tap_count, int64_t count
     }
 }
 
+KERNEL void sum_reals(const float *weights, const double *values, int64_t count, int64_t step,
+                      int32_t lanes, double *sums) {
+    qz_sum_reals(weights, values, count, step, lanes, sums);
+}
+
 static const qz_kernels kernels = {
     .name = NAME,
     .interleaved = false,
@@ -366,6 +371,7 @@ static const qz_kernels kernels = {
     .dense = dense,
     .interleave = interleave,
     .depthwise = depthwise,
+    .sum_reals = sum_reals,
     .rescale = rescale,
     .add = add,
     .multiply = multiply,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import shutil
 import subprocess
@@ -143,3 +144,31 @@ def test_layers(kind: str, geometry: dict[str, Any]) -> None:
         graph = layer(channels, out, groups, **geometry)
         for skip in SKIPS:
             assert not differing(graph, x, False, skip), (channels, skip)
+
+
+@needs_library
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(graphs())
+def test_layers_kept_in_float(drawn: tuple[Graph, np.ndarray]) -> None:
+    """Each set of kernels forms their sums in the order of plain C: the same integers."""
+    graph, x = drawn
+    nodes, tensors = [], dict(graph.tensors)
+    for node in graph.nodes:
+        if node.weighted:
+            scale = tensors.pop(f"{node.name}.weight_scale")
+            tensors.pop(f"{node.name}.weight_zero_point", None)
+            weight = tensors[f"{node.name}.weight"]
+            real = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+            tensors[f"{node.name}.weight"] = real.astype(np.float32)
+            node = dataclasses.replace(node, float=True)
+        nodes.append(node)
+    graph = Graph.of(nodes, tensors)
+    wanted = binding.Model(graph, plain=True).session(*x.shape[2:], keep=True)
+    wanted.run(x)
+    for skip in SKIPS:
+        for threads in (1, 2):
+            session = binding.Model(graph, skip=skip).session(*x.shape[2:], threads, keep=True)
+            session.run(x)
+            for node in graph.nodes:
+                if node.grid is not None:
+                    assert np.array_equal(session.value(node.name), wanted.value(node.name))
