@@ -37,6 +37,7 @@ def make(target: str, out: Path, cache: str) -> None:
     environment = {**os.environ, "QZOO_TARGET": target, "ZIG_GLOBAL_CACHE_DIR": cache}
     # The small distribution's local cache is the other's.
     environment["ZIG_LOCAL_CACHE_DIR"] = cache
+    environment.pop("QZOO_CC", None)  # would make a wheel for this machine alone
     for project in PROJECTS:
         command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
         subprocess.run([*command, "--outdir", str(out), str(project)], check=True, env=environment)

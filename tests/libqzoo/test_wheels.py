@@ -16,6 +16,7 @@ from tests.helpers.places import ROOT
 
 pytestmark = [
     pytest.mark.extended,
+    pytest.mark.timeout(900),  # the part of the C library for Windows takes long
     pytest.mark.xdist_group("wheels"),  # one process makes them, with --dist loadgroup
     pytest.mark.skipif(
         importlib.util.find_spec("ziglang") is None, reason="the package ziglang is not installed"
