@@ -221,6 +221,22 @@ static void depthwise(int32_t channels, int32_t pixels) {
     compare("depthwise", out, wanted, (size_t)(pixels * tile.out_step) + QZ_WIDTH);
 }
 
+/* Real numbers, whose sums depend on their order. */
+static void reals(int32_t lanes) {
+    static float weights[40 * (QZ_WIDTH + 9)];
+    double values[40], got[QZ_WIDTH], sums[QZ_WIDTH] = {0};
+    const int32_t count = between(1, 40), step = lanes + between(0, 9);
+    for (int32_t i = 0; i < count * step; i++) weights[i] = ldexpf(real(1.0f), between(-20, 20));
+    for (int32_t k = 0; k < count; k++) values[k] = (double)ldexpf(real(1.0f), between(-20, 20));
+    set->sum_reals(weights, values, count, step, lanes, got);
+    for (int32_t i = 0; i < lanes; i++)
+        for (int32_t k = 0; k < count; k++) {
+            const volatile double product = values[k] * (double)weights[k * step + i];
+            sums[i] += product;
+        }
+    compare("sum_reals", (uint8_t *)got, (uint8_t *)sums, (size_t)lanes * sizeof(double));
+}
+
 /* ---- Rows ---- */
 
 #define MOST_TAPS 20
@@ -377,6 +393,7 @@ int main(void) {
             for (int32_t pixels = 1; pixels <= 16; pixels++) {
                 dense(channels, pixels);
                 depthwise(channels, pixels);
+                reals(channels);
             }
         for (int32_t round = 0; round < 4; round++)
             for (int32_t count = 1; count <= 140; count++) {
