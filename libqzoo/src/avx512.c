@@ -51,10 +51,24 @@ INLINE __mmask64 first_bytes(int32_t count) {
     return count >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << count) - 1;
 }
 
+/* The upper half of a tile's last vector may be without channels: it is computed in 256 bits then,
+ * which many processors do in half the time. */
+INLINE bool is_half(int v, int vectors, bool half) { return half && v == vectors - 1; }
+
+/* Sums of a tile's vector to whole steps. */
+INLINE __m512i steps_at(__m512i sums, const dense_tile *t, int v, bool half) {
+    const float *multiplier = t->multiplier + 16 * v, *addend = t->addend + 16 * v;
+    if (!half) return steps_of(sums, multiplier, addend);
+    const __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm512_castsi512_si256(sums)),
+                                         _mm256_loadu_ps(multiplier));
+    return _mm512_zextsi256_si512(
+        _mm256_cvtps_epi32(_mm256_add_ps(product, _mm256_loadu_ps(addend))));
+}
+
 /* Writes PIXELS neighbouring outputs of VECTORS times 16 channels: as many pixels at a time as fill
  * four vectors. */
-INLINE void store(const int pixels, const int vectors, const dense_tile *t, __m512i sums[][4],
-                  uint8_t *out, const bounds *by) {
+INLINE void store(const int pixels, const int vectors, const bool half, const dense_tile *t,
+                  __m512i sums[][4], uint8_t *out, const bounds *by) {
     const int together = vectors <= 2 ? 4 / vectors : 1;
     const __mmask64 mask = first_bytes(t->channels);
 #pragma GCC unroll 14
@@ -64,7 +78,7 @@ INLINE void store(const int pixels, const int vectors, const dense_tile *t, __m5
         for (int i = 0; i < 4; i++) {
             const int pixel = p + i / vectors, v = i % vectors;
             steps[i] = i < together * vectors && pixel < pixels
-                           ? steps_of(sums[pixel][v], t->multiplier + 16 * v, t->addend + 16 * v)
+                           ? steps_at(sums[pixel][v], t, v, is_half(v, vectors, half))
                            : _mm512_setzero_si512();
         }
         __m512i bytes = bytes_of(steps[0], steps[1], steps[2], steps[3], by, by->from_zero);
@@ -95,8 +109,8 @@ INLINE void store(const int pixels, const int vectors, const dense_tile *t, __m5
 }
 
 /* PIXELS neighbouring outputs of one row for VECTORS times 16 channels. */
-INLINE void tile(const int pixels, const int vectors, const dense_tile *t, const uint8_t *in,
-                 uint8_t *out, const bounds *by) {
+INLINE void tile(const int pixels, const int vectors, const bool half, const dense_tile *t,
+                 const uint8_t *in, uint8_t *out, const bounds *by) {
     __m512i sums[14][4];
     for (int v = 0; v < vectors; v++) {
         const __m512i start = _mm512_loadu_si512(t->start + 16 * v);
@@ -117,36 +131,44 @@ INLINE void tile(const int pixels, const int vectors, const dense_tile *t, const
                 const __m512i x = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
                 for (int v = 0; v < vectors; v++)
-                    sums[p][v] = _mm512_dpbusd_epi32(sums[p][v], x, w[v]);
+                    sums[p][v] = is_half(v, vectors, half)
+                                     ? _mm512_zextsi256_si512(_mm256_dpbusd_epi32(
+                                           _mm512_castsi512_si256(sums[p][v]),
+                                           _mm512_castsi512_si256(x), _mm512_castsi512_si256(w[v])))
+                                     : _mm512_dpbusd_epi32(sums[p][v], x, w[v]);
             }
         }
     }
-    store(pixels, vectors, t, sums, out, by);
+    store(pixels, vectors, half, t, sums, out, by);
 }
 
-#define TILES(NAME, MOST, VECTORS)                                                                 \
+#define TILES(NAME, MOST, VECTORS, HALF)                                                           \
     WITH_VNNI static void NAME(const dense_tile *t, const uint8_t *in, uint8_t *out,               \
                                int32_t pixels, const qz_node *node) {                              \
         const bounds by = bounds_of(node);                                                         \
         for (; pixels >= MOST; pixels -= MOST, in += MOST * t->step, out += MOST * t->out_step)    \
-            tile(MOST, VECTORS, t, in, out, &by);                                                  \
+            tile(MOST, VECTORS, HALF, t, in, out, &by);                                            \
         for (; pixels >= 4; pixels -= 4, in += 4 * t->step, out += 4 * t->out_step)                \
-            tile(4, VECTORS, t, in, out, &by);                                                     \
+            tile(4, VECTORS, HALF, t, in, out, &by);                                               \
         for (; pixels > 0; pixels--, in += t->step, out += t->out_step)                            \
-            tile(1, VECTORS, t, in, out, &by);                                                     \
+            tile(1, VECTORS, HALF, t, in, out, &by);                                               \
     }
-TILES(wide, 6, 4)
-TILES(three, 8, 3)
-TILES(two, 12, 2)
-TILES(narrow, 14, 1)
+TILES(wide, 6, 4, false)
+TILES(three, 8, 3, false)
+TILES(two, 12, 2, false)
+TILES(one, 14, 1, false)
+TILES(two_and_a_half, 8, 3, true)
+TILES(one_and_a_half, 12, 2, true)
+TILES(one_half, 14, 1, true)
 
-static void dense(const dense_tile *tile, const uint8_t *in, uint8_t *out, int32_t pixels,
+static void dense(const dense_tile *t, const uint8_t *in, uint8_t *out, int32_t pixels,
                   const qz_node *node) {
-    switch (tile->vectors) {
-    case 4: wide(tile, in, out, pixels, node); break;
-    case 3: three(tile, in, out, pixels, node); break;
-    case 2: two(tile, in, out, pixels, node); break;
-    default: narrow(tile, in, out, pixels, node); break;
+    const bool half = t->channels - 16 * (t->vectors - 1) <= 8;
+    switch (t->vectors) {
+    case 4: wide(t, in, out, pixels, node); break;
+    case 3: (half ? two_and_a_half : three)(t, in, out, pixels, node); break;
+    case 2: (half ? one_and_a_half : two)(t, in, out, pixels, node); break;
+    default: (half ? one_half : one)(t, in, out, pixels, node); break;
     }
 }
 
