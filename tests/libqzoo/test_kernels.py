@@ -163,11 +163,12 @@ def test_layers_kept_in_float(drawn: tuple[Graph, np.ndarray]) -> None:
             node = dataclasses.replace(node, float=True)
         nodes.append(node)
     graph = Graph.of(nodes, tensors)
-    wanted = binding.Model(graph, plain=True).session(*x.shape[2:], keep=True)
+    height, width = x.shape[2:]
+    wanted = binding.Model(graph, plain=True).session(height, width, keep=True)
     wanted.run(x)
     for skip in SKIPS:
         for threads in (1, 2):
-            session = binding.Model(graph, skip=skip).session(*x.shape[2:], threads, keep=True)
+            session = binding.Model(graph, skip=skip).session(height, width, threads, keep=True)
             session.run(x)
             for node in graph.nodes:
                 if node.grid is not None:
