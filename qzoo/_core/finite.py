@@ -23,8 +23,8 @@ def check_finite(x: Any) -> None:
     Raises:
         ArgumentError: A value is NaN or infinite; the message names the pictures.
     """
-    # A tenth of the time of torch.isfinite. Sums of large finite values may overflow, too.
-    if math.isfinite(_sum(x)):
+    # A tenth of the time of torch.isfinite, and two thirds of that of a sum.
+    if all(math.isfinite(end) for end in _ends(x)):
         return
     finite = np.isfinite(x.detach().double().cpu().numpy() if is_tensor(x) else x)
     bad = np.flatnonzero(~finite.reshape(len(x), -1).all(axis=1)).tolist()
@@ -36,13 +36,16 @@ def check_finite(x: Any) -> None:
         )
 
 
-def _sum(x: Any) -> float:
+def _ends(x: Any) -> tuple[float, float]:
+    """Returns the least and the greatest value; NaN where there is one."""
     if is_tensor(x):
         x = x.detach()
         if x.device.type != "cpu" or str(x.dtype) != "torch.float32":
-            return float(x.sum())
+            return (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
         # By NumPy, which has no threads: in a process forked after the first use of PyTorch's, it
         # would wait for them for ever, even where the model itself needs none.
         x = x.numpy()
+    if x.size == 0:
+        return 0.0, 0.0
     with np.errstate(all="ignore"):
-        return float(x.sum())
+        return float(x.min()), float(x.max())
