@@ -144,8 +144,9 @@ QZ_API int32_t qz_session_classes(const qz_session *session);
 /* Bytes that a session holds, and a model. */
 QZ_API size_t qz_session_memory(const qz_session *session);
 QZ_API size_t qz_model_memory(const qz_model *model);
-/* Writes the seconds that each node took for the last image: as many as there are nodes. Nodes that
- * are computed with an earlier one, or need no computing, have 0. Needs QZ_TIMES. */
+/* Writes the seconds that each node took, as many as there are nodes: for the last image, or where
+ * each thread had images of its own, for the last of the caller's. Nodes that are computed with an
+ * earlier one, or need no computing, have 0. Needs QZ_TIMES. */
 QZ_API qz_status qz_session_times(const qz_session *session, double *seconds, char *message);
 /* Writes the integers that a node gave for the last image, in the order [C, H, W]; needs QZ_KEEP.
  *
