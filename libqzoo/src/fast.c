@@ -8,6 +8,8 @@
 #define MOST_TAPS 1024
 /* Bytes of a line of the caches: loads within one are faster than across two. */
 #define LINE 64
+/* Pixels of a row that a thread computes at least: a multiple of what most kernels do at once. */
+#define CHUNK 12
 /* Bytes that a strip of a depthwise layer's quads takes at most, so that it stays in the nearest
  * cache. */
 #define STRIP 16384
@@ -294,6 +296,36 @@ static void copy_padded(const qz_node *node, const view *in, int32_t from, int32
     }
 }
 
+/* What a thread computes of a dense layer: lines of tiles. A line is a row of outputs, or where all
+ * rows are one, CHUNK pixels of it. */
+typedef struct {
+    int32_t lines;    /* of a tile */
+    int64_t from, to; /* its lines, counted through all tiles one after the other */
+    bool of_each;     /* instead: these lines of every tile */
+} portion;
+
+/* Threads share lines: so each computes from what it computed before, which is in its caches. Where
+ * the weights take more room than the image, or lines are too few to be shared out evenly, they
+ * share tiles. */
+static portion portion_of(const qz_node *node, const view *out, int32_t lines, int32_t tiles,
+                          part part) {
+    const int32_t *shape = node->weight_shape;
+    const int64_t image = (int64_t)out->size.height * out->size.width;
+    const int64_t window = (int64_t)shape[0] * shape[2] * shape[3];
+    const bool uneven = lines % part.count != 0 && lines < 16 * part.count;
+    const bool of_each = part.count == 1 || (image >= window && !uneven);
+    const int64_t units = of_each ? lines : (int64_t)lines * tiles;
+    return (portion){lines, share(units, part), share_end(units, part), of_each};
+}
+
+/* The portion's lines of a tile. */
+static void lines_of(const portion *p, int32_t tile, int32_t *first, int32_t *end) {
+    const int64_t before = p->of_each ? 0 : (int64_t)tile * p->lines;
+    const int64_t from = p->from - before, to = p->to - before;
+    *first = from > 0 ? (int32_t)(from < p->lines ? from : p->lines) : 0;
+    *end = to > 0 ? (int32_t)(to < p->lines ? to : p->lines) : 0;
+}
+
 static void compute_dense(const step *step, const view *in, const view *out, const qz_model *model,
                           part part, uint8_t *scratch) {
     const struct fast *f = step->fast;
@@ -301,54 +333,45 @@ static void compute_dense(const step *step, const view *in, const view *out, con
     const int32_t *shape = node->weight_shape;
     const int32_t stride_y = node->stride[0], stride_x = node->stride[1];
     const int32_t tiles = round_up(f->padded, f->width) / f->width;
-    int32_t height = out->size.height, width = out->size.width;
+    const int32_t height = out->size.height, width = out->size.width;
+    const bool copied = is_copied(step, in);
+    /* Whether all rows are one. */
+    const bool whole = !copied && f->runs == 1 && stride_x == 1 && stride_y == 1 &&
+                       in->row == width * in->column && out->row == width * out->column;
+    const int32_t pixels = height * width;
+    const portion p =
+        portion_of(node, out, whole ? (pixels + CHUNK - 1) / CHUNK : height, tiles, part);
+    if (p.from == p.to) return;
     const uint8_t *image = in->data;
     ptrdiff_t row = in->row, column = in->column;
-    /* Threads share rows, or else tiles, each of which reads the whole image. */
-    const bool by_tile = (int64_t)out->size.height * out->size.width * shape[1] <
-                             (int64_t)shape[0] * shape[1] * shape[2] * shape[3] &&
-                         tiles >= part.count;
-    int32_t first_tile = 0, last_tile = tiles;
-    if (by_tile) {
-        first_tile = (int32_t)share(tiles, part);
-        last_tile = (int32_t)share_end(tiles, part);
-        part.index = 0;
-        part.count = 1;
-    }
-    int32_t y0 = (int32_t)share(height, part), y1 = (int32_t)share_end(height, part);
-    const bool copied = is_copied(step, in);
-    if (copied) { /* the rows of this part */
-        if (y0 == y1) return;
+    if (copied) { /* the rows that the portion needs */
+        const bool one = p.of_each || p.from / p.lines == (p.to - 1) / p.lines; /* tile */
+        const int32_t first = one ? (int32_t)(p.from % p.lines) : 0;
+        const int32_t last = one ? (int32_t)((p.to - 1) % p.lines) : height - 1;
         const int32_t below = (shape[2] - 1) * node->dilation[0] + 1;
-        copy_padded(node, in, y0 * stride_y, (y1 - 1) * stride_y + below,
+        copy_padded(node, in, first * stride_y, last * stride_y + below,
                     (uint8_t)qz_grid_of(model, step->inputs[0])->zero_point, scratch);
         row = padded_row(node, in);
         column = in->size.c;
-        image = scratch - (ptrdiff_t)y0 * stride_y * row;
+        image = scratch - (ptrdiff_t)first * stride_y * row;
     }
     ptrdiff_t offsets[f->runs];
     for (int32_t r = 0; r < f->runs; r++) {
         const int32_t i = f->merged ? r : r / shape[3], j = f->merged ? 0 : r % shape[3];
         offsets[r] = i * node->dilation[0] * row + (ptrdiff_t)j * node->dilation[1] * column;
     }
-    int32_t x0 = 0, x1 = width;
-    if (!copied && f->runs == 1 && stride_x == 1 && stride_y == 1 && row == width * column &&
-        out->row == width * out->column) { /* one long row */
-        width *= height;
-        x0 = round_up((int32_t)share(width, part), 12);
-        x1 = part.index + 1 == part.count ? width : round_up((int32_t)share_end(width, part), 12);
-        x1 = at_most(x1, width);
-        y0 = 0;
-        y1 = 1;
-    }
     dense_tile t = {.runs = f->runs,
                     .quads = f->quads,
                     .offsets = offsets,
                     .step = stride_x * column,
                     .out_step = out->column};
-    for (int32_t n = first_tile; n < last_tile; n++) {
+    for (int32_t n = 0; n < tiles; n++) {
+        int32_t line, end;
+        lines_of(&p, n, &line, &end);
+        if (line >= end) continue;
         const int32_t first = n * f->width;
         const uint8_t *from = image;
+        uint8_t *to = (uint8_t *)out->data + first;
         if (node->groups > 1) from += first / (shape[0] / node->groups) * shape[1];
         t.vectors = vectors_at(f, first);
         t.channels = at_most(shape[0] - first, f->width);
@@ -356,11 +379,14 @@ static void compute_dense(const step *step, const view *in, const view *out, con
         t.start = f->start + first;
         t.multiplier = f->multiplier + first;
         t.addend = f->addend + first;
-        for (int32_t y = y0; y < y1; y++)
-            if (x0 < x1)
-                model->kernels->dense(&t, from + (ptrdiff_t)y * stride_y * row + x0 * t.step,
-                                      (uint8_t *)out->data + y * out->row + x0 * t.out_step + first,
-                                      x1 - x0, node);
+        if (whole) {
+            const int32_t x = line * CHUNK, after = at_most(end * CHUNK, pixels);
+            model->kernels->dense(&t, from + x * t.step, to + x * t.out_step, after - x, node);
+            continue;
+        }
+        for (; line < end; line++)
+            model->kernels->dense(&t, from + (ptrdiff_t)line * stride_y * row, to + line * out->row,
+                                  width, node);
     }
 }
 
