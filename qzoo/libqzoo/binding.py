@@ -252,8 +252,9 @@ class Session:
         return logits
 
     def times(self) -> np.ndarray:
-        """Returns the seconds that each node of the graph took for the last image, float64 [nodes].
+        """Returns the seconds that each node of the graph took for an image, float64 [nodes].
 
+        It is the last one, or where each thread had images of its own, the calling thread's last.
         A node that is computed with another, or needs no computing, has 0.
         """
         seconds = np.empty(len(self.model.graph.nodes))
